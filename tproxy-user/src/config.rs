@@ -1,0 +1,118 @@
+//! What a user asked for, checked: the one structure behind flags (and, later, the file).
+
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+pub use tproxy_common::rule::Scope;
+
+use crate::mark::Mark;
+
+/// Everything one instance of `tproxy run` needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Rules in the order in which they are tried; the first match wins.
+    pub rules: Vec<Rule>,
+    /// The `skb->mark` bits this instance owns.
+    pub mark: Mark,
+    /// Number of the policy-routing table this instance owns.
+    pub table: u32,
+    /// Preference of its `ip rule`s; one preference serves all of them.
+    pub priority: u32,
+    /// How tc hands a packet to a socket.
+    pub steer: Steer,
+    /// Worker threads, each with its own listeners and runtime.
+    pub workers: usize,
+    /// Time limits of a connection and of the stop.
+    pub timeouts: Timeouts,
+}
+
+/// One rule: which flows, and what becomes of them.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// Shown in logs and counters.
+    pub name: Arc<str>,
+    /// Which traffic the rule looks at.
+    pub scope: Scope,
+    /// Interfaces by name; empty means the scope's default.
+    pub interfaces: Vec<String>,
+    /// Source prefixes; empty means any.
+    pub from: Vec<IpNet>,
+    /// Destination prefixes; empty means any.
+    pub to: Vec<IpNet>,
+    /// Destination prefixes the rule leaves out.
+    pub except: Vec<IpNet>,
+    /// Destination ports, inclusive ranges; empty means any.
+    pub ports: Vec<std::ops::RangeInclusive<u16>>,
+    /// Sender's user id (scope `outbound`); empty means any.
+    pub uids: Vec<u32>,
+    /// Sender's cgroup v2 directory, which includes those below it (scope `outbound`); empty means any.
+    pub cgroups: Vec<PathBuf>,
+    /// What becomes of a flow that the rule selects.
+    pub action: Action,
+    /// Whose address the upstream sees.
+    pub source: Source,
+}
+
+/// What becomes of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Intercept, and connect to the original destination.
+    Direct,
+    /// Intercept, and connect to this address.
+    Upstream(SocketAddr),
+    /// Intercept, and answer with this text.
+    Respond(Arc<str>),
+    /// Refuse: RST for TCP.
+    Reject,
+    /// Discard silently.
+    Drop,
+    /// Leave alone.
+    Pass,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direct => f.write_str("direct"),
+            Self::Upstream(addr) => write!(f, "upstream={addr}"),
+            Self::Respond(_) => f.write_str("respond"),
+            Self::Reject => f.write_str("reject"),
+            Self::Drop => f.write_str("drop"),
+            Self::Pass => f.write_str("pass"),
+        }
+    }
+}
+
+/// Whose address the upstream sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Source {
+    /// This host's own address.
+    #[default]
+    Host,
+    /// The client's IP address, a port of the kernel's choice.
+    Client,
+    /// The client's IP address and port; falls back to [`Source::Client`], counted, when taken.
+    ClientPort,
+}
+
+/// How tc hands a packet to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Steer {
+    /// tc marks the packet; the `sk_lookup` program picks the listener.
+    #[default]
+    SkLookup,
+    /// tc assigns the socket with `bpf_sk_assign`.
+    SkAssign,
+}
+
+/// Time limits.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// For the upstream's answer to our SYN.
+    pub connect: Duration,
+    /// Without a byte in either direction.
+    pub idle: Duration,
+    /// For live connections to end after a stop was asked for.
+    pub drain: Duration,
+}

@@ -1,0 +1,96 @@
+//! The `skb->mark` bits one instance owns.
+
+use std::{fmt, str::FromStr};
+
+/// `VALUE/MASK`. The steer mark is VALUE, the own mark is VALUE with the lowest bit of MASK set,
+/// which VALUE therefore leaves clear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mark {
+    value: u32,
+    mask: u32,
+}
+
+impl Mark {
+    /// Bits 28 and 29: left alone by Kubernetes, Cilium, Tailscale and Docker.
+    pub const DEFAULT: Self = Self { value: 0x2000_0000, mask: 0x3000_0000 };
+
+    /// # Errors
+    /// Says what is wrong when the pair cannot hold two distinct non-zero marks.
+    pub fn new(value: u32, mask: u32) -> Result<Self, String> {
+        let lowest = mask & mask.wrapping_neg();
+        if mask.count_ones() < 2 {
+            return Err(format!(
+                "the mask {mask:#x} has fewer than two bits; give it two or more, such as {}",
+                Self::DEFAULT
+            ));
+        }
+        if value & !mask != 0 {
+            return Err(format!("the value {value:#x} has bits outside the mask {mask:#x}"));
+        }
+        if value & lowest != 0 || value == 0 {
+            return Err(format!(
+                "the value {value:#x} must be non-zero and leave the mask's lowest bit ({lowest:#x}) clear: it tells our own sockets' packets from steered ones"
+            ));
+        }
+        Ok(Self { value, mask })
+    }
+
+    /// What tc sets on a packet that policy routing is to deliver locally.
+    #[must_use]
+    pub const fn steer(self) -> u32 {
+        self.value
+    }
+
+    /// `SO_MARK` of every socket we create.
+    #[must_use]
+    pub const fn own(self) -> u32 {
+        self.value | (self.mask & self.mask.wrapping_neg())
+    }
+
+    /// The bits compared.
+    #[must_use]
+    pub const fn mask(self) -> u32 {
+        self.mask
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}/{:#x}", self.value, self.mask)
+    }
+}
+
+impl FromStr for Mark {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |part: &str| {
+            part.strip_prefix("0x")
+                .map_or_else(|| part.parse(), |hex| u32::from_str_radix(hex, 16))
+                .map_err(|_| format!("'{part}' is not a 32-bit number"))
+        };
+        let (value, mask) =
+            text.split_once('/').ok_or_else(|| format!("write VALUE/MASK, such as {}", Self::DEFAULT))?;
+        Self::new(number(value)?, number(mask)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steer_and_own_differ_within_the_mask() {
+        let mark = Mark::DEFAULT;
+        assert_eq!(mark.steer(), 0x2000_0000);
+        assert_eq!(mark.own(), 0x3000_0000);
+        assert_eq!(mark.to_string().parse(), Ok(mark));
+    }
+
+    #[test]
+    fn what_cannot_hold_two_marks_is_refused() {
+        for text in ["1/1", "0/3", "1/3", "4/3", "x/3", "2", "2/0x"] {
+            assert!(text.parse::<Mark>().is_err(), "{text}");
+        }
+    }
+}
