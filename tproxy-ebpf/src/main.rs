@@ -1,1 +1,36 @@
-fn main() {}
+//! tproxy's eBPF programs.
+//!
+//! The way of a packet: an entry point below → [`packet`] parses it → [`ownership`] asks whether a socket of ours
+//! owns its flow → for a first packet [`first`] asks the policy, whose questions [`tables`] answers → [`ingress`] or [`egress`] carries
+//! the verdict out → in the network namespace's listener lookup, [`lookup`] picks the listener.
+//!
+//! Only built for the bpf target; the policy and the parser live in `tproxy-common`, where they are tested.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod egress;
+#[cfg(target_arch = "bpf")]
+mod first;
+#[cfg(target_arch = "bpf")]
+mod ingress;
+#[cfg(target_arch = "bpf")]
+mod lookup;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod ownership;
+#[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
+mod programs;
+#[cfg(target_arch = "bpf")]
+mod reject;
+#[cfg(target_arch = "bpf")]
+mod settings;
+#[cfg(target_arch = "bpf")]
+mod tables;
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {
+    eprintln!("These programs run in the kernel; build them with `cargo xtask build-ebpf`.");
+}

@@ -1,0 +1,94 @@
+//! One address type for both families.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/// An IPv4-mapped IPv6 address in network byte order.
+///
+/// Aligned to four bytes because the BPF backend copies byte arrays of alignment one a byte at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct Addr(pub [u8; 16]);
+
+impl Addr {
+    /// `::ffff:a.b.c.d`
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_v4(v4: [u8; 4]) -> Self {
+        let m = MAPPED;
+        Self([
+            m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8], m[9], m[10], m[11], v4[0], v4[1], v4[2],
+            v4[3],
+        ])
+    }
+
+    /// Whether this is an IPv4 address.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_v4(&self) -> bool {
+        self.0[..12] == MAPPED
+    }
+
+    /// The last four bytes: the IPv4 address, if it is one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4(&self) -> [u8; 4] {
+        [self.0[12], self.0[13], self.0[14], self.0[15]]
+    }
+
+    /// Multicast, broadcast, link-local or unspecified: no connection to such an address can be taken over.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_special(&self) -> bool {
+        if self.is_v4() {
+            let [a, b, ..] = self.v4();
+            // 224.0.0.0/4 multicast, 240.0.0.0/4 reserved and 255.255.255.255, 169.254.0.0/16, 0.0.0.0/8
+            a >= 224 || (a == 169 && b == 254) || a == 0
+        } else {
+            // ff00::/8 multicast, fe80::/10 link-local
+            self.0[0] == 0xff || (self.0[0] == 0xfe && self.0[1] & 0xc0 == 0x80) || self.0 == [0; 16]
+        }
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(v4) => Self::from_v4(v4.octets()),
+            IpAddr::V6(v6) => Self(v6.octets()),
+        }
+    }
+}
+
+impl From<Addr> for IpAddr {
+    fn from(addr: Addr) -> Self {
+        if addr.is_v4() { Ipv4Addr::from(addr.v4()).into() } else { Ipv6Addr::from(addr.0).into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn both_families_round_trip() {
+        for text in ["10.1.2.3", "2001:db8::1", "::1", "0.0.0.0"] {
+            assert_eq!(IpAddr::from(addr(text)), text.parse::<IpAddr>().unwrap());
+        }
+    }
+
+    #[test]
+    fn special_addresses() {
+        for text in ["224.0.0.1", "255.255.255.255", "169.254.1.1", "0.0.0.0", "fe80::1", "ff02::1", "::"] {
+            assert!(addr(text).is_special(), "{text}");
+        }
+        for text in ["8.8.8.8", "127.0.0.1", "169.253.0.1", "2001:4860::1", "fec0::1", "::1"] {
+            assert!(!addr(text).is_special(), "{text}");
+        }
+    }
+}

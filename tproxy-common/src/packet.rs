@@ -1,0 +1,330 @@
+//! The packet parser: from an IP header to what the datapath decides by. One implementation for the verifier,
+//! for tests and for fuzzing; it reads through [`Reader`] and never past what the headers claim.
+
+use crate::{addr::Addr, flow::Tuple, verdict::Reason};
+
+/// Bounds-checked access to a packet.
+pub trait Reader {
+    /// `N` bytes at `offset` from the packet's start, or `None` when it has no such bytes.
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+}
+
+impl Reader for [u8] {
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.get(offset..)?.first_chunk().copied()
+    }
+}
+
+/// What a packet is to the datapath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// The flow, in the direction of this packet. Of an ICMP error: the direction that leads to whoever sent
+    /// the packet it quotes.
+    pub tuple: Tuple,
+    /// What it says about the flow.
+    pub kind: Kind,
+    /// Offset of the TCP or ICMP header from the packet's start.
+    pub l4: usize,
+}
+
+/// What a packet says about its flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// SYN without ACK: asks for a new connection.
+    Syn,
+    /// Has ACK, neither SYN nor RST: may complete a handshake that no socket remembers (SYN cookie).
+    Ack,
+    /// Any other TCP segment.
+    Other,
+    /// An ICMP error that quotes a packet of the flow.
+    IcmpError,
+}
+
+/// Offset of the flags byte within a TCP header.
+pub const TCP_FLAGS: usize = 13;
+/// TCP flag bits in that byte.
+pub mod tcp_flag {
+    /// SYN
+    pub const SYN: u8 = 0x02;
+    /// RST
+    pub const RST: u8 = 0x04;
+    /// ACK
+    pub const ACK: u8 = 0x10;
+}
+
+const PROTO_ICMP: u8 = 1;
+const PROTO_TCP: u8 = 6;
+const PROTO_ICMPV6: u8 = 58;
+const TCP_HEADER: usize = 20;
+const ICMP_HEADER: usize = 8;
+
+/// Most IPv6 extension headers looked at; as RFC 8200 orders them there are at most seven.
+const MAX_EXTENSIONS: usize = 7;
+
+/// Parses the packet whose IP header starts at `l3`.
+///
+/// # Errors
+/// The reason why this packet is passed.
+#[inline(always)]
+pub fn parse<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Packet, Reason> {
+    let ip = parse_ip(packet, l3)?;
+    match ip.protocol {
+        PROTO_TCP => parse_tcp(packet, &ip),
+        PROTO_ICMP | PROTO_ICMPV6 => parse_icmp_error(packet, &ip),
+        _ => Err(Reason::OtherProtocol),
+    }
+}
+
+/// An IP header, its extensions skipped.
+struct Ip {
+    src: Addr,
+    dst: Addr,
+    protocol: u8,
+    l4: usize,
+    /// Where the packet ends by its own account, which may be before its last byte (link-layer padding).
+    end: usize,
+}
+
+#[inline(always)]
+fn parse_ip<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Ip, Reason> {
+    let [first] = packet.read::<1>(l3).ok_or(Reason::Malformed)?;
+    match first >> 4 {
+        4 => parse_v4(packet, l3),
+        6 => parse_v6(packet, l3),
+        _ => Err(Reason::OtherProtocol),
+    }
+}
+
+#[inline(always)]
+fn parse_v4<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Ip, Reason> {
+    let header: [u8; 20] = packet.read(l3).ok_or(Reason::Malformed)?;
+    let header_len = ((header[0] & 0x0f) as usize) * 4;
+    let total_len = u16::from_be_bytes([header[2], header[3]]) as usize;
+    if header_len < 20 || total_len < header_len {
+        return Err(Reason::Malformed);
+    }
+    if u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0 {
+        return Err(Reason::Fragment);
+    }
+    Ok(Ip {
+        src: Addr::from_v4([header[12], header[13], header[14], header[15]]),
+        dst: Addr::from_v4([header[16], header[17], header[18], header[19]]),
+        protocol: header[9],
+        l4: l3 + header_len,
+        end: l3 + total_len,
+    })
+}
+
+#[inline(always)]
+fn parse_v6<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Ip, Reason> {
+    let lengths: [u8; 8] = packet.read(l3).ok_or(Reason::Malformed)?;
+    let src = Addr(packet.read(l3 + 8).ok_or(Reason::Malformed)?);
+    let dst = Addr(packet.read(l3 + 24).ok_or(Reason::Malformed)?);
+    if src.is_v4() || dst.is_v4() {
+        // An IPv4-mapped address never belongs on the wire (RFC 4942, 2.2), and would be taken for IPv4 here.
+        return Err(Reason::Malformed);
+    }
+    let (protocol, l4) = skip_extensions(packet, lengths[6], l3 + 40)?;
+    let end = l3 + 40 + u16::from_be_bytes([lengths[4], lengths[5]]) as usize;
+    Ok(Ip { src, dst, protocol, l4, end })
+}
+
+#[inline(always)]
+fn skip_extensions<R: Reader + ?Sized>(packet: &R, first: u8, l4: usize) -> Result<(u8, usize), Reason> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const AUTHENTICATION: u8 = 51;
+    const DESTINATION: u8 = 60;
+
+    let (mut protocol, mut offset) = (first, l4);
+    for _ in 0..MAX_EXTENSIONS {
+        let units = match protocol {
+            HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION => {
+                packet.read::<4>(offset).ok_or(Reason::Malformed)?
+            }
+            _ => break,
+        };
+        offset += match protocol {
+            FRAGMENT if u16::from_be_bytes([units[2], units[3]]) & 0xfff8 != 0 => {
+                return Err(Reason::Fragment);
+            }
+            FRAGMENT => 8,
+            AUTHENTICATION => (units[1] as usize + 2) * 4,
+            _ => (units[1] as usize + 1) * 8,
+        };
+        protocol = units[0];
+    }
+    Ok((protocol, offset))
+}
+
+#[inline(always)]
+fn parse_tcp<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Result<Packet, Reason> {
+    let header: [u8; 14] = packet.read(ip.l4).ok_or(Reason::Malformed)?;
+    let data_offset = ((header[12] >> 4) as usize) * 4;
+    if data_offset < TCP_HEADER || ip.l4 + data_offset > ip.end {
+        return Err(Reason::Malformed);
+    }
+    let tuple =
+        Tuple { src: ip.src, dst: ip.dst, sport: [header[0], header[1]], dport: [header[2], header[3]] };
+    let kind = match header[TCP_FLAGS] & (tcp_flag::SYN | tcp_flag::RST | tcp_flag::ACK) {
+        tcp_flag::SYN => Kind::Syn,
+        tcp_flag::ACK => Kind::Ack,
+        _ => Kind::Other,
+    };
+    Ok(Packet { tuple, kind, l4: ip.l4 })
+}
+
+#[inline(always)]
+fn parse_icmp_error<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Result<Packet, Reason> {
+    let [kind] = packet.read::<1>(ip.l4).ok_or(Reason::Malformed)?;
+    let is_error = match ip.protocol {
+        PROTO_ICMP => matches!(kind, 3 | 11 | 12), // unreachable, time exceeded, parameter problem
+        _ => matches!(kind, 1..=4),                // RFC 4443: unreachable, too big, time exceeded, parameter
+    };
+    if !is_error {
+        return Err(Reason::OtherProtocol);
+    }
+    let quoted = parse_ip(packet, ip.l4 + ICMP_HEADER)?;
+    if quoted.protocol != PROTO_TCP {
+        return Err(Reason::OtherProtocol);
+    }
+    // Only the first eight bytes of the quoted TCP header are certain to be there (RFC 792).
+    let ports: [u8; 4] = packet.read(quoted.l4).ok_or(Reason::Malformed)?;
+    let sent =
+        Tuple { src: quoted.src, dst: quoted.dst, sport: [ports[0], ports[1]], dport: [ports[2], ports[3]] };
+    Ok(Packet { tuple: sent.reversed(), kind: Kind::IcmpError, l4: ip.l4 })
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use core::net::IpAddr;
+    use std::{vec, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn v4(protocol: u8, options: usize, payload: &[u8]) -> Vec<u8> {
+        let total = 20 + options * 4 + payload.len();
+        let mut p =
+            vec![0x45 + options as u8, 0, (total >> 8) as u8, total as u8, 0, 0, 0x40, 0, 64, protocol, 0, 0];
+        p.extend([10, 0, 0, 1, 8, 8, 8, 8]);
+        p.extend(vec![1; options * 4]);
+        p.extend(payload);
+        p
+    }
+
+    fn v6(next: u8, payload: &[u8]) -> Vec<u8> {
+        let mut p = vec![0x60, 0, 0, 0, (payload.len() >> 8) as u8, payload.len() as u8, next, 64];
+        p.extend("2001:db8::1".parse::<core::net::Ipv6Addr>().unwrap().octets());
+        p.extend("2001:db8::2".parse::<core::net::Ipv6Addr>().unwrap().octets());
+        p.extend(payload);
+        p
+    }
+
+    fn tcp(flags: u8, words: u8) -> Vec<u8> {
+        let mut p = vec![0x30, 0x39, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, words << 4, flags, 0, 0, 0, 0, 0, 0];
+        p.resize(words.max(5) as usize * 4, 1);
+        p
+    }
+
+    #[test]
+    fn a_syn_with_ip_and_tcp_options() {
+        let packet = parse(&v4(6, 3, &tcp(tcp_flag::SYN, 10))[..], 0).unwrap();
+        assert_eq!(packet.kind, Kind::Syn);
+        assert_eq!(packet.l4, 32);
+        assert_eq!(IpAddr::from(packet.tuple.dst), "8.8.8.8".parse::<IpAddr>().unwrap());
+        assert_eq!((packet.tuple.sport, packet.tuple.dport), ([0x30, 0x39], [0, 80]));
+    }
+
+    #[test]
+    fn kinds_of_segments() {
+        for (flags, kind) in [
+            (0x02, Kind::Syn),
+            (0x12, Kind::Other),
+            (0x10, Kind::Ack),
+            (0x18, Kind::Ack),
+            (0x11, Kind::Ack),
+            (0x14, Kind::Other),
+            (0xc2, Kind::Syn),
+            (0, Kind::Other),
+        ] {
+            assert_eq!(parse(&v4(6, 0, &tcp(flags, 5))[..], 0).unwrap().kind, kind, "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn extension_headers_are_skipped() {
+        let mut payload = vec![60, 0, 0, 0, 0, 0, 0, 0]; // hop-by-hop, then destination options
+        payload.extend([6, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        payload.extend(tcp(tcp_flag::SYN, 5));
+        let packet = parse(&v6(0, &payload)[..], 0).unwrap();
+        assert_eq!((packet.kind, packet.l4), (Kind::Syn, 64));
+    }
+
+    #[test]
+    fn later_fragments_have_no_ports() {
+        let mut first = v4(6, 0, &tcp(tcp_flag::SYN, 5));
+        first[6] = 0x20; // more fragments
+        assert_eq!(parse(&first[..], 0).unwrap().kind, Kind::Syn);
+        first[7] = 1;
+        assert_eq!(parse(&first[..], 0), Err(Reason::Fragment));
+        let fragment = v6(44, &[6, 0, 0, 0x08, 0, 0, 0, 1]);
+        assert_eq!(parse(&fragment[..], 0), Err(Reason::Fragment));
+    }
+
+    #[test]
+    fn an_icmp_error_leads_to_whoever_sent_the_quoted_packet() {
+        let mut error = vec![3, 4, 0, 0, 0, 0, 0x05, 0xdc];
+        error.extend(&v4(6, 0, &tcp(tcp_flag::ACK, 5))[..28]);
+        let packet = parse(&v4(1, 0, &error)[..], 0).unwrap();
+        assert_eq!(packet.kind, Kind::IcmpError);
+        assert_eq!(IpAddr::from(packet.tuple.dst), "10.0.0.1".parse::<IpAddr>().unwrap());
+        assert_eq!(packet.tuple.dport, [0x30, 0x39]);
+        let mut too_big = vec![2, 0, 0, 0, 0, 0, 0x05, 0];
+        too_big.extend(&v6(6, &tcp(tcp_flag::ACK, 5))[..48]);
+        assert_eq!(parse(&v6(58, &too_big)[..], 0).unwrap().kind, Kind::IcmpError);
+        assert_eq!(
+            parse(&v4(1, 0, &[8, 0, 0, 0, 0, 0, 0, 0])[..], 0),
+            Err(Reason::OtherProtocol),
+            "echo request"
+        );
+    }
+
+    #[test]
+    fn headers_that_contradict_each_other() {
+        let good = v4(6, 0, &tcp(tcp_flag::SYN, 5));
+        let broken = |at: usize, value: u8| {
+            let mut packet = good.clone();
+            packet[at] = value;
+            parse(&packet[..], 0)
+        };
+        assert_eq!(broken(0, 0x44), Err(Reason::Malformed), "header shorter than 20 bytes");
+        assert_eq!(broken(3, 19), Err(Reason::Malformed), "total length shorter than the header");
+        assert_eq!(broken(3, 39), Err(Reason::Malformed), "TCP header past the total length");
+        assert_eq!(broken(32, 0x40), Err(Reason::Malformed), "TCP header shorter than 20 bytes");
+        assert_eq!(broken(0, 0x55), Err(Reason::OtherProtocol), "version 5");
+        let mut mapped = v6(6, &tcp(tcp_flag::SYN, 5));
+        mapped[8..24].copy_from_slice(&Addr::from_v4([10, 0, 0, 1]).0);
+        assert_eq!(parse(&mapped[..], 0), Err(Reason::Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn truncation_is_never_a_packet(cut in 0usize..64, options in 0usize..10, v6_packet: bool) {
+            let whole = if v6_packet { v6(6, &tcp(tcp_flag::SYN, 6)) } else { v4(6, options, &tcp(tcp_flag::SYN, 6)) };
+            let ports_end = parse(&whole[..], 0).unwrap().l4 + TCP_FLAGS + 1;
+            let parsed = parse(&whole[..cut.min(whole.len())], 0);
+            prop_assert_eq!(parsed.is_ok(), cut >= ports_end);
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200), l3 in 0usize..20) {
+            if let Ok(packet) = parse(&bytes[..], l3) {
+                prop_assert!(packet.l4 < bytes.len());
+            }
+        }
+    }
+}

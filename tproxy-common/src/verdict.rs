@@ -1,0 +1,89 @@
+//! What the datapath decided, and why. Every reason has a counter.
+
+use crate::rule::RuleIndex;
+
+/// What is done with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Leave it alone.
+    Pass(Reason),
+    /// Deliver it to a listener, on behalf of this rule.
+    Steer(RuleIndex),
+    /// Answer with RST.
+    Reject,
+    /// Discard it.
+    Drop,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $index:literal => $text:literal,)+) => {
+        /// Why a packet met its verdict; the index of its counter.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Reason { $($(#[doc = $doc])+ $name = $index,)+ }
+
+        impl Reason {
+            /// All reasons, in the order of their counters.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The name in logs and metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Passed: neither IPv4 nor IPv6, or a protocol that is not intercepted.
+    OtherProtocol = 0 => "pass_other_protocol",
+    /// Passed: truncated, or headers that contradict each other.
+    Malformed = 1 => "pass_malformed",
+    /// Passed: not addressed to this host at the link layer, or still tagged for a VLAN device above.
+    NotForUs = 2 => "pass_not_for_us",
+    /// Passed: sent by one of our own sockets.
+    OwnMark = 3 => "pass_own_mark",
+    /// Passed: not a first packet, and no socket of ours owns its flow.
+    NotOurs = 4 => "pass_not_ours",
+    /// Passed: first packet, but the destination is never intercepted.
+    NeverIntercepted = 5 => "pass_never_intercepted",
+    /// Passed: first packet to one of the host's own addresses.
+    HostAddress = 6 => "pass_host_address",
+    /// Passed: first packet that no rule selects.
+    NoRule = 7 => "pass_no_rule",
+    /// Passed: first packet, and the rule's action is `pass`.
+    RulePass = 8 => "pass_rule",
+    /// Passed: first packet while no new flow is taken, since the instance is stopping.
+    Draining = 9 => "pass_draining",
+    /// Passed: first packet that a rule selects, but the listener is gone.
+    ListenerGone = 10 => "pass_listener_gone",
+    /// Steered: first packet, by rule.
+    RuleSteer = 11 => "steer_rule",
+    /// Steered: a socket of ours owns the flow.
+    SocketOwned = 12 => "steer_socket_owned",
+    /// Steered: the flow was decided, and its handshake is completed without a socket (SYN cookie).
+    Decided = 13 => "steer_decided",
+    /// Steered: an ICMP error about a flow of ours.
+    IcmpError = 14 => "steer_icmp_error",
+    /// Rejected, by rule.
+    RuleReject = 15 => "reject_rule",
+    /// Dropped, by rule.
+    RuleDrop = 16 => "drop_rule",
+    /// Passed: a later fragment, which has no ports.
+    Fragment = 17 => "pass_fragment",
+    /// Discarded after the kernel refused what steering or rejecting needs.
+    KernelRefused = 18 => "drop_kernel_refused",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_dense() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! A flow's first packet: the rules are asked, and the answer is remembered until the connection is accepted.
+
+use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::debug;
+use tproxy_common::{
+    abi::Decision,
+    flow::Flow,
+    packet::Packet,
+    policy::decide,
+    rule::Scope,
+    verdict::{Reason, Verdict},
+};
+
+use crate::{
+    maps,
+    ownership::{self, Socket},
+    packet::skb,
+    tables::Tables,
+};
+
+/// Whether a decision about the same addresses and ports is still remembered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum History {
+    New,
+    Decided,
+}
+
+/// What becomes of a flow that a rule selects.
+pub(crate) enum First {
+    /// Deliver it to this worker's listener.
+    Steer(Socket),
+    Reject,
+    Drop,
+}
+
+/// Decides, or says why the flow is left alone.
+#[inline(always)]
+pub(crate) fn first_packet(
+    ctx: &TcContext,
+    scope: Scope,
+    parsed: &Packet,
+    history: History,
+) -> Result<First, Reason> {
+    let control = maps::control();
+    if control.deciding == 0 {
+        return Err(Reason::Draining);
+    }
+    let sender = matches!(scope, Scope::Outbound).then_some(ctx);
+    let uid = sender.map_or(0, TcContext::get_socket_uid);
+    let flow = Flow { tuple: parsed.tuple, ifindex: skb(ctx).ifindex, uid };
+    let verdict = decide(scope, &flow, &Tables { control, sender });
+    if history == History::Decided && !matches!(verdict, Verdict::Steer(_)) {
+        let _ = maps::DECISIONS.remove(parsed.tuple);
+    }
+    match verdict {
+        Verdict::Pass(reason) => Err(reason),
+        Verdict::Reject => Ok(First::Reject),
+        Verdict::Drop => Ok(First::Drop),
+        Verdict::Steer(rule) => {
+            let listener =
+                Socket::listener(ownership::family(&parsed.tuple.dst)).ok_or(Reason::ListenerGone)?;
+            debug!(ctx, "rule {} steers a flow to port {}", rule, u16::from_be_bytes(parsed.tuple.dport));
+            let _ = maps::DECISIONS.insert(parsed.tuple, Decision { rule }, 0);
+            Ok(First::Steer(listener))
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! `sk_lookup`: which listener receives a connection. For a flow that tc decided, the worker's of this CPU; in scope
+//! `inbound` the rules are asked here. Also runs for lookups that tc itself makes (see `ownership`).
+
+use aya_ebpf::{bindings::sk_action, programs::SkLookupContext};
+use tproxy_common::{
+    abi::{Decision, Family, black_hole_index},
+    addr::Addr,
+    flow::{Flow, Tuple},
+    policy::decide,
+    rule::Scope,
+    verdict::{Reason, Verdict},
+};
+
+use crate::{
+    maps::{self, count},
+    ownership::this_cpu_listener,
+    tables::Tables,
+};
+
+const PASS: u32 = sk_action::SK_PASS;
+/// The lookup finds no socket, and the kernel answers with RST.
+const REFUSE: u32 = sk_action::SK_DROP;
+
+const AF_INET: u32 = 2;
+const IPPROTO_TCP: u32 = 6;
+const LOOPBACK_IFINDEX: u32 = 1;
+
+pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
+    // SAFETY: the context outlives the program's run; every field read becomes a checked context access.
+    let lookup = unsafe { &*ctx.lookup };
+    if lookup.protocol != IPPROTO_TCP {
+        return PASS;
+    }
+    let family = if lookup.family == AF_INET { Family::V4 } else { Family::V6 };
+    let (src, dst) = match family {
+        Family::V4 => {
+            (Addr::from_v4(lookup.remote_ip4.to_ne_bytes()), Addr::from_v4(lookup.local_ip4.to_ne_bytes()))
+        }
+        Family::V6 => (v6(&lookup.remote_ip6), v6(&lookup.local_ip6)),
+    };
+    let tuple = Tuple {
+        src,
+        dst,
+        sport: lookup.remote_port.to_ne_bytes(),
+        dport: (lookup.local_port as u16).to_be_bytes(),
+    };
+    // SAFETY: only its presence is used.
+    if unsafe { maps::DECISIONS.get(tuple) }.is_some() {
+        return assign(ctx, this_cpu_listener(family));
+    }
+    let control = maps::control();
+    if control.inbound == 0 || control.deciding == 0 || lookup.ingress_ifindex == LOOPBACK_IFINDEX {
+        return PASS;
+    }
+    let flow = Flow { tuple, ifindex: lookup.ingress_ifindex, uid: 0 };
+    match decide(Scope::Inbound, &flow, &Tables { control, sender: None }) {
+        Verdict::Pass(_) => PASS,
+        Verdict::Steer(rule) => {
+            let _ = maps::DECISIONS.insert(tuple, Decision { rule }, 0);
+            count(Reason::RuleSteer);
+            assign(ctx, this_cpu_listener(family))
+        }
+        Verdict::Reject => {
+            count(Reason::RuleReject);
+            REFUSE
+        }
+        Verdict::Drop => {
+            count(Reason::RuleDrop);
+            assign(ctx, black_hole_index(family))
+        }
+    }
+}
+
+#[inline(always)]
+fn v6(words: &[u32; 4]) -> Addr {
+    let [a, b, c, d] =
+        [words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes()];
+    Addr([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]])
+}
+
+#[inline(always)]
+fn assign(ctx: &SkLookupContext, listener: u32) -> u32 {
+    if maps::LISTENERS.redirect_sk_lookup(ctx, listener, 0).is_err() {
+        count(Reason::ListenerGone);
+    }
+    PASS
+}

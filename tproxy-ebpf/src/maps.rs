@@ -1,0 +1,56 @@
+//! The maps, as `tproxy_common::abi` describes them, and the two questions every program asks of them.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap},
+    macros::btf_map,
+};
+use tproxy_common::{
+    abi::{CgroupKey, Control, Decision, MAX_LISTENERS, MAX_SETS, SLOTS, SlotAddr, SlotKey},
+    addr::Addr,
+    flow::Tuple,
+    rule::{MAX_RULES, RuleSet, SetId},
+    verdict::Reason,
+};
+
+#[btf_map]
+pub(crate) static CONTROL: Array<Control, 1> = Array::new();
+#[btf_map]
+pub(crate) static COUNTERS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static LISTENERS: SockMap<{ MAX_LISTENERS as usize }> = SockMap::new();
+#[btf_map]
+pub(crate) static DECISIONS: LruHashMap<Tuple, Decision, 65_536> = LruHashMap::new();
+#[btf_map]
+pub(crate) static HOST_ADDRESSES: LpmTrie<Addr, u32, 65_536> = LpmTrie::new();
+#[btf_map]
+pub(crate) static SOURCES: LpmTrie<SlotAddr, SetId, 262_144> = LpmTrie::new();
+#[btf_map]
+pub(crate) static DESTINATIONS: LpmTrie<SlotAddr, SetId, 262_144> = LpmTrie::new();
+#[btf_map]
+pub(crate) static PORTS: Array<SetId, { 65_536 * SLOTS as usize }> = Array::new();
+#[btf_map]
+pub(crate) static INTERFACES: HashMap<SlotKey, SetId, 8192> = HashMap::new();
+#[btf_map]
+pub(crate) static UIDS: HashMap<SlotKey, SetId, 16_384> = HashMap::new();
+#[btf_map]
+pub(crate) static CGROUPS: HashMap<CgroupKey, SetId, 16_384> = HashMap::new();
+#[btf_map]
+pub(crate) static SETS: Array<RuleSet, { (MAX_SETS * SLOTS) as usize }> = Array::new();
+#[btf_map]
+pub(crate) static ACTIONS: Array<u8, { MAX_RULES * SLOTS as usize }> = Array::new();
+
+/// The loader's word, read once a packet.
+#[inline(always)]
+pub(crate) fn control() -> Control {
+    const NOTHING: Control = Control { slot: 0, deciding: 0, cgroup_depths: 0, inbound: 0 };
+    CONTROL.get(0).copied().unwrap_or(NOTHING)
+}
+
+/// Counts a packet under its reason.
+#[inline(always)]
+pub(crate) fn count(reason: Reason) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: the slot is this CPU's own, and programs on one CPU do not interrupt each other in softirq.
+        unsafe { *counter += 1 };
+    }
+}

@@ -1,0 +1,53 @@
+//! A packet as tc shows it.
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use tproxy_common::{
+    packet::{Packet, Reader, parse},
+    verdict::Reason,
+};
+
+/// Length of the link-layer header in front of the IP header.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LinkLayer(pub(crate) usize);
+
+/// Ethernet, without a VLAN tag (those are passed).
+pub(crate) const ETHERNET: LinkLayer = LinkLayer(14);
+/// tun, WireGuard, and other devices that carry IP packets.
+pub(crate) const NO_LINK_LAYER: LinkLayer = LinkLayer(0);
+
+/// Bytes that hold all headers of practically every packet.
+const HEADERS: u32 = 256;
+
+/// The linear part of the packet, read in place.
+struct Linear<'a>(&'a TcContext);
+
+impl Reader for Linear<'_> {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        // The mask is no limit (IPv6 extension headers end far below it), it is the bound that the verifier asks
+        // of an offset before it is added to a packet pointer.
+        let start = self.0.data() + (offset & 0x7fff);
+        if start + N > self.0.data_end() {
+            return None;
+        }
+        // SAFETY: `start .. start + N` is within the packet, and a byte array has no alignment.
+        Some(unsafe { *(start as *const [u8; N]) })
+    }
+}
+
+/// Parses the packet, after making its headers linear where a driver left them in fragments.
+#[inline(always)]
+pub(crate) fn read(ctx: &TcContext, link: LinkLayer) -> Result<Packet, Reason> {
+    let linear = (ctx.data_end() - ctx.data()) as u32;
+    if linear < HEADERS && linear < ctx.len() {
+        ctx.pull_data(ctx.len().min(HEADERS)).map_err(|_| Reason::Malformed)?;
+    }
+    parse(&Linear(ctx), link.0)
+}
+
+/// The kernel's view of the packet.
+#[inline(always)]
+pub(crate) fn skb(ctx: &TcContext) -> &__sk_buff {
+    // SAFETY: the context outlives the program's run; every field read becomes a checked context access.
+    unsafe { &*ctx.skb.skb }
+}

@@ -1,0 +1,44 @@
+//! Constants the loader sets before verification, so that the verifier removes what they rule out.
+
+use aya_ebpf::Global;
+
+#[unsafe(no_mangle)]
+static STEER_MARK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static OWN_MARK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MARK_MASK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static WORKERS: Global<u32> = Global::new(1);
+#[unsafe(no_mangle)]
+static SK_ASSIGN: Global<u8> = Global::new(0);
+
+/// Whether a socket or packet bears the own mark.
+#[inline(always)]
+pub(crate) fn is_own(mark: u32) -> bool {
+    mark & MARK_MASK.load() == OWN_MARK.load()
+}
+
+/// Whether a packet bears the steer mark.
+#[inline(always)]
+pub(crate) fn is_steered(mark: u32) -> bool {
+    mark & MARK_MASK.load() == STEER_MARK.load()
+}
+
+/// `mark` with our bits replaced by the steer mark.
+#[inline(always)]
+pub(crate) fn steered(mark: u32) -> u32 {
+    (mark & !MARK_MASK.load()) | STEER_MARK.load()
+}
+
+/// Number of workers, at least one.
+#[inline(always)]
+pub(crate) fn workers() -> u32 {
+    WORKERS.load().max(1)
+}
+
+/// Whether tc assigns sockets itself.
+#[inline(always)]
+pub(crate) fn sk_assign() -> bool {
+    SK_ASSIGN.load() != 0
+}

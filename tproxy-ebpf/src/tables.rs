@@ -1,0 +1,119 @@
+//! The policy's questions, answered from the maps.
+
+use aya_ebpf::{
+    btf_maps::lpm_trie::Key,
+    helpers::{bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id},
+    programs::TcContext,
+};
+use tproxy_common::{
+    abi::{
+        CgroupKey, Control, SLOT_BITS, SlotAddr, SlotKey, Unrestricted, action_index, port_index, scope_set,
+        set_index,
+    },
+    addr::Addr,
+    policy::Lookups,
+    rule::{ActionKind, RuleIndex, RuleSet, Scope, SetId},
+};
+
+use crate::{maps, ownership};
+
+/// Deepest cgroup that a rule can name.
+const MAX_CGROUP_DEPTH: u32 = 31;
+
+/// One generation of the rule tables; `sender` is there where a packet's sender can be asked for (tc egress).
+pub(crate) struct Tables<'a> {
+    pub(crate) control: Control,
+    pub(crate) sender: Option<&'a TcContext>,
+}
+
+impl Tables<'_> {
+    #[inline(always)]
+    fn set(&self, id: SetId) -> Option<&RuleSet> {
+        maps::SETS.get(set_index(self.control.slot, id))
+    }
+
+    #[inline(always)]
+    fn prefix(&self, addr: &Addr) -> Key<SlotAddr> {
+        Key::new(SLOT_BITS + 128, SlotAddr { slot: self.control.slot.to_be_bytes(), addr: *addr })
+    }
+
+    #[inline(always)]
+    fn number(&self, number: u32) -> SlotKey {
+        SlotKey { slot: self.control.slot, number }
+    }
+}
+
+impl Lookups for Tables<'_> {
+    #[inline(always)]
+    fn is_host_address(&self, addr: &Addr) -> bool {
+        ownership::is_host_address(addr)
+    }
+
+    #[inline(always)]
+    fn by_scope(&self, scope: Scope) -> Option<&RuleSet> {
+        self.set(scope_set(scope))
+    }
+
+    #[inline(always)]
+    fn by_source(&self, addr: &Addr) -> Option<&RuleSet> {
+        self.set(*maps::SOURCES.get(&self.prefix(addr))?)
+    }
+
+    #[inline(always)]
+    fn by_destination(&self, addr: &Addr) -> Option<&RuleSet> {
+        self.set(*maps::DESTINATIONS.get(&self.prefix(addr))?)
+    }
+
+    #[inline(always)]
+    fn by_port(&self, port: u16) -> Option<&RuleSet> {
+        // Unset entries are zero, which is `Unrestricted::Port`.
+        self.set(*maps::PORTS.get(port_index(self.control.slot, port))?)
+    }
+
+    #[inline(always)]
+    fn by_interface(&self, ifindex: u32) -> Option<&RuleSet> {
+        // SAFETY: the value is copied at once; entries of the active slot are not removed while it is active.
+        let set = unsafe { maps::INTERFACES.get(self.number(ifindex)) }.copied();
+        self.set(set.unwrap_or(Unrestricted::Interface as SetId))
+    }
+
+    #[inline(always)]
+    fn by_uid(&self, uid: u32) -> Option<&RuleSet> {
+        // SAFETY: as above.
+        let set = unsafe { maps::UIDS.get(self.number(uid)) }.copied();
+        self.set(set.unwrap_or(Unrestricted::Uid as SetId))
+    }
+
+    /// The deepest cgroup of the sender that a rule names decides; its set includes the rules of those above it.
+    #[inline(always)]
+    fn by_cgroup(&self) -> Option<&RuleSet> {
+        let mut set = Unrestricted::Cgroup as SetId;
+        let depths = self.control.cgroup_depths;
+        if let (Some(ctx), true) = (self.sender, depths != 0) {
+            // SAFETY: the context is a valid skb; zero means that the packet has no socket.
+            if unsafe { bpf_skb_cgroup_id(ctx.skb.skb) } != 0 {
+                for depth in 0..=MAX_CGROUP_DEPTH {
+                    if depths & (1 << depth) == 0 {
+                        continue;
+                    }
+                    // SAFETY: as above; zero means that the sender is not that deep.
+                    let id = unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, depth as i32) };
+                    // SAFETY: as above.
+                    if let Some(named) =
+                        unsafe { maps::CGROUPS.get(CgroupKey { id, slot: self.control.slot.into() }) }
+                    {
+                        set = *named;
+                    }
+                }
+            }
+        }
+        self.set(set)
+    }
+
+    #[inline(always)]
+    fn action(&self, rule: RuleIndex) -> ActionKind {
+        maps::ACTIONS
+            .get(action_index(self.control.slot, rule))
+            .map_or(ActionKind::Pass, |b| ActionKind::from_byte(*b))
+    }
+}

@@ -1,0 +1,175 @@
+//! From the rules a user wrote to the tables the datapath looks up: one table a dimension, each giving the set of
+//! rules that a value satisfies, so that the cost of a decision does not grow with the number of rules.
+
+mod cgroup;
+mod prefixes;
+mod sets;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use cgroup::{Cgroup, CgroupError};
+use ipnet::IpNet;
+pub use sets::Sets;
+use tproxy_common::{
+    abi::{Unrestricted, scope_set},
+    addr::Addr,
+    policy::Lookups,
+    rule::{ActionKind, RuleIndex, RuleSet, Scope, SetId},
+};
+
+use crate::config::{Action, Rule};
+
+/// One generation of the rules, compiled. Its [`Lookups`] give the answers that the datapath gives from its maps.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// Every distinct set, by [`SetId`].
+    pub sets: Vec<RuleSet>,
+    /// By longest matching source prefix; both families' roots are always there.
+    pub sources: BTreeMap<IpNet, SetId>,
+    /// By longest matching destination prefix; both families' roots are always there.
+    pub destinations: BTreeMap<IpNet, SetId>,
+    /// By destination port; a port that is not here has [`Unrestricted::Port`].
+    pub ports: BTreeMap<u16, SetId>,
+    /// By interface index; one that is not here has [`Unrestricted::Interface`].
+    pub interfaces: BTreeMap<u32, SetId>,
+    /// By user id; one that is not here has [`Unrestricted::Uid`].
+    pub uids: BTreeMap<u32, SetId>,
+    /// By cgroup; each set includes the rules of the cgroups above.
+    pub cgroups: BTreeMap<Cgroup, SetId>,
+    /// By rule.
+    pub actions: Vec<ActionKind>,
+}
+
+impl Compiled {
+    /// Compiles `rules`. `interfaces` says which interface indices a rule is limited to at the moment, `None` being
+    /// any; `cgroups` are the rules' cgroups, resolved, in the rules' order.
+    #[must_use]
+    pub fn new(
+        rules: &[Rule],
+        interfaces: impl Fn(&Rule) -> Option<BTreeSet<u32>>,
+        cgroups: &[Vec<Cgroup>],
+    ) -> Self {
+        let indexed = || rules.iter().enumerate().map(|(index, rule)| (index as RuleIndex, rule));
+        let mut sets = Sets::new();
+        sets.fix(Unrestricted::Port as SetId, select(indexed(), |rule| rule.ports.is_empty()));
+        sets.fix(Unrestricted::Interface as SetId, select(indexed(), |rule| interfaces(rule).is_none()));
+        sets.fix(Unrestricted::Uid as SetId, select(indexed(), |rule| rule.uids.is_empty()));
+        sets.fix(Unrestricted::Cgroup as SetId, select(indexed(), |rule| rule.cgroups.is_empty()));
+        for scope in [Scope::Forwarded, Scope::Outbound, Scope::Inbound] {
+            sets.fix(scope_set(scope), select(indexed(), |rule| rule.scope == scope));
+        }
+        let ports = indexed()
+            .flat_map(|(index, rule)| rule.ports.iter().cloned().flatten().map(move |port| (port, index)));
+        let limited = indexed().flat_map(|(index, rule)| {
+            interfaces(rule).into_iter().flatten().map(move |ifindex| (ifindex, index))
+        });
+        let uids = indexed().flat_map(|(index, rule)| rule.uids.iter().map(move |uid| (*uid, index)));
+        Self {
+            sources: prefixes::compile(rules, |rule| (&rule.from, &[]), &mut sets),
+            destinations: prefixes::compile(rules, |rule| (&rule.to, &rule.except), &mut sets),
+            ports: by_value(ports, Unrestricted::Port, &mut sets),
+            interfaces: by_value(limited, Unrestricted::Interface, &mut sets),
+            uids: by_value(uids, Unrestricted::Uid, &mut sets),
+            cgroups: cgroup::compile(cgroups, &mut sets),
+            actions: rules.iter().map(|rule| kind(&rule.action)).collect(),
+            sets: sets.into_vec(),
+        }
+    }
+
+    /// Bit `n` set: some rule names a cgroup at depth `n`.
+    #[must_use]
+    pub fn cgroup_depths(&self) -> u32 {
+        self.cgroups.keys().fold(0, |depths, cgroup| depths | 1 << cgroup.depth())
+    }
+
+    fn set(&self, id: SetId) -> Option<&RuleSet> {
+        self.sets.get(id as usize)
+    }
+}
+
+/// What the datapath does for an action.
+const fn kind(action: &Action) -> ActionKind {
+    match action {
+        Action::Direct | Action::Upstream(_) | Action::Respond(_) => ActionKind::Steer,
+        Action::Reject => ActionKind::Reject,
+        Action::Drop => ActionKind::Drop,
+        Action::Pass => ActionKind::Pass,
+    }
+}
+
+fn select<'a>(
+    rules: impl Iterator<Item = (RuleIndex, &'a Rule)>,
+    satisfied: impl Fn(&Rule) -> bool,
+) -> RuleSet {
+    rules.filter(|(_, rule)| satisfied(rule)).fold(RuleSet::EMPTY, |mut set, (index, _)| {
+        set.insert(index);
+        set
+    })
+}
+
+/// A table for values that are matched exactly: rules that name the value, and those that do not care.
+fn by_value<T: Ord>(
+    named: impl Iterator<Item = (T, RuleIndex)>,
+    unrestricted: Unrestricted,
+    sets: &mut Sets,
+) -> BTreeMap<T, SetId> {
+    let base = *sets.get(unrestricted as SetId);
+    let mut by_value: BTreeMap<T, RuleSet> = BTreeMap::new();
+    for (value, rule) in named {
+        by_value.entry(value).or_insert(base).insert(rule);
+    }
+    by_value.into_iter().map(|(value, set)| (value, sets.intern(set))).collect()
+}
+
+/// [`Compiled`] as the policy asks it, with what only a running host knows.
+pub struct HostLookups<'a> {
+    /// The rules.
+    pub compiled: &'a Compiled,
+    /// Whether an address is one of the host's own.
+    pub is_host_address: &'a dyn Fn(&Addr) -> bool,
+    /// The sender's cgroups, from the deepest up.
+    pub sender_cgroups: &'a [Cgroup],
+}
+
+impl Lookups for HostLookups<'_> {
+    fn is_host_address(&self, addr: &Addr) -> bool {
+        (self.is_host_address)(addr)
+    }
+
+    fn by_scope(&self, scope: Scope) -> Option<&RuleSet> {
+        self.compiled.set(scope_set(scope))
+    }
+
+    fn by_source(&self, addr: &Addr) -> Option<&RuleSet> {
+        self.compiled.set(prefixes::longest_match(&self.compiled.sources, (*addr).into())?)
+    }
+
+    fn by_destination(&self, addr: &Addr) -> Option<&RuleSet> {
+        self.compiled.set(prefixes::longest_match(&self.compiled.destinations, (*addr).into())?)
+    }
+
+    fn by_port(&self, port: u16) -> Option<&RuleSet> {
+        self.compiled.set(self.compiled.ports.get(&port).copied().unwrap_or(Unrestricted::Port as SetId))
+    }
+
+    fn by_interface(&self, ifindex: u32) -> Option<&RuleSet> {
+        let set = self.compiled.interfaces.get(&ifindex).copied();
+        self.compiled.set(set.unwrap_or(Unrestricted::Interface as SetId))
+    }
+
+    fn by_uid(&self, uid: u32) -> Option<&RuleSet> {
+        self.compiled.set(self.compiled.uids.get(&uid).copied().unwrap_or(Unrestricted::Uid as SetId))
+    }
+
+    fn by_cgroup(&self) -> Option<&RuleSet> {
+        let named = self.sender_cgroups.iter().find_map(|cgroup| self.compiled.cgroups.get(cgroup));
+        self.compiled.set(named.copied().unwrap_or(Unrestricted::Cgroup as SetId))
+    }
+
+    fn action(&self, rule: RuleIndex) -> ActionKind {
+        self.compiled.actions.get(rule as usize).copied().unwrap_or(ActionKind::Pass)
+    }
+}
+
+#[cfg(test)]
+mod tests;

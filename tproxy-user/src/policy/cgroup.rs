@@ -1,0 +1,125 @@
+//! cgroups as rules name them (a directory) and as the kernel does (an id and a depth).
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use tproxy_common::{
+    abi::Unrestricted,
+    rule::{RuleIndex, SetId},
+};
+
+use super::Sets;
+
+/// Deepest cgroup that a rule may name; the datapath asks for each depth that occurs.
+const MAX_DEPTH: usize = 31;
+
+/// A cgroup of the v2 hierarchy: the ids from the root's child down to itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cgroup {
+    path: Vec<u64>,
+}
+
+/// Why a path is no cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The v2 hierarchy is not mounted.
+    #[error(
+        "--cgroup needs the cgroup v2 hierarchy, and it is not mounted: mount -t cgroup2 none /sys/fs/cgroup"
+    )]
+    NotMounted,
+    /// Not below the mount point.
+    #[error("cgroup '{path}' is not below {mount}, where the cgroup v2 hierarchy is mounted")]
+    Outside {
+        /// What the user wrote.
+        path: PathBuf,
+        /// The mount point.
+        mount: PathBuf,
+    },
+    /// The root, in which every process is.
+    #[error("cgroup '{0}' is the root of the hierarchy, which holds every process; leave --cgroup out")]
+    Root(PathBuf),
+    /// Deeper than the datapath looks.
+    #[error("cgroup '{0}' is more than {MAX_DEPTH} levels deep")]
+    TooDeep(PathBuf),
+    /// Cannot be read.
+    #[error("cgroup '{0}': {1}")]
+    Unreadable(PathBuf, #[source] io::Error),
+}
+
+impl Cgroup {
+    /// Resolves a directory, absolute or relative to the root of the hierarchy.
+    ///
+    /// # Errors
+    /// [`CgroupError`], which names the path.
+    pub fn resolve(path: &Path) -> Result<Self, CgroupError> {
+        let mount = mount_point().ok_or(CgroupError::NotMounted)?;
+        let absolute = if path.starts_with(&mount) {
+            path.to_owned()
+        } else {
+            mount.join(path.strip_prefix("/").unwrap_or(path))
+        };
+        let unreadable = |error| CgroupError::Unreadable(path.to_owned(), error);
+        let absolute = absolute.canonicalize().map_err(unreadable)?;
+        let below = absolute
+            .strip_prefix(&mount)
+            .map_err(|_| CgroupError::Outside { path: path.to_owned(), mount: mount.clone() })?;
+        let mut directory = mount.clone();
+        let mut ids = Vec::new();
+        for name in below {
+            directory.push(name);
+            // The id that `bpf_skb_cgroup_id` gives is the directory's inode number (kernfs).
+            ids.push(fs::metadata(&directory).map_err(unreadable)?.ino());
+        }
+        if ids.len() > MAX_DEPTH {
+            return Err(CgroupError::TooDeep(path.to_owned()));
+        }
+        if ids.is_empty() {
+            return Err(CgroupError::Root(path.to_owned()));
+        }
+        Ok(Self { path: ids })
+    }
+
+    /// The kernel's id.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.path[self.path.len() - 1]
+    }
+
+    /// Levels below the root.
+    #[must_use]
+    pub fn depth(&self) -> u32 {
+        self.path.len() as u32
+    }
+}
+
+/// The table of cgroups: a deeper one's set includes the rules of those above it, since the deepest match decides.
+pub(super) fn compile(rules: &[Vec<Cgroup>], sets: &mut Sets) -> BTreeMap<Cgroup, SetId> {
+    let named = || {
+        rules
+            .iter()
+            .enumerate()
+            .flat_map(|(rule, cgroups)| cgroups.iter().map(move |cgroup| (cgroup, rule as RuleIndex)))
+    };
+    let base = *sets.get(Unrestricted::Cgroup as SetId);
+    let mut compiled = BTreeMap::new();
+    for (cgroup, _) in named() {
+        let mut set = base;
+        for (_, rule) in named().filter(|(above, _)| cgroup.path.starts_with(&above.path)) {
+            set.insert(rule);
+        }
+        compiled.insert(cgroup.clone(), sets.intern(set));
+    }
+    compiled
+}
+
+fn mount_point() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find_map(|fields| match fields[..] {
+        [_, mount, "cgroup2", ..] => Some(PathBuf::from(mount)),
+        _ => None,
+    })
+}
