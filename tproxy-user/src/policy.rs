@@ -82,6 +82,12 @@ impl Compiled {
         self.cgroups.keys().fold(0, |depths, cgroup| depths | 1 << cgroup.depth())
     }
 
+    /// Whether some rule has this scope.
+    #[must_use]
+    pub fn has_scope(&self, scope: Scope) -> bool {
+        self.set(scope_set(scope)).is_some_and(|rules| *rules != RuleSet::EMPTY)
+    }
+
     fn set(&self, id: SetId) -> Option<&RuleSet> {
         self.sets.get(id as usize)
     }

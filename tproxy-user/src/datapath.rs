@@ -1,0 +1,222 @@
+//! The datapath: the eBPF programs and maps of one instance in one network namespace, and their links.
+//!
+//! The only module that names aya. Nothing here outlives the [`Datapath`] on kernels with tcx (6.6): the kernel
+//! removes links whose file descriptors are closed, whatever ends the process.
+
+mod attach;
+mod decisions;
+mod log;
+mod tables;
+
+use std::{fs::File, io, os::fd::AsRawFd};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, MapData, MapError, PerCpuArray, SockMap},
+    programs::{ProgramError, SkLookup, links::FdLink},
+};
+pub use attach::{AttachError, Hook};
+pub use decisions::DecisionMap;
+use tproxy_common::{
+    abi::{self, Control, Family, global, map, program},
+    verdict::Reason,
+};
+
+use crate::{config::Steer, mark::Mark};
+
+/// The committed object; the build script compares its digest with the sources'.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/ebpf/tproxy.o"));
+
+/// Why the datapath could not be set up or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The kernel refused the object or one of its maps.
+    #[error("the kernel refused the eBPF object: {0}")]
+    Load(#[from] EbpfError),
+    /// The kernel refused a program or its link.
+    #[error("eBPF program {name}: {source}")]
+    Program {
+        /// Name in the object.
+        name: &'static str,
+        /// aya's account, with the verifier's log where there is one.
+        #[source]
+        source: ProgramError,
+    },
+    /// A map could not be read or written.
+    #[error("eBPF map {name}: {source}")]
+    Map {
+        /// Name in the object.
+        name: &'static str,
+        /// aya's account.
+        #[source]
+        source: MapError,
+    },
+    /// The network namespace could not be opened.
+    #[error("/proc/thread-self/ns/net: {0}")]
+    Namespace(#[source] io::Error),
+    /// The programs' log could not be opened.
+    #[error("log of the eBPF programs: {0}")]
+    Log(#[source] io::Error),
+    /// A tc hook could not be used.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+/// What is fixed for the lifetime of a datapath.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// The instance's mark.
+    pub mark: Mark,
+    /// Who assigns the socket.
+    pub steer: Steer,
+    /// Number of workers, each with a listener a family.
+    pub workers: u32,
+    /// Whether the programs log.
+    pub verbose: bool,
+}
+
+/// Programs, maps and links of one instance.
+pub struct Datapath {
+    ebpf: Ebpf,
+    control: Array<MapData, Control>,
+    state: Control,
+    counters: PerCpuArray<MapData, u64>,
+    listeners: SockMap<MapData>,
+    tables: tables::RuleTables,
+    links: attach::Links,
+    lookup: Option<FdLink>,
+}
+
+impl Datapath {
+    /// Loads and verifies all programs. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// [`DatapathError`] when the kernel refuses.
+    pub fn load(settings: Settings) -> Result<Self, DatapathError> {
+        let log_level = if settings.verbose { log::EVERYTHING } else { log::NOTHING };
+        let mut ebpf = EbpfLoader::new()
+            .override_global(global::STEER_MARK, &settings.mark.steer(), true)
+            .override_global(global::OWN_MARK, &settings.mark.own(), true)
+            .override_global(global::MARK_MASK, &settings.mark.mask(), true)
+            .override_global(global::WORKERS, &settings.workers, true)
+            .override_global(global::SK_ASSIGN, &u8::from(settings.steer == Steer::SkAssign), true)
+            .override_global(aya_log::LEVEL, &log_level, false)
+            .load(OBJECT)?;
+        attach::load_programs(&mut ebpf)?;
+        with_program(&mut ebpf, program::SK_LOOKUP, SkLookup::load)?;
+        Ok(Self {
+            control: take(&mut ebpf, map::CONTROL)?,
+            state: Control { slot: 0, deciding: 0, cgroup_depths: 0, inbound: 0 },
+            counters: take(&mut ebpf, map::COUNTERS)?,
+            listeners: take(&mut ebpf, map::LISTENERS)?,
+            tables: tables::RuleTables::take(&mut ebpf)?,
+            links: attach::Links::default(),
+            lookup: None,
+            ebpf,
+        })
+    }
+
+    /// Makes `socket` the listener of a worker. The kernel clears the place when the socket is closed.
+    ///
+    /// # Errors
+    /// When the socket does not listen, or is no TCP socket.
+    pub fn set_listener(
+        &mut self,
+        worker: u32,
+        family: Family,
+        socket: &impl AsRawFd,
+    ) -> Result<(), DatapathError> {
+        self.set_socket(abi::listener_index(worker, family), socket)
+    }
+
+    /// Makes `socket` the one that swallows what scope `inbound` drops.
+    ///
+    /// # Errors
+    /// As for [`Self::set_listener`].
+    pub fn set_black_hole(&mut self, family: Family, socket: &impl AsRawFd) -> Result<(), DatapathError> {
+        self.set_socket(abi::black_hole_index(family), socket)
+    }
+
+    fn set_socket(&mut self, index: u32, socket: &impl AsRawFd) -> Result<(), DatapathError> {
+        self.listeners.set(index, socket, 0).map_err(in_map(map::LISTENERS))
+    }
+
+    /// Attaches the listener lookup to the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the namespace cannot be opened or the kernel refuses.
+    pub fn attach_lookup(&mut self) -> Result<(), DatapathError> {
+        let netns = File::open("/proc/thread-self/ns/net").map_err(DatapathError::Namespace)?;
+        self.lookup = Some(with_program(&mut self.ebpf, program::SK_LOOKUP, |lookup: &mut SkLookup| {
+            let link = lookup.attach(netns)?;
+            Ok(lookup.take_link(link)?.into())
+        })?);
+        Ok(())
+    }
+
+    /// Begins to take new flows.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn start_deciding(&mut self) -> Result<(), DatapathError> {
+        self.state.deciding = 1;
+        self.publish()
+    }
+
+    /// Takes no new flow from now on; flows of ours are still steered.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn stop_deciding(&mut self) -> Result<(), DatapathError> {
+        self.state.deciding = 0;
+        self.publish()
+    }
+
+    fn publish(&mut self) -> Result<(), DatapathError> {
+        self.control.set(0, self.state, 0).map_err(in_map(map::CONTROL))
+    }
+
+    /// Packets by reason, over all CPUs, since the datapath was loaded.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counters(&self) -> Result<Vec<(Reason, u64)>, DatapathError> {
+        let read = |reason: &Reason| {
+            let per_cpu =
+                self.counters.get(&(*reason as u32), 0).map_err(in_map(map::COUNTERS))?;
+            Ok((*reason, per_cpu.iter().sum()))
+        };
+        Reason::ALL.iter().map(read).collect()
+    }
+
+    /// Detaches everything: from here on packets go their own way.
+    pub fn detach(&mut self) {
+        self.links.detach_all();
+        self.lookup = None;
+    }
+}
+
+fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, DatapathError> {
+    let map = ebpf.take_map(name).ok_or(MapError::InvalidName { name: name.to_owned() });
+    map.and_then(M::try_from).map_err(in_map(name))
+}
+
+fn in_map(name: &'static str) -> impl Fn(MapError) -> DatapathError {
+    move |source| DatapathError::Map { name, source }
+}
+
+fn with_program<'a, P, T>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+    run: impl FnOnce(&'a mut P) -> Result<T, ProgramError>,
+) -> Result<T, DatapathError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program =
+        ebpf.program_mut(name).unwrap_or_else(|| panic!("the object lacks its own program {name}"));
+    program.try_into().and_then(run).map_err(|source| DatapathError::Program { name, source })
+}

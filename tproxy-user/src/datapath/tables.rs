@@ -1,0 +1,173 @@
+//! The rule tables: the slot that is not active is filled, then the control word flips. A packet sees the old rules or
+//! the new ones, never a mix.
+
+use std::collections::{BTreeSet, HashMap as StdHashMap};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, LpmTrie, MapData, MapError, lpm_trie::Key},
+};
+use ipnet::IpNet;
+use tproxy_common::{
+    abi::{self, CgroupKey, SLOT_BITS, SLOTS, SlotAddr, SlotKey, Unrestricted, map},
+    addr::Addr,
+    rule::{RuleSet, Scope, SetId},
+};
+
+use super::{Datapath, DatapathError, in_map, take};
+use crate::policy::Compiled;
+
+pub(super) struct RuleTables {
+    host_addresses: LpmTrie<MapData, Addr, u32>,
+    known_host_addresses: BTreeSet<IpNet>,
+    sources: LpmTrie<MapData, SlotAddr, SetId>,
+    destinations: LpmTrie<MapData, SlotAddr, SetId>,
+    ports: Array<MapData, SetId>,
+    interfaces: HashMap<MapData, SlotKey, SetId>,
+    uids: HashMap<MapData, SlotKey, SetId>,
+    cgroups: HashMap<MapData, CgroupKey, SetId>,
+    sets: Array<MapData, RuleSet>,
+    actions: Array<MapData, u8>,
+    /// What each slot holds, to be removed before it is filled again.
+    held: StdHashMap<u32, Compiled>,
+}
+
+impl RuleTables {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        Ok(Self {
+            host_addresses: take(ebpf, map::HOST_ADDRESSES)?,
+            known_host_addresses: BTreeSet::new(),
+            sources: take(ebpf, map::SOURCES)?,
+            destinations: take(ebpf, map::DESTINATIONS)?,
+            ports: take(ebpf, map::PORTS)?,
+            interfaces: take(ebpf, map::INTERFACES)?,
+            uids: take(ebpf, map::UIDS)?,
+            cgroups: take(ebpf, map::CGROUPS)?,
+            sets: take(ebpf, map::SETS)?,
+            actions: take(ebpf, map::ACTIONS)?,
+            held: StdHashMap::new(),
+        })
+    }
+
+    fn fill(&mut self, slot: u32, rules: &Compiled) -> Result<(), DatapathError> {
+        for (id, set) in (0..).zip(&rules.sets) {
+            self.sets.set(abi::set_index(slot, id), set, 0).map_err(in_map(map::SETS))?;
+        }
+        for (rule, action) in (0..).zip(&rules.actions) {
+            self.actions.set(abi::action_index(slot, rule), *action as u8, 0).map_err(in_map(map::ACTIONS))?;
+        }
+        for (prefix, set) in &rules.sources {
+            self.sources.insert(&slot_prefix(slot, prefix), set, 0).map_err(in_map(map::SOURCES))?;
+        }
+        for (prefix, set) in &rules.destinations {
+            self.destinations.insert(&slot_prefix(slot, prefix), set, 0).map_err(in_map(map::DESTINATIONS))?;
+        }
+        for (port, set) in &rules.ports {
+            self.ports.set(abi::port_index(slot, *port), set, 0).map_err(in_map(map::PORTS))?;
+        }
+        for (number, set) in &rules.interfaces {
+            insert(&mut self.interfaces, SlotKey { slot, number: *number }, *set, map::INTERFACES)?;
+        }
+        for (number, set) in &rules.uids {
+            insert(&mut self.uids, SlotKey { slot, number: *number }, *set, map::UIDS)?;
+        }
+        for (cgroup, set) in &rules.cgroups {
+            insert(&mut self.cgroups, CgroupKey { id: cgroup.id(), slot: slot.into() }, *set, map::CGROUPS)?;
+        }
+        self.held.insert(slot, rules.clone());
+        Ok(())
+    }
+
+    fn clear(&mut self, slot: u32) -> Result<(), DatapathError> {
+        let Some(held) = self.held.remove(&slot) else { return Ok(()) };
+        for prefix in held.sources.keys() {
+            gone(self.sources.remove(&slot_prefix(slot, prefix))).map_err(in_map(map::SOURCES))?;
+        }
+        for prefix in held.destinations.keys() {
+            gone(self.destinations.remove(&slot_prefix(slot, prefix))).map_err(in_map(map::DESTINATIONS))?;
+        }
+        for port in held.ports.keys() {
+            let unrestricted = Unrestricted::Port as SetId;
+            self.ports.set(abi::port_index(slot, *port), unrestricted, 0).map_err(in_map(map::PORTS))?;
+        }
+        for number in held.interfaces.keys() {
+            gone(self.interfaces.remove(&SlotKey { slot, number: *number })).map_err(in_map(map::INTERFACES))?;
+        }
+        for number in held.uids.keys() {
+            gone(self.uids.remove(&SlotKey { slot, number: *number })).map_err(in_map(map::UIDS))?;
+        }
+        for cgroup in held.cgroups.keys() {
+            let key = CgroupKey { id: cgroup.id(), slot: slot.into() };
+            gone(self.cgroups.remove(&key)).map_err(in_map(map::CGROUPS))?;
+        }
+        Ok(())
+    }
+}
+
+impl Datapath {
+    /// Makes `rules` the ones that are asked, at once.
+    ///
+    /// # Errors
+    /// When a map cannot be written; the rules that were active then still are.
+    pub fn install(&mut self, rules: &Compiled) -> Result<(), DatapathError> {
+        let next = (self.state.slot + 1) % SLOTS;
+        self.tables.clear(next)?;
+        self.tables.fill(next, rules)?;
+        self.state.slot = next;
+        self.state.cgroup_depths = rules.cgroup_depths();
+        self.state.inbound = rules.has_scope(Scope::Inbound).into();
+        self.publish()
+    }
+
+    /// Tells the datapath which addresses are the host's own.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_host_addresses(
+        &mut self,
+        prefixes: impl IntoIterator<Item = IpNet>,
+    ) -> Result<(), DatapathError> {
+        let wanted: BTreeSet<IpNet> = prefixes.into_iter().collect();
+        let map = &mut self.tables.host_addresses;
+        for prefix in wanted.difference(&self.tables.known_host_addresses) {
+            map.insert(&host_prefix(prefix), 1, 0).map_err(in_map(map::HOST_ADDRESSES))?;
+        }
+        for prefix in self.tables.known_host_addresses.difference(&wanted) {
+            gone(map.remove(&host_prefix(prefix))).map_err(in_map(map::HOST_ADDRESSES))?;
+        }
+        self.tables.known_host_addresses = wanted;
+        Ok(())
+    }
+}
+
+/// Length of a prefix in the IPv4-mapped space, in bits.
+fn mapped_len(prefix: &IpNet) -> u32 {
+    u32::from(prefix.prefix_len()) + if matches!(prefix, IpNet::V4(_)) { 96 } else { 0 }
+}
+
+fn host_prefix(prefix: &IpNet) -> Key<Addr> {
+    Key::new(mapped_len(prefix), prefix.network().into())
+}
+
+fn slot_prefix(slot: u32, prefix: &IpNet) -> Key<SlotAddr> {
+    let data = SlotAddr { slot: slot.to_be_bytes(), addr: prefix.network().into() };
+    Key::new(SLOT_BITS + mapped_len(prefix), data)
+}
+
+fn insert<K: Pod>(
+    map: &mut HashMap<MapData, K, SetId>,
+    key: K,
+    set: SetId,
+    name: &'static str,
+) -> Result<(), DatapathError> {
+    map.insert(key, set, 0).map_err(in_map(name))
+}
+
+/// What is not there need not be removed.
+fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
