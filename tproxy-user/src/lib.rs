@@ -1,4 +1,5 @@
 //! placeholder
 pub mod config;
 pub mod flow;
+pub mod host;
 pub mod mark;
