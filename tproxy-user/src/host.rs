@@ -1,0 +1,206 @@
+//! Everything tproxy changes on, or asks from, the host outside of BPF: rules, routes and sysctls with the
+//! journal that takes them back, links, local addresses, lingering sockets.
+//!
+//! All of it concerns the network namespace of the *calling thread*.
+
+use std::{fmt, io, path::PathBuf};
+
+use netlink_packet_route::AddressFamily;
+use serde::{Deserialize, Serialize};
+
+use crate::mark::Mark;
+
+pub mod journal;
+pub mod lingering;
+pub mod links;
+pub mod local_table;
+mod netlink;
+mod policy;
+pub mod preflight;
+pub mod sysctl;
+
+pub use journal::{Change, Identity, Journal, Report, cleanup};
+
+/// Version of the Internet Protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both, in the order in which they are worked through.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+impl From<Family> for AddressFamily {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::Inet,
+            Family::V6 => Self::Inet6,
+        }
+    }
+}
+
+/// Side of an interface, seen from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Packets that arrive.
+    Ingress,
+    /// Packets that leave.
+    Egress,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+/// Why the host could not be changed or asked. Every text says what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// A running instance owns what this one was given.
+    #[error(
+        "another tproxy (pid {pid}) runs in this network namespace with {what}; stop it, or choose another {flag}",
+        flag = what.flag()
+    )]
+    InUse {
+        /// Of the running instance.
+        pid: u32,
+        /// What both want.
+        what: Owned,
+    },
+    /// Somebody else's `ip rule` selects by bits of our mark.
+    #[error(
+        "the mark {mark} is in use by somebody else's rule: {rule}; choose another --mark, or delete the rule (ip rule del) if it is a leftover"
+    )]
+    MarkTaken {
+        /// Ours.
+        mark: Mark,
+        /// Theirs, as `ip rule` writes it.
+        rule: String,
+    },
+    /// Somebody else has routes in our table.
+    #[error(
+        "the routing table {table} is in use by somebody else's route: {route}; choose another --table, or empty it (ip route flush table {table}) if it is a leftover"
+    )]
+    TableTaken {
+        /// Ours.
+        table: u32,
+        /// Theirs, as `ip route` writes it.
+        route: String,
+    },
+    /// The journal cannot be kept, so nothing may be changed.
+    #[error(
+        "cannot {action} {}: {source}; tproxy journals there what it changes on the host, make it writable",
+        path.display()
+    )]
+    Journal {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The kernel refused a netlink request.
+    #[error("cannot {action}: {source}")]
+    Netlink {
+        /// What was tried, in words.
+        action: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A sysctl could not be read or written.
+    #[error("cannot {action} the sysctl {}: {source}", path.display())]
+    Sysctl {
+        /// What was tried.
+        action: &'static str,
+        /// Below `/proc/sys`.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Not a name that an interface or a sysctl can have.
+    #[error("'{0}' cannot be the name of an interface or of a sysctl")]
+    BadName(String),
+    /// Sockets with foreign addresses are left that the kernel does not let us destroy.
+    #[error(
+        "{left} sockets with foreign addresses cannot be destroyed ({source}): the kernel needs CONFIG_INET_DIAG_DESTROY, and 6.0 for those in TIME_WAIT; until they time out (a minute), net.ipv4.tcp_early_demux=0 keeps them from swallowing forwarded packets"
+    )]
+    CannotDestroy {
+        /// How many are left.
+        left: usize,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The process lacks a privilege.
+    #[error(
+        "the capability {0} is missing; run tproxy as root, or grant it (setcap, or AmbientCapabilities= in a systemd unit)"
+    )]
+    MissingCapability(&'static str),
+    /// Steered packets are delivered through `lo`.
+    #[error("the loopback interface of this network namespace is down; run: ip link set lo up")]
+    LoopbackDown,
+    /// The kernel lacks a feature that there is no way around.
+    #[error("the kernel {running} is too old: {feature} needs Linux {needs} or newer")]
+    KernelTooOld {
+        /// Release of the running kernel.
+        running: String,
+        /// What is missing.
+        feature: &'static str,
+        /// First release that has it.
+        needs: &'static str,
+    },
+}
+
+/// What exactly one instance of a network namespace may own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owned {
+    /// A mark that can be taken for ours.
+    Mark(Mark),
+    /// The routing table.
+    Table(u32),
+    /// The preference of the `ip rule`s.
+    Priority(u32),
+}
+
+impl Owned {
+    const fn flag(self) -> &'static str {
+        match self {
+            Self::Mark(_) => "--mark",
+            Self::Table(_) => "--table",
+            Self::Priority(_) => "--priority",
+        }
+    }
+}
+
+impl fmt::Display for Owned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mark(mark) => write!(f, "the overlapping mark {mark}"),
+            Self::Table(table) => write!(f, "the same table {table}"),
+            Self::Priority(priority) => write!(f, "the same priority {priority}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! What an instance changed on the host, written down before it is done.
+//!
+//! `/run/tproxy/<inode of the network namespace>/<steer mark>.json` lists the changes of one instance, and
+//! `<steer mark>.lock` next to it is locked while the instance lives, so that what is free is left over.
+//! (Two files, because the list is replaced as a whole.) The directory itself is locked while anything in it,
+//! or anything it describes, changes.
+
+use std::{fs::File, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Direction, HostError, Owned, policy};
+use crate::mark::Mark;
+
+mod change;
+mod reclaim;
+mod store;
+
+pub use change::Change;
+use change::Entry;
+#[cfg(test)]
+pub(super) use reclaim::cleanup_in;
+pub use reclaim::{Report, cleanup};
+use store::{Record, Store};
+
+/// Where all journals are.
+const ROOT: &str = "/run/tproxy";
+
+/// What one instance owns exclusively in its network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Of its packets.
+    #[serde(with = "store::mark_as_text")]
+    pub mark: Mark,
+    /// Of its `local default` route.
+    pub table: u32,
+    /// Of its `ip rule`s.
+    pub priority: u32,
+}
+
+/// Detaches the tc filter of the instance with this mark from an interface; needed only where filters
+/// survive the process (before Linux 6.6). `NotFound` when there is none.
+pub type DetachFilter = fn(interface: &str, direction: Direction, mark: Mark) -> io::Result<()>;
+
+/// The guard of everything this instance changes on the host: undone when dropped, also by a panic, and by
+/// the next start if the process is killed.
+///
+/// Belongs to the network namespace of the thread that made it; use and drop it in threads of the same.
+#[derive(Debug)]
+pub struct Journal {
+    store: Store,
+    record: Record,
+    detach_filter: DetachFilter,
+    /// Held as long as the instance lives; `None` once everything is undone.
+    alive: Option<File>,
+}
+
+impl Journal {
+    /// Reclaims what dead instances left in this namespace, then claims `identity`.
+    ///
+    /// # Errors
+    /// [`HostError::InUse`] names a living instance that owns part of it, [`HostError::MarkTaken`] and
+    /// [`HostError::TableTaken`] what is somebody else's; [`HostError::Journal`] when it cannot be written.
+    /// The host is then as it was.
+    pub fn begin(identity: Identity, detach_filter: DetachFilter) -> Result<Self, HostError> {
+        Self::begin_in(Path::new(ROOT), identity, detach_filter)
+    }
+
+    pub(super) fn begin_in(
+        root: &Path,
+        identity: Identity,
+        detach_filter: DetachFilter,
+    ) -> Result<Self, HostError> {
+        let store = Store::of_this_namespace(root)?;
+        let locked = store.lock()?;
+        for report in reclaim::dead(&locked, detach_filter)? {
+            tracing::info!("left over from an earlier run: {report}");
+            if let Report::NotUndone { error, .. } = report {
+                return Err(error);
+            }
+        }
+        for other in locked.living()? {
+            refuse_shared(&identity, &other)?;
+        }
+        policy::refuse_foreign(&identity)?;
+        let record = Record::new(identity)?;
+        let alive = locked.claim(&record)?;
+        drop(locked);
+        Ok(Self { store, record, detach_filter, alive: Some(alive) })
+    }
+
+    /// Writes `change` down durably, then makes it.
+    ///
+    /// # Errors
+    /// The change was then not made.
+    pub fn apply(&mut self, change: Change) -> Result<(), HostError> {
+        let locked = self.store.lock()?;
+        let entry = Entry::prepare(change, &locked.living()?)?;
+        self.record.changes.push(entry.clone());
+        let made = locked.save(&self.record).and_then(|()| entry.make(&self.record.identity));
+        if made.is_err() {
+            self.record.changes.pop();
+            locked.save(&self.record)?;
+        }
+        made
+    }
+
+    /// Takes one change back, such as the rule of an interface that disappeared. What was never applied, or
+    /// is gone already, is no error.
+    ///
+    /// # Errors
+    /// The change is then still on record.
+    pub fn revert(&mut self, change: &Change) -> Result<(), HostError> {
+        let Some(at) = self.record.changes.iter().rposition(|entry| entry.change() == change) else {
+            return Ok(());
+        };
+        let locked = self.store.lock()?;
+        let others = locked.living_but(&self.record)?;
+        self.record.changes[at].undo(&self.record.identity, &others, self.detach_filter)?;
+        self.record.changes.remove(at);
+        locked.save(&self.record)
+    }
+
+    /// Takes everything back, last change first, and removes the journal.
+    ///
+    /// # Errors
+    /// The first failure; the rest is undone all the same, and what could not be stays on record for
+    /// [`cleanup`] or the next start.
+    pub fn undo(mut self) -> Result<(), HostError> {
+        self.undo_all()
+    }
+
+    fn undo_all(&mut self) -> Result<(), HostError> {
+        let Some(alive) = self.alive.take() else { return Ok(()) };
+        let locked = self.store.lock()?;
+        let others = locked.living_but(&self.record)?;
+        let undone = self.record.undo(|_| true, &others, self.detach_filter);
+        let outcome = match undone.failed {
+            None => locked.remove(&self.record.identity),
+            Some(error) => locked.save(&self.record).and(Err(error)),
+        };
+        // Only now may others take it for dead.
+        drop(alive);
+        outcome
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        if let Err(error) = self.undo_all() {
+            tracing::error!("the host is not quite as it was: {error}; run `tproxy cleanup`");
+        }
+    }
+}
+
+fn refuse_shared(wanted: &Identity, other: &Record) -> Result<(), HostError> {
+    let theirs = other.identity;
+    let in_use = |what| Err(HostError::InUse { pid: other.pid, what });
+    let marks_meet = policy::selectors(wanted.mark).into_iter().any(|ours| {
+        policy::selectors(theirs.mark).into_iter().any(|theirs| policy::confusable(ours, theirs))
+    });
+    if marks_meet {
+        in_use(Owned::Mark(theirs.mark))
+    } else if wanted.table == theirs.table {
+        in_use(Owned::Table(theirs.table))
+    } else if wanted.priority == theirs.priority {
+        in_use(Owned::Priority(theirs.priority))
+    } else {
+        Ok(())
+    }
+}

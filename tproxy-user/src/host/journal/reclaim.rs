@@ -1,0 +1,155 @@
+//! Taking back what instances left that could not do it themselves.
+
+use std::{fmt, path::Path};
+
+use super::{
+    Change, DetachFilter, ROOT,
+    store::{Found, Locked, Record, Store, boot_id},
+};
+use crate::{
+    host::{HostError, lingering, local_table::LocalTable},
+    mark::Mark,
+};
+
+/// What was found, and what became of it.
+#[derive(Debug)]
+pub enum Report {
+    /// A change of a dead instance was taken back.
+    Undone {
+        /// Of the dead instance.
+        pid: u32,
+        /// What it had changed.
+        change: Change,
+    },
+    /// Sockets of a dead instance with foreign addresses were destroyed.
+    Destroyed {
+        /// Of the dead instance.
+        pid: u32,
+        /// How many.
+        sockets: usize,
+    },
+    /// Sockets of a dead instance are left.
+    Lingering {
+        /// Of the dead instance.
+        pid: u32,
+        /// Why.
+        error: HostError,
+    },
+    /// A change of a dead instance could not be taken back, and stays on record.
+    NotUndone {
+        /// Of the dead instance.
+        pid: u32,
+        /// Why.
+        error: HostError,
+    },
+    /// A journal that says nothing was removed.
+    Unreadable {
+        /// What it was called.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An instance lives, and was left alone.
+    Running {
+        /// Of the instance.
+        pid: u32,
+        /// Its mark.
+        mark: Mark,
+    },
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Undone { pid, change: change @ Change::Sysctl { .. } } => {
+                write!(f, "restored the {change} (tproxy, pid {pid})")
+            }
+            Self::Undone { pid, change } => write!(f, "removed the {change} (tproxy, pid {pid})"),
+            Self::Destroyed { pid, sockets } => {
+                write!(f, "destroyed {sockets} lingering sockets with foreign addresses (tproxy, pid {pid})")
+            }
+            Self::Lingering { pid, error } | Self::NotUndone { pid, error } => {
+                write!(f, "not undone (tproxy, pid {pid}): {error}")
+            }
+            Self::Unreadable { path, reason } => {
+                write!(f, "removed the unreadable journal {}: {reason}", path.display())
+            }
+            Self::Running { pid, mark } => {
+                write!(f, "left alone: tproxy is running (pid {pid}, mark {mark})")
+            }
+        }
+    }
+}
+
+/// Takes back what dead instances left in this network namespace; the living are left alone, and reported.
+/// Nothing to do is an empty list.
+///
+/// # Errors
+/// [`HostError::Journal`] when the journals cannot be read. What cannot be undone is a [`Report::NotUndone`].
+pub fn cleanup(detach_filter: DetachFilter) -> Result<Vec<Report>, HostError> {
+    cleanup_in(Path::new(ROOT), detach_filter)
+}
+
+pub(in crate::host) fn cleanup_in(
+    root: &Path,
+    detach_filter: DetachFilter,
+) -> Result<Vec<Report>, HostError> {
+    let store = Store::of_this_namespace(root)?;
+    let locked = store.lock()?;
+    let mut reports = dead(&locked, detach_filter)?;
+    let running = |record: Record| Report::Running { pid: record.pid, mark: record.identity.mark };
+    reports.extend(locked.living()?.into_iter().map(running));
+    Ok(reports)
+}
+
+/// Takes back what the dead left.
+pub(super) fn dead(locked: &Locked<'_>, detach_filter: DetachFilter) -> Result<Vec<Report>, HostError> {
+    let boot = boot_id()?;
+    let mut reports = Vec::new();
+    for found in locked.journals()? {
+        match found {
+            Found::Living(_) => {}
+            Found::Unreadable(path, reason) => {
+                locked.delete(&path)?;
+                reports.push(Report::Unreadable { path, reason });
+            }
+            Found::Dead(record) if record.boot != boot => locked.remove(&record.identity)?,
+            Found::Dead(record) => reports.extend(bury(locked, record, detach_filter)?),
+        }
+    }
+    Ok(reports)
+}
+
+fn bury(
+    locked: &Locked<'_>,
+    mut record: Record,
+    detach_filter: DetachFilter,
+) -> Result<Vec<Report>, HostError> {
+    let pid = record.pid;
+    let living = locked.living()?;
+    let had_routes = record.changes.iter().any(|entry| entry.change().routes());
+    let mut undoing = record.undo(Change::routes, &living, detach_filter);
+    if had_routes && undoing.gone.is_empty() && undoing.failed.is_none() {
+        // The kernel gives the inode of a namespace that is gone to the next one, and this is not the one
+        // that was changed: its sysctls are its own.
+        record.changes.clear();
+    }
+    let rest = record.undo(|_| true, &living, detach_filter);
+    undoing.gone.extend(rest.gone);
+    let mut reports: Vec<_> = undoing.gone.into_iter().map(|change| Report::Undone { pid, change }).collect();
+    match undoing.failed.or(rest.failed) {
+        None => locked.remove(&record.identity)?,
+        Some(error) => {
+            locked.save(&record)?;
+            reports.push(Report::NotUndone { pid, error });
+        }
+    }
+    let sockets = LocalTable::load(record.identity.table)
+        .and_then(|local| lingering::destroy(record.identity.mark, &local));
+    match sockets {
+        Ok(0) => {}
+        Ok(sockets) => reports.push(Report::Destroyed { pid, sockets }),
+        Err(error) => reports.push(Report::Lingering { pid, error }),
+    }
+    Ok(reports)
+}

@@ -1,0 +1,276 @@
+//! The journal's files.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    DetachFilter, Identity,
+    change::{Change, Entry, Undone},
+};
+use crate::{
+    host::{HostError, sysctl::Sysctl},
+    mark::Mark,
+};
+
+/// What one instance did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) pid: u32,
+    /// Where `/run` survives a reboot, what it says does not hold any more.
+    pub(super) boot: String,
+    pub(super) identity: Identity,
+    pub(super) changes: Vec<Entry>,
+}
+
+/// What became of a record's changes; those that failed are left in the record.
+#[derive(Debug, Default)]
+pub(super) struct Undoing {
+    pub(super) gone: Vec<Change>,
+    pub(super) failed: Option<HostError>,
+}
+
+impl Record {
+    pub(super) fn new(identity: Identity) -> Result<Self, HostError> {
+        Ok(Self { pid: std::process::id(), boot: boot_id()?, identity, changes: Vec::new() })
+    }
+
+    /// Value that `sysctl` had before this instance, if it changed it.
+    pub(super) fn original(&self, sysctl: &Sysctl) -> Option<&str> {
+        self.changes.iter().find_map(|entry| entry.original(sysctl))
+    }
+
+    /// Takes back the changes that are `chosen`, last one first.
+    pub(super) fn undo(
+        &mut self,
+        chosen: fn(&Change) -> bool,
+        others: &[Self],
+        detach_filter: DetachFilter,
+    ) -> Undoing {
+        let mut undoing = Undoing::default();
+        let mut left = Vec::new();
+        while let Some(entry) = self.changes.pop() {
+            if !chosen(entry.change()) {
+                left.push(entry);
+                continue;
+            }
+            match entry.undo(&self.identity, others, detach_filter) {
+                Ok(Undone::Gone) => undoing.gone.push(entry.change().clone()),
+                Ok(Undone::Nothing) => {}
+                Err(error) => {
+                    undoing.failed.get_or_insert(error);
+                    left.push(entry);
+                }
+            }
+        }
+        left.reverse();
+        self.changes = left;
+        undoing
+    }
+}
+
+pub(super) fn boot_id() -> Result<String, HostError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    fs::read_to_string(path).map(|id| id.trim_end().to_owned()).map_err(failed("read", path))
+}
+
+/// The directory of one network namespace.
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    root: PathBuf,
+    directory: PathBuf,
+}
+
+impl Store {
+    pub(super) fn of_this_namespace(root: &Path) -> Result<Self, HostError> {
+        // Not /proc/self: threads may be in namespaces of their own.
+        let namespace = Path::new("/proc/thread-self/ns/net");
+        let inode = fs::metadata(namespace).map_err(failed("look at", namespace))?.ino();
+        Ok(Self { root: root.to_owned(), directory: root.join(inode.to_string()) })
+    }
+
+    /// Waits until no other instance of the namespace works on the directory or the host.
+    pub(super) fn lock(&self) -> Result<Locked<'_>, HostError> {
+        let directory = &self.directory;
+        loop {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(failed("create", directory))?;
+            let opened = match File::open(directory) {
+                // Removed by another instance that left.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(failed("open", directory))?,
+            };
+            flock(&opened, FlockOperation::LockExclusive)
+                .map_err(|error| failed("lock", directory)(error.into()))?;
+            let locked = opened.metadata().map_err(failed("look at", directory))?;
+            // What was removed while we waited is not what the next one will lock.
+            match fs::metadata(directory) {
+                Ok(now) if (now.ino(), now.dev()) == (locked.ino(), locked.dev()) => {
+                    return Ok(Locked { store: self, directory: opened });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn record(&self, mark: Mark) -> PathBuf {
+        self.directory.join(format!("{:08x}.json", mark.steer()))
+    }
+
+    fn lock_file(&self, mark: Mark) -> PathBuf {
+        self.directory.join(format!("{:08x}.lock", mark.steer()))
+    }
+}
+
+/// The directory while nobody else changes it; it disappears with the last journal.
+#[derive(Debug)]
+pub(super) struct Locked<'a> {
+    store: &'a Store,
+    directory: File,
+}
+
+/// A journal in the directory, of an instance alive or dead.
+#[derive(Debug)]
+pub(super) enum Found {
+    Living(Record),
+    Dead(Record),
+    /// Written by a crash, or by somebody else.
+    Unreadable(PathBuf, String),
+}
+
+impl Locked<'_> {
+    /// Every journal of the namespace.
+    pub(super) fn journals(&self) -> Result<Vec<Found>, HostError> {
+        let directory = &self.store.directory;
+        let mut found = Vec::new();
+        for file in fs::read_dir(directory).map_err(failed("list", directory))? {
+            let path = file.map_err(failed("list", directory))?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                found.push(self.journal(path)?);
+            }
+        }
+        Ok(found)
+    }
+
+    fn journal(&self, path: PathBuf) -> Result<Found, HostError> {
+        let text = fs::read(&path).map_err(failed("read", &path))?;
+        let record: Record = match serde_json::from_slice(&text) {
+            Ok(record) => record,
+            Err(error) => return Ok(Found::Unreadable(path, error.to_string())),
+        };
+        let lock = self.store.lock_file(record.identity.mark);
+        Ok(if self.is_held(&lock)? { Found::Living(record) } else { Found::Dead(record) })
+    }
+
+    fn is_held(&self, path: &Path) -> Result<bool, HostError> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.map_err(failed("open", path))?,
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(failed("lock", path)(error.into())),
+        }
+    }
+
+    /// The instances that live.
+    pub(super) fn living(&self) -> Result<Vec<Record>, HostError> {
+        let living = self.journals()?.into_iter().filter_map(|found| match found {
+            Found::Living(record) => Some(record),
+            Found::Dead(_) | Found::Unreadable(..) => None,
+        });
+        Ok(living.collect())
+    }
+
+    /// The instances that live, but for the one of `record`.
+    pub(super) fn living_but(&self, record: &Record) -> Result<Vec<Record>, HostError> {
+        let mut living = self.living()?;
+        living.retain(|other| other.identity != record.identity);
+        Ok(living)
+    }
+
+    /// Makes the record's instance a living one for as long as the file is open.
+    pub(super) fn claim(&self, record: &Record) -> Result<File, HostError> {
+        let path = self.store.lock_file(record.identity.mark);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("create", &path))?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| failed("lock", &path)(error.into()))?;
+        self.save(record)?;
+        Ok(file)
+    }
+
+    /// All or nothing, and on disk when it returns.
+    pub(super) fn save(&self, record: &Record) -> Result<(), HostError> {
+        let path = self.store.record(record.identity.mark);
+        let new = path.with_extension("new");
+        let write = || {
+            let mut file =
+                OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+            file.write_all(&serde_json::to_vec_pretty(record)?)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            self.directory.sync_all()
+        };
+        write().map_err(failed("write", &path))
+    }
+
+    /// Forgets an instance.
+    pub(super) fn remove(&self, identity: &Identity) -> Result<(), HostError> {
+        // The list first: a lock without a list means nothing.
+        self.delete(&self.store.record(identity.mark))?;
+        self.delete(&self.store.lock_file(identity.mark))
+    }
+
+    pub(super) fn delete(&self, path: &Path) -> Result<(), HostError> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        // Fails while there is a journal in them, as it should.
+        let _ = fs::remove_dir(&self.store.directory);
+        let _ = fs::remove_dir(&self.store.root);
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostError + use<> {
+    let path = path.to_owned();
+    move |source| HostError::Journal { action, path, source }
+}
+
+/// A mark as `VALUE/MASK`, the way it is given on the command line.
+pub(super) mod mark_as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::mark::Mark;
+
+    pub(in crate::host::journal) fn serialize<S: Serializer>(mark: &Mark, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_str(mark)
+    }
+
+    pub(in crate::host::journal) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Mark, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}

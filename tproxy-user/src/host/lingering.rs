@@ -1,0 +1,113 @@
+//! TCP sockets of ours that outlive their connection.
+//!
+//! A socket in TIME_WAIT, or an orphan in FIN_WAIT, whose local address is foreign breaks plain forwarding:
+//! early demux attaches it to passing packets, and `ip_forward()` drops a packet that has a socket.
+
+use netlink_packet_core::{DefaultNla, Emitable, NetlinkSerializable};
+use netlink_packet_sock_diag::{
+    IPPROTO_TCP, SOCK_DIAG_BY_FAMILY, SockDiagDestroy, SockDiagMessage,
+    constants::{AF_INET, AF_INET6},
+    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+
+use super::{HostError, local_table::LocalTable, netlink::Netlink};
+use crate::mark::Mark;
+
+/// Destroys every TCP socket of this namespace that bears the own mark of `mark` and has a foreign local
+/// address, one that is not in `local`. Returns how many there were.
+///
+/// A socket that still has a process is aborted (its peer gets a reset), so a live instance calls this once
+/// it has drained.
+///
+/// # Errors
+/// [`HostError::CannotDestroy`] where the kernel cannot; it has then tried all of them.
+pub fn destroy(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
+    let failed = |source| HostError::Netlink { action: "list the TCP sockets".into(), source };
+    let netlink = Netlink::open(NETLINK_SOCK_DIAG).map_err(failed)?;
+    let mut doomed = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        netlink
+            .dump(Selection { family, mark }, |answer: SockDiagMessage| {
+                if let SockDiagMessage::InetResponse(socket) = answer {
+                    let addr = socket.header.socket_id.source_address.to_canonical();
+                    if !addr.is_loopback() && !local.contains(addr) {
+                        doomed.push(request(family, socket.header.socket_id));
+                    }
+                }
+            })
+            .map_err(failed)?;
+    }
+    let mut destroyed = 0;
+    let mut refused = Vec::new();
+    for socket in doomed {
+        let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(socket));
+        match netlink.request(request, 0) {
+            Ok(()) => destroyed += 1,
+            // Gone meanwhile, or its 4-tuple belongs to another socket by now.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {}
+            Err(error) => refused.push(error),
+        }
+    }
+    let left = refused.len();
+    match refused.pop() {
+        Some(source) => Err(HostError::CannotDestroy { left, source }),
+        None => Ok(destroyed),
+    }
+}
+
+fn request(family: u8, socket_id: SocketId) -> InetRequest {
+    InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        // Orphans in FIN_WAIT2 and TIME_WAIT count by their substate, request sockets as SYN_RECV.
+        states: StateFlags::all() - StateFlags::LISTEN - StateFlags::CLOSE,
+        socket_id,
+    }
+}
+
+/// A dump of the sockets that bear the own mark. The kernel compares: it knows the mark of TIME_WAIT and
+/// request sockets too (Linux 5.14), and a busy host need not copy all its sockets.
+#[derive(Debug, Clone, Copy)]
+struct Selection {
+    family: u8,
+    mark: Mark,
+}
+
+// linux/inet_diag.h
+const INET_DIAG_REQ_BYTECODE: u16 = 1;
+const INET_DIAG_BC_MARK_COND: u8 = 10;
+
+impl Selection {
+    fn socket(self) -> InetRequest {
+        request(self.family, if self.family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() })
+    }
+
+    /// One `inet_diag_bc_op` with its `inet_diag_markcond`: 12 bytes further on to accept, 4 more (beyond
+    /// the end) to reject.
+    fn filter(self) -> DefaultNla {
+        let (accept, reject) = (12u8, 16u16);
+        let mut code = vec![INET_DIAG_BC_MARK_COND, accept];
+        code.extend(reject.to_ne_bytes());
+        code.extend(self.mark.own().to_ne_bytes());
+        code.extend(self.mark.mask().to_ne_bytes());
+        DefaultNla::new(INET_DIAG_REQ_BYTECODE, code)
+    }
+}
+
+impl NetlinkSerializable for Selection {
+    fn message_type(&self) -> u16 {
+        SOCK_DIAG_BY_FAMILY
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.socket().buffer_len() + self.filter().buffer_len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        let (socket, filter) = buffer.split_at_mut(self.socket().buffer_len());
+        self.socket().emit(socket);
+        self.filter().emit(filter);
+    }
+}

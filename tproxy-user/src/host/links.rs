@@ -1,0 +1,198 @@
+//! Interfaces: what there is, and word of every change.
+
+use std::{collections::BTreeMap, io};
+
+use netlink_packet_core::NetlinkBuffer;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkLayerType, LinkMessage},
+    route::{RouteHeader, RouteType},
+};
+use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
+
+use super::{HostError, netlink::Netlink};
+
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// As the kernel counts them, in this namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// What a frame on it begins with.
+    pub layer: Layer,
+    /// Set up by the administrator (`IFF_UP`), carrier or not.
+    pub up: bool,
+}
+
+/// What a frame begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Layer {
+    /// An Ethernet header.
+    Ethernet,
+    /// The IP header (tun, WireGuard, PPP, IP tunnels).
+    Ip,
+    /// An Ethernet header of zeroes: `lo`.
+    Loopback,
+    /// Neither, such as CAN or InfiniBand: nothing to steer there.
+    Other,
+}
+
+impl From<LinkLayerType> for Layer {
+    fn from(kind: LinkLayerType) -> Self {
+        match kind {
+            LinkLayerType::Ether => Self::Ethernet,
+            LinkLayerType::Loopback => Self::Loopback,
+            LinkLayerType::None
+            | LinkLayerType::Rawip
+            | LinkLayerType::Ppp
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Ip6gre => Self::Ip,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// All interfaces of this namespace, by rising index.
+///
+/// # Errors
+/// [`HostError::Netlink`].
+pub fn snapshot() -> Result<Vec<Link>, HostError> {
+    let mut request = LinkMessage::default();
+    request.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
+    let mut links = BTreeMap::new();
+    Netlink::open(NETLINK_ROUTE)
+        .and_then(|netlink| {
+            netlink.dump(RouteNetlinkMessage::GetLink(request), |answer| {
+                if let RouteNetlinkMessage::NewLink(message) = answer {
+                    links.extend(link(message).map(|link| (link.index, link)));
+                }
+            })
+        })
+        .map_err(|source| HostError::Netlink { action: "list the interfaces".into(), source })?;
+    Ok(links.into_values().collect())
+}
+
+fn link(message: LinkMessage) -> Option<Link> {
+    let name = message.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    })?;
+    Some(Link {
+        index: message.header.index,
+        name,
+        layer: message.header.link_layer_type.into(),
+        up: message.header.flags.contains(LinkFlags::Up),
+    })
+}
+
+/// What may have changed since the last word; whoever needs it asks anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changed {
+    /// [`snapshot`].
+    pub links: bool,
+    /// [`super::local_table::LocalTable`].
+    pub local_table: bool,
+    /// [`super::local_table::routed_interfaces`].
+    pub routes: bool,
+}
+
+impl Changed {
+    const NOTHING: Self = Self { links: false, local_table: false, routes: false };
+    const EVERYTHING: Self = Self { links: true, local_table: true, routes: true };
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            links: self.links || other.links,
+            local_table: self.local_table || other.local_table,
+            routes: self.routes || other.routes,
+        }
+    }
+}
+
+// linux/rtnetlink.h; netlink-packet-route keeps its own copies private.
+const RTMGRP_LINK: u32 = 0x1;
+const RTMGRP_IPV4_ROUTE: u32 = 0x40;
+const RTMGRP_IPV6_ROUTE: u32 = 0x400;
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+
+/// Tells when links, local addresses or routes of the namespace it was made in change.
+pub struct Monitor {
+    socket: TokioSocket,
+    buffer: Vec<u8>,
+}
+
+impl Monitor {
+    /// Must be called within a tokio runtime. What changes after it returns is reported, so take the first
+    /// snapshot afterwards.
+    ///
+    /// # Errors
+    /// The kernel's, for the netlink socket.
+    pub fn new() -> io::Result<Self> {
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        // Addresses need no group of their own: each comes and goes with a route of the table `local`.
+        let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
+        socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
+        Ok(Self { socket, buffer: Vec::with_capacity(64 * 1024) })
+    }
+
+    /// Waits for a change, and merges what else is queued by then. Safe to drop while waiting.
+    ///
+    /// # Errors
+    /// The kernel's, other than an overrun, which means that everything changed.
+    pub async fn next(&mut self) -> io::Result<Changed> {
+        let mut changed = Changed::NOTHING;
+        while changed == Changed::NOTHING {
+            self.buffer.clear();
+            let received = self.socket.recv(&mut self.buffer).await;
+            changed = self.interpret(received)?;
+        }
+        // Bounded, since routing daemons may write faster than we read.
+        for _ in 0..1024 {
+            self.buffer.clear();
+            match self.socket.socket_ref().recv(&mut self.buffer, 0).map(drop) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                received => changed = changed.and(self.interpret(received)?),
+            }
+        }
+        Ok(changed)
+    }
+
+    fn interpret(&self, received: io::Result<()>) -> io::Result<Changed> {
+        match received {
+            Ok(()) => Ok(changed_by(&self.buffer)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(Changed::EVERYTHING),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Reads no more than headers: attributes that we would not understand must not hide a change.
+fn changed_by(mut datagram: &[u8]) -> Changed {
+    let mut changed = Changed::NOTHING;
+    while let Ok(message) = NetlinkBuffer::new_checked(&datagram) {
+        changed = changed.and(match message.message_type() {
+            // Taking a link down flushes its IPv4 routes without a word (fib_flush()).
+            RTM_NEWLINK | RTM_DELLINK => Changed::EVERYTHING,
+            RTM_NEWROUTE | RTM_DELROUTE => {
+                match RouteHeader::parse(message.payload()).map(|route| route.kind) {
+                    Ok(RouteType::Unicast) => Changed { routes: true, ..Changed::NOTHING },
+                    Ok(kind) if super::local_table::is_local(kind) => {
+                        Changed { local_table: true, ..Changed::NOTHING }
+                    }
+                    _ => Changed::NOTHING,
+                }
+            }
+            _ => Changed::NOTHING,
+        });
+        let length = (message.length() as usize).next_multiple_of(4);
+        datagram = datagram.get(length..).unwrap_or_default();
+    }
+    changed
+}

@@ -1,0 +1,77 @@
+//! What must be true before anything is changed.
+
+use rustix::thread::{CapabilitySet, capabilities};
+
+use super::{HostError, links, local_table::LOOPBACK};
+
+/// Linux 5.15, the long-term release that has the last of what the datapath builds on.
+const NEEDED: (u32, u32) = (5, 15);
+
+/// # Errors
+/// The first thing that is missing: a capability, the kernel's version, or `lo`.
+pub fn check() -> Result<(), HostError> {
+    let effective = capabilities(None)
+        .map_err(|error| HostError::Netlink {
+            action: "read the process's capabilities".into(),
+            source: error.into(),
+        })?
+        .effective;
+    privileged(effective)?;
+    recent(&rustix::system::uname().release().to_string_lossy())?;
+    let loopback_up = links::snapshot()?.iter().any(|link| link.index == LOOPBACK && link.up);
+    if loopback_up { Ok(()) } else { Err(HostError::LoopbackDown) }
+}
+
+fn privileged(effective: CapabilitySet) -> Result<(), HostError> {
+    // CAP_SYS_ADMIN contains the two that were split off from it in Linux 5.8 (capabilities(7)).
+    let needed = [
+        ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
+        ("CAP_BPF", CapabilitySet::BPF | CapabilitySet::SYS_ADMIN),
+        ("CAP_PERFMON", CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN),
+    ];
+    match needed.into_iter().find(|(_, any)| !effective.intersects(*any)) {
+        Some((name, _)) => Err(HostError::MissingCapability(name)),
+        None => Ok(()),
+    }
+}
+
+fn recent(release: &str) -> Result<(), HostError> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let version = match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
+        // What cannot be read is not refused; loading the datapath will tell.
+        _ => return Ok(()),
+    };
+    if version >= NEEDED {
+        return Ok(());
+    }
+    Err(HostError::KernelTooOld {
+        running: release.to_owned(),
+        feature: "the datapath (sk_lookup, ring buffer, atomic take from LRU maps)",
+        needs: "5.15",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_missing_capability_is_named() {
+        let missing = |set| privileged(set).unwrap_err().to_string();
+        assert!(missing(CapabilitySet::empty()).contains("CAP_NET_ADMIN"));
+        assert!(missing(CapabilitySet::NET_ADMIN).contains("CAP_BPF"));
+        assert!(missing(CapabilitySet::NET_ADMIN | CapabilitySet::BPF).contains("CAP_PERFMON"));
+        assert!(privileged(CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN).is_ok());
+    }
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        for release in ["5.15.0", "5.15", "6.1.0-18-amd64", "10.0-rc1"] {
+            assert!(recent(release).is_ok(), "{release}");
+        }
+        for release in ["5.9.16", "5.14.0-362.el9", "4.19.0-26-cloud-amd64"] {
+            assert!(recent(release).unwrap_err().to_string().contains("5.15"), "{release}");
+        }
+    }
+}
