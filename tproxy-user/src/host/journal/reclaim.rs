@@ -126,7 +126,7 @@ fn bury(
     detach_filter: DetachFilter,
 ) -> Result<Vec<Report>, HostError> {
     let pid = record.pid;
-    let living = locked.living()?;
+    let living = locked.living_but(&record)?;
     let had_routes = record.changes.iter().any(|entry| entry.change().routes());
     let mut undoing = record.undo(Change::routes, &living, detach_filter);
     if had_routes && undoing.gone.is_empty() && undoing.failed.is_none() {
