@@ -117,6 +117,7 @@ pub(super) fn dead(locked: &Locked<'_>, detach_filter: DetachFilter) -> Result<V
             Found::Dead(record) => reports.extend(bury(locked, record, detach_filter)?),
         }
     }
+    locked.sweep()?;
     Ok(reports)
 }
 

@@ -237,6 +237,19 @@ impl Locked<'_> {
         self.delete(&self.store.lock_file(identity.mark))
     }
 
+    /// Deletes what a crash left half made, or what belonged to a journal that is gone.
+    pub(super) fn sweep(&self) -> Result<(), HostError> {
+        let directory = &self.store.directory;
+        for file in fs::read_dir(directory).map_err(failed("list", directory))? {
+            let path = file.map_err(failed("list", directory))?.path();
+            let orphan = !path.with_extension("json").exists() && !self.is_held(&path)?;
+            if orphan || path.extension().is_some_and(|extension| extension == "new") {
+                self.delete(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn delete(&self, path: &Path) -> Result<(), HostError> {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
