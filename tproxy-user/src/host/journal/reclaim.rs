@@ -58,6 +58,14 @@ pub enum Report {
     },
 }
 
+impl Report {
+    /// Whether something is left that somebody has to see to.
+    #[must_use]
+    pub const fn is_failure(&self) -> bool {
+        matches!(self, Self::Lingering { .. } | Self::NotUndone { .. })
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
