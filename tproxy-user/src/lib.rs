@@ -2,3 +2,5 @@
 pub mod config;
 pub mod flow;
 pub mod mark;
+pub mod socket;
+pub mod tcp;
