@@ -18,11 +18,11 @@ use aya::{
 };
 pub use decisions::DecisionMap;
 use tproxy_common::{
-    abi::{self, Control, Family, global, map, program},
+    abi::{self, Control, global, map, program},
     verdict::Reason,
 };
 
-use crate::{config::Steer, mark::Mark};
+use crate::{config::Steer, family::Family, mark::Mark};
 
 /// The committed object; the build script compares its digest with the sources'.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/ebpf/tproxy.o"));
@@ -128,7 +128,7 @@ impl Datapath {
         family: Family,
         socket: &impl AsRawFd,
     ) -> Result<(), DatapathError> {
-        self.set_socket(abi::listener_index(worker, family), socket)
+        self.set_socket(abi::listener_index(worker, family.into()), socket)
     }
 
     /// Makes `socket` the one that swallows what scope `inbound` drops.
@@ -136,7 +136,7 @@ impl Datapath {
     /// # Errors
     /// As for [`Self::set_listener`].
     pub fn set_black_hole(&mut self, family: Family, socket: &impl AsRawFd) -> Result<(), DatapathError> {
-        self.set_socket(abi::black_hole_index(family), socket)
+        self.set_socket(abi::black_hole_index(family.into()), socket)
     }
 
     fn set_socket(&mut self, index: u32, socket: &impl AsRawFd) -> Result<(), DatapathError> {

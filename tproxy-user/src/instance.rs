@@ -9,10 +9,11 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use socket2::Socket;
 use tproxy_common::verdict::Reason;
 
 use crate::{
-    config::{Config, Rule},
+    config::{Action, Config, Rule, Scope},
     datapath::{self, AttachError, Datapath, DatapathError, Settings},
     family::Family,
     host::{
@@ -56,6 +57,7 @@ pub struct Instance {
     datapath: Datapath,
     workers: Vec<Worker>,
     counters: Vec<Arc<TcpCounters>>,
+    _black_holes: Vec<Socket>,
     _sockets: LingeringSockets,
     journal: Journal,
     config: Config,
@@ -82,10 +84,12 @@ impl Instance {
             datapath.forward_logs()?;
         }
         let (workers, counters) = start_workers(&config, &mut datapath)?;
+        let black_holes = open_black_holes(&config, &mut datapath)?;
         let mut instance = Self {
             datapath,
             workers,
             counters,
+            _black_holes: black_holes,
             _sockets: sockets,
             journal,
             config,
@@ -192,7 +196,7 @@ impl Instance {
     fn carry_out(&mut self) -> Result<(), InstanceError> {
         let plan = self.surroundings.plan(&self.config.rules);
         for sysctl in plan.loopback.difference(&self.plan.loopback) {
-            let sysctl = Sysctl::new("lo", crate::host::Family::V4, sysctl.key())?;
+            let sysctl = Sysctl::new("lo", Family::V4, sysctl.key())?;
             self.journal.apply(Change::Sysctl { sysctl, value: "1".into() })?;
         }
         for iif in plan.delivering.difference(&self.plan.delivering) {
@@ -305,6 +309,20 @@ fn start_workers(
         counters.push(own);
     }
     Ok((workers, counters))
+}
+
+/// Where connections end that scope `inbound` drops; the datapath's hooks for the other scopes can drop by themselves.
+fn open_black_holes(config: &Config, datapath: &mut Datapath) -> Result<Vec<Socket>, InstanceError> {
+    let drops = |rule: &Rule| rule.scope == Scope::Inbound && rule.action == Action::Drop;
+    if !config.rules.iter().any(drops) {
+        return Ok(Vec::new());
+    }
+    let open = |family| {
+        let hole = socket::black_hole(family, config.mark)?;
+        datapath.set_black_hole(family, &hole)?;
+        Ok(hole)
+    };
+    Family::available().map(open).collect()
 }
 
 fn look_around() -> Result<Surroundings, HostError> {
