@@ -1,5 +1,7 @@
 //! What a rule is to the datapath: a bit in a set for each dimension, and a kind of action.
 
+use core::hint::black_box;
+
 /// Most rules one instance can hold: 64 words of 64 bits.
 pub const MAX_RULES: usize = 4096;
 const WORDS: usize = MAX_RULES / 64;
@@ -111,7 +113,8 @@ pub fn first_common<const N: usize>(sets: &[&RuleSet; N]) -> Option<RuleIndex> {
         if candidates == 0 {
             return None;
         }
-        let word = candidates.trailing_zeros() as usize & (WORDS - 1);
+        // The compiler knows that this is below 64 and would drop the mask; the verifier does not, and needs it.
+        let word = black_box(candidates.trailing_zeros()) as usize & (WORDS - 1);
         let mut common = u64::MAX;
         for set in sets {
             common &= set.words[word];

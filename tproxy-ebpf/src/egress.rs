@@ -17,7 +17,7 @@ use crate::{
     ingress::{pass, shot},
     maps::count,
     ownership::{self, Owner},
-    packet::{self, ETHERNET, LinkLayer, NO_LINK_LAYER, skb},
+    packet::{self, ETHERNET, LinkLayer, Meta, NO_LINK_LAYER},
     reject, settings,
 };
 
@@ -30,30 +30,31 @@ enum Course {
 }
 
 pub(crate) fn run(ctx: &TcContext, link: LinkLayer) -> i32 {
-    if settings::is_own(skb(ctx).mark) {
+    let meta = Meta::of(ctx);
+    if settings::is_own(meta.mark) {
         return pass(Reason::OwnMark);
     }
     let parsed = match packet::read(ctx, link) {
         Ok(parsed) => parsed,
         Err(reason) => return pass(reason),
     };
-    match course(ctx, &parsed) {
+    match course(ctx, &meta, &parsed) {
         Err(reason) => pass(reason),
-        Ok(Course::Redirect(reason)) => redirect_to_lo(ctx, link, reason),
-        Ok(Course::Reject) => reject::answer(ctx, link, &parsed, BPF_F_INGRESS.into()),
+        Ok(Course::Redirect(reason)) => redirect_to_lo(ctx, link, &meta, reason),
+        Ok(Course::Reject) => reject::answer(ctx, link, &meta, &parsed, BPF_F_INGRESS.into()),
         Ok(Course::Drop) => shot(Reason::RuleDrop),
     }
 }
 
 /// SYN decides, sockets remember.
 #[inline(always)]
-fn course(ctx: &TcContext, parsed: &Packet) -> Result<Course, Reason> {
+fn course(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Result<Course, Reason> {
     match (ownership::owner(ctx, &parsed.tuple), parsed.kind) {
         // An ICMP error that this host sends is about a packet it received, never about one of ours.
         (_, Kind::IcmpError) => Err(Reason::NotOurs),
         (Owner::Connection(_), _) => Ok(Course::Redirect(Reason::SocketOwned)),
-        (Owner::Nobody | Owner::TimeWait, Kind::Syn) => begin(ctx, parsed, History::New),
-        (Owner::Decision, Kind::Syn) => begin(ctx, parsed, History::Decided),
+        (Owner::Nobody | Owner::TimeWait, Kind::Syn) => begin(ctx, meta, parsed, History::New),
+        (Owner::Decision, Kind::Syn) => begin(ctx, meta, parsed, History::Decided),
         (Owner::TimeWait, _) => Ok(Course::Redirect(Reason::SocketOwned)),
         (Owner::Decision, Kind::Ack) => Ok(Course::Redirect(Reason::Decided)),
         (Owner::Nobody | Owner::Decision, _) => Err(Reason::NotOurs),
@@ -61,12 +62,12 @@ fn course(ctx: &TcContext, parsed: &Packet) -> Result<Course, Reason> {
 }
 
 #[inline(always)]
-fn begin(ctx: &TcContext, parsed: &Packet, history: History) -> Result<Course, Reason> {
-    if skb(ctx).ingress_ifindex != 0 {
+fn begin(ctx: &TcContext, meta: &Meta, parsed: &Packet, history: History) -> Result<Course, Reason> {
+    if meta.ingress_ifindex != 0 {
         // Forwarded: it came in by another interface, and no process of this host sent it.
         return Err(Reason::NotOurs);
     }
-    Ok(match first_packet(ctx, Scope::Outbound, parsed, history)? {
+    Ok(match first_packet(ctx, Scope::Outbound, meta, parsed, history)? {
         First::Steer(_) => Course::Redirect(Reason::RuleSteer),
         First::Reject => Course::Reject,
         First::Drop => Course::Drop,
@@ -75,11 +76,11 @@ fn begin(ctx: &TcContext, parsed: &Packet, history: History) -> Result<Course, R
 
 /// Turns the packet round: it enters the host again by `lo`, marked for local delivery.
 #[inline(always)]
-fn redirect_to_lo(ctx: &TcContext, link: LinkLayer, reason: Reason) -> i32 {
-    if link == NO_LINK_LAYER && push_ethernet(ctx).is_err() {
+fn redirect_to_lo(ctx: &TcContext, link: LinkLayer, meta: &Meta, reason: Reason) -> i32 {
+    if link == NO_LINK_LAYER && push_ethernet(ctx, meta).is_err() {
         return shot(Reason::KernelRefused);
     }
-    ctx.set_mark(settings::steered(skb(ctx).mark));
+    ctx.set_mark(settings::steered(meta.mark));
     count(reason);
     // SAFETY: plain numbers.
     unsafe { bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS.into()) as i32 }
@@ -87,8 +88,8 @@ fn redirect_to_lo(ctx: &TcContext, link: LinkLayer, reason: Reason) -> i32 {
 
 /// `lo` is a device with Ethernet headers, and `bpf_redirect` to such a one frees a packet that has none.
 #[inline(always)]
-fn push_ethernet(ctx: &TcContext) -> Result<(), aya_ebpf::cty::c_long> {
-    let protocol = (skb(ctx).protocol as u16).to_ne_bytes();
+fn push_ethernet(ctx: &TcContext, meta: &Meta) -> Result<(), aya_ebpf::cty::c_long> {
+    let protocol = (meta.protocol as u16).to_ne_bytes();
     // SAFETY: the context is a valid skb.
     match unsafe { bpf_skb_change_head(ctx.skb.skb, ETHERNET.0 as u32, 0) } {
         0 => {

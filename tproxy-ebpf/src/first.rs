@@ -14,7 +14,7 @@ use tproxy_common::{
 use crate::{
     maps,
     ownership::{self, Socket},
-    packet::skb,
+    packet::Meta,
     tables::Tables,
 };
 
@@ -38,6 +38,7 @@ pub(crate) enum First {
 pub(crate) fn first_packet(
     ctx: &TcContext,
     scope: Scope,
+    meta: &Meta,
     parsed: &Packet,
     history: History,
 ) -> Result<First, Reason> {
@@ -47,7 +48,7 @@ pub(crate) fn first_packet(
     }
     let sender = matches!(scope, Scope::Outbound).then_some(ctx);
     let uid = sender.map_or(0, TcContext::get_socket_uid);
-    let flow = Flow { tuple: parsed.tuple, ifindex: skb(ctx).ifindex, uid };
+    let flow = Flow { tuple: parsed.tuple, ifindex: meta.ifindex, uid };
     let verdict = decide(scope, &flow, &Tables { control, sender });
     if history == History::Decided && !matches!(verdict, Verdict::Steer(_)) {
         let _ = maps::DECISIONS.remove(parsed.tuple);

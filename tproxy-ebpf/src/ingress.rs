@@ -12,7 +12,7 @@ use crate::{
     first::{First, History, first_packet},
     maps::count,
     ownership::{self, Owner, Socket},
-    packet::{self, ETHERNET, LinkLayer, skb},
+    packet::{self, ETHERNET, LinkLayer, Meta},
     reject, settings,
 };
 
@@ -34,35 +34,40 @@ enum Course {
 }
 
 pub(crate) fn run(ctx: &TcContext, link: LinkLayer) -> i32 {
-    let parsed = match addressed_to_us(ctx).and_then(|()| packet::read(ctx, link)) {
+    let meta = Meta::of(ctx);
+    let parsed = match addressed_to_us(&meta).and_then(|()| packet::read(ctx, link)) {
         Ok(parsed) => parsed,
         Err(reason) => return pass(reason),
     };
-    match course(ctx, &parsed) {
+    match course(ctx, &meta, &parsed) {
         Err(reason) => pass(reason),
-        Ok(Course::DeliverAny(reason)) => steer(ctx, reason),
+        Ok(Course::DeliverAny(reason)) => steer(ctx, &meta, reason),
         Ok(Course::Deliver(socket)) => {
             if settings::sk_assign() && parsed.kind != Kind::IcmpError && socket.is_full() {
                 socket.assign(ctx);
             }
             drop(socket);
-            steer(ctx, if parsed.kind == Kind::IcmpError { Reason::IcmpError } else { Reason::SocketOwned })
+            steer(
+                ctx,
+                &meta,
+                if parsed.kind == Kind::IcmpError { Reason::IcmpError } else { Reason::SocketOwned },
+            )
         }
         Ok(Course::Begin(listener)) => {
             if settings::sk_assign() {
                 listener.assign(ctx);
             }
             drop(listener);
-            steer(ctx, Reason::RuleSteer)
+            steer(ctx, &meta, Reason::RuleSteer)
         }
-        Ok(Course::Reject) => reject::answer(ctx, link, &parsed, 0),
+        Ok(Course::Reject) => reject::answer(ctx, link, &meta, &parsed, 0),
         Ok(Course::Drop) => shot(Reason::RuleDrop),
     }
 }
 
 /// On `lo`: the packet was decided at egress, and needs what only ingress can give it.
 pub(crate) fn run_redirected(ctx: &TcContext) -> i32 {
-    if !settings::is_steered(skb(ctx).mark) {
+    if !settings::is_steered(Meta::of(ctx).mark) {
         return NEXT;
     }
     // Its Ethernet destination is the gateway it was sent to, so the stack takes it for somebody else's.
@@ -94,17 +99,16 @@ fn assign_redirected(ctx: &TcContext, parsed: &Packet) {
 
 /// Not for another host of the link, and not still tagged for a VLAN device above this one.
 #[inline(always)]
-fn addressed_to_us(ctx: &TcContext) -> Result<(), Reason> {
-    let skb = skb(ctx);
-    if skb.pkt_type != PACKET_HOST || skb.vlan_present != 0 {
+fn addressed_to_us(meta: &Meta) -> Result<(), Reason> {
+    if meta.pkt_type != PACKET_HOST || meta.vlan_present != 0 {
         return Err(Reason::NotForUs);
     }
-    if settings::is_own(skb.mark) { Err(Reason::OwnMark) } else { Ok(()) }
+    if settings::is_own(meta.mark) { Err(Reason::OwnMark) } else { Ok(()) }
 }
 
 #[inline(always)]
-fn begin(ctx: &TcContext, parsed: &Packet, history: History) -> Result<Course, Reason> {
-    Ok(match first_packet(ctx, Scope::Forwarded, parsed, history)? {
+fn begin(ctx: &TcContext, meta: &Meta, parsed: &Packet, history: History) -> Result<Course, Reason> {
+    Ok(match first_packet(ctx, Scope::Forwarded, meta, parsed, history)? {
         First::Steer(listener) => Course::Begin(listener),
         First::Reject => Course::Reject,
         First::Drop => Course::Drop,
@@ -113,11 +117,11 @@ fn begin(ctx: &TcContext, parsed: &Packet, history: History) -> Result<Course, R
 
 /// SYN decides, sockets remember.
 #[inline(always)]
-fn course(ctx: &TcContext, parsed: &Packet) -> Result<Course, Reason> {
+fn course(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Result<Course, Reason> {
     match (ownership::owner(ctx, &parsed.tuple), parsed.kind) {
         (Owner::Connection(socket), _) => Ok(Course::Deliver(socket)),
-        (Owner::Nobody | Owner::TimeWait, Kind::Syn) => begin(ctx, parsed, History::New),
-        (Owner::Decision, Kind::Syn) => begin(ctx, parsed, History::Decided),
+        (Owner::Nobody | Owner::TimeWait, Kind::Syn) => begin(ctx, meta, parsed, History::New),
+        (Owner::Decision, Kind::Syn) => begin(ctx, meta, parsed, History::Decided),
         (Owner::TimeWait, Kind::IcmpError) => Ok(Course::DeliverAny(Reason::IcmpError)),
         (Owner::TimeWait, _) => Ok(Course::DeliverAny(Reason::SocketOwned)),
         (Owner::Decision, Kind::Ack) => Ok(Course::DeliverAny(Reason::Decided)),
@@ -126,9 +130,9 @@ fn course(ctx: &TcContext, parsed: &Packet) -> Result<Course, Reason> {
 }
 
 #[inline(always)]
-fn steer(ctx: &TcContext, reason: Reason) -> i32 {
+fn steer(ctx: &TcContext, meta: &Meta, reason: Reason) -> i32 {
     count(reason);
-    ctx.set_mark(settings::steered(skb(ctx).mark));
+    ctx.set_mark(settings::steered(meta.mark));
     NEXT
 }
 

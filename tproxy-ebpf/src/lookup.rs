@@ -36,7 +36,7 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
         Family::V4 => {
             (Addr::from_v4(lookup.remote_ip4.to_ne_bytes()), Addr::from_v4(lookup.local_ip4.to_ne_bytes()))
         }
-        Family::V6 => (v6(&lookup.remote_ip6), v6(&lookup.local_ip6)),
+        Family::V6 => (v6(&raw const lookup.remote_ip6), v6(&raw const lookup.local_ip6)),
     };
     let tuple = Tuple {
         src,
@@ -71,11 +71,16 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
     }
 }
 
+/// Four words of the context as an address. Volatile, because the verifier takes context accesses at constant offsets
+/// only, and the compiler would compute a pointer to one of the two addresses first.
 #[inline(always)]
-fn v6(words: &[u32; 4]) -> Addr {
-    let [a, b, c, d] =
-        [words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes()];
-    Addr([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]])
+fn v6(words: *const [u32; 4]) -> Addr {
+    let words: *const u32 = words.cast();
+    // SAFETY: the four words are fields of the context.
+    let word = |index: usize| unsafe { words.add(index).read_volatile() }.to_ne_bytes();
+    let ([a, b, c, d], [e, f, g, h]) = (word(0), word(1));
+    let ([i, j, k, l], [m, n, o, p]) = (word(2), word(3));
+    Addr([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
 }
 
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! A packet as tc shows it.
 
-use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 use tproxy_common::{
     packet::{Packet, Reader, parse},
     verdict::Reason,
@@ -45,9 +45,37 @@ pub(crate) fn read(ctx: &TcContext, link: LinkLayer) -> Result<Packet, Reason> {
     parse(&Linear(ctx), link.0)
 }
 
-/// The kernel's view of the packet.
-#[inline(always)]
-pub(crate) fn skb(ctx: &TcContext) -> &__sk_buff {
-    // SAFETY: the context outlives the program's run; every field read becomes a checked context access.
-    unsafe { &*ctx.skb.skb }
+/// What the kernel says of a packet.
+pub(crate) struct Meta {
+    pub(crate) mark: u32,
+    /// Interface of the hook.
+    pub(crate) ifindex: u32,
+    /// Interface the packet came in by; zero for one that this host sends.
+    pub(crate) ingress_ifindex: u32,
+    pub(crate) pkt_type: u32,
+    pub(crate) vlan_present: u32,
+    /// EtherType, as it lies in memory.
+    pub(crate) protocol: u32,
+}
+
+impl Meta {
+    /// Read once, first thing, and volatile: the verifier takes context accesses at constant offsets only, and the
+    /// compiler would otherwise compute a pointer to a field now and read it later.
+    #[inline(always)]
+    pub(crate) fn of(ctx: &TcContext) -> Self {
+        macro_rules! field {
+            ($name:ident) => {
+                // SAFETY: the context outlives the program's run, and the access is checked by the verifier.
+                unsafe { (&raw const (*ctx.skb.skb).$name).read_volatile() }
+            };
+        }
+        Self {
+            mark: field!(mark),
+            ifindex: field!(ifindex),
+            ingress_ifindex: field!(ingress_ifindex),
+            pkt_type: field!(pkt_type),
+            vlan_present: field!(vlan_present),
+            protocol: field!(protocol),
+        }
+    }
 }

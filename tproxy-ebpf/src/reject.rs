@@ -10,7 +10,7 @@ use tproxy_common::{
 use crate::{
     ingress::shot,
     maps::count,
-    packet::{ETHERNET, LinkLayer, skb},
+    packet::{ETHERNET, LinkLayer, Meta},
 };
 
 const SEQUENCE: usize = 4;
@@ -25,13 +25,13 @@ const TTL: u8 = 64;
 /// Sends the answer back where the SYN came from: `direction` 0 is egress of the same device, `BPF_F_INGRESS` is back
 /// into the host.
 #[inline(always)]
-pub(crate) fn answer(ctx: &TcContext, link: LinkLayer, packet: &Packet, direction: u64) -> i32 {
+pub(crate) fn answer(ctx: &TcContext, link: LinkLayer, meta: &Meta, packet: &Packet, direction: u64) -> i32 {
     if turn_round(ctx, link, packet).is_err() {
         return shot(Reason::KernelRefused);
     }
     count(Reason::RuleReject);
     // SAFETY: plain numbers.
-    unsafe { bpf_redirect(skb(ctx).ifindex, direction) as i32 }
+    unsafe { bpf_redirect(meta.ifindex, direction) as i32 }
 }
 
 /// Lengths stay as they are (options become NOPs): checksums are then corrected word by word, which holds for

@@ -17,8 +17,8 @@ pub enum Format {
 pub fn init(format: Format, verbose: u8) {
     let default = match verbose {
         0 => "info",
-        1 => "debug",
-        _ => "trace",
+        1 => "debug,aya=info,aya_obj=info",
+        _ => "trace,aya=info,aya_obj=info,mio=info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
