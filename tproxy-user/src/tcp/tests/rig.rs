@@ -1,7 +1,7 @@
 //! A worker whose listener clients connect to as if it had been steered to.
 
 use std::{
-    io::{ErrorKind, Read},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     sync::Arc,
@@ -91,6 +91,10 @@ impl Rig {
         (client, upstream)
     }
 
+    pub(super) fn counted(&self) -> Snapshot {
+        self.counters.snapshot()
+    }
+
     /// Waits for all connections to end, and tells what was counted.
     pub(super) fn finish(self) -> Snapshot {
         wait(self.worker.drained());
@@ -140,19 +144,14 @@ pub(super) fn reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// Writes until neither the peer nor anybody in between takes more; tells how much that was.
-pub(super) fn write_until_stuck(mut stream: &TcpStream, done: impl Fn() -> bool) -> u64 {
-    use std::io::Write;
-    stream.set_nonblocking(true).unwrap();
-    let mut total = 0;
+/// Writes until nobody on the way to the peer, which does not read, takes any more.
+pub(super) fn write_until_stuck(mut stream: &TcpStream) {
+    stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     loop {
         match stream.write(&[7; 65536]) {
-            Ok(length) => total += length as u64,
-            Err(error) if error.kind() == ErrorKind::WouldBlock && done() => break,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
             Err(error) => panic!("{error}"),
         }
     }
-    stream.set_nonblocking(false).unwrap();
-    total
 }
