@@ -18,6 +18,11 @@ pub(crate) const NO_LINK_LAYER: LinkLayer = LinkLayer(0);
 /// Bytes that hold all headers of practically every packet.
 const HEADERS: u32 = 256;
 
+/// Bytes that are read two at a time: of an array without alignment the BPF backend makes single-byte loads, and spills
+/// each of them to a stack of 512 bytes.
+#[repr(C, align(2))]
+struct Halfwords<const N: usize>([u8; N]);
+
 /// The linear part of the packet, read in place.
 struct Linear<'a>(&'a TcContext);
 
@@ -30,8 +35,9 @@ impl Reader for Linear<'_> {
         if start + N > self.0.data_end() {
             return None;
         }
-        // SAFETY: `start .. start + N` is within the packet, and a byte array has no alignment.
-        Some(unsafe { *(start as *const [u8; N]) })
+        // SAFETY: `start .. start + N` is within the packet. Every header begins at an even offset from an even
+        // address: link-layer headers are 14 bytes or none, all others multiples of four.
+        Some(unsafe { &*(start as *const Halfwords<N>) }.0)
     }
 }
 
