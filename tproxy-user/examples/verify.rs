@@ -9,6 +9,8 @@ use aya::{
     programs::{Program, ProgramError, ProgramInfo},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tproxy::mark::Mark;
+use tproxy_common::abi::global;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/ebpf/tproxy.o"));
 
@@ -30,7 +32,16 @@ fn verify() -> Outcome<()> {
         "program", "kernel", "jited", "verified", "states", "peak", "ms"
     );
     println!("{:<20} {:>10} {:>10} {:>12}", "", "insns", "bytes", "insns");
-    let mut ebpf = EbpfLoader::new().verifier_log_level(VerifierLogLevel::STATS).load(OBJECT)?;
+    // As an instance that logs sets them: the verifier leaves out what a constant rules out.
+    let mut ebpf = EbpfLoader::new()
+        .override_global(global::STEER_MARK, &Mark::DEFAULT.steer(), true)
+        .override_global(global::OWN_MARK, &Mark::DEFAULT.own(), true)
+        .override_global(global::MARK_MASK, &Mark::DEFAULT.mask(), true)
+        .override_global(global::WORKERS, &2_u32, true)
+        .override_global(global::SK_ASSIGN, &1_u8, true)
+        .override_global(aya_log::LEVEL, &u8::MAX, false)
+        .verifier_log_level(VerifierLogLevel::STATS)
+        .load(OBJECT)?;
     let mut names: Vec<_> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
     names.sort();
     for name in names {
