@@ -10,19 +10,19 @@ mod tables;
 
 use std::{fs::File, io, os::fd::AsRawFd};
 
+pub use attach::{AttachError, detach_filter, has_tcx};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, MapData, MapError, PerCpuArray, SockMap},
     programs::{ProgramError, SkLookup, links::FdLink},
 };
-pub use attach::{AttachError, Hook};
 pub use decisions::DecisionMap;
 use tproxy_common::{
-    abi::{self, Control, Family, global, map, program},
+    abi::{self, Control, global, map, program},
     verdict::Reason,
 };
 
-use crate::{config::Steer, mark::Mark};
+use crate::{config::Steer, family::Family, mark::Mark};
 
 /// The committed object; the build script compares its digest with the sources'.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/ebpf/tproxy.o"));
@@ -77,6 +77,7 @@ pub struct Settings {
 
 /// Programs, maps and links of one instance.
 pub struct Datapath {
+    settings: Settings,
     ebpf: Ebpf,
     control: Array<MapData, Control>,
     state: Control,
@@ -105,6 +106,7 @@ impl Datapath {
         attach::load_programs(&mut ebpf)?;
         with_program(&mut ebpf, program::SK_LOOKUP, SkLookup::load)?;
         Ok(Self {
+            settings,
             control: take(&mut ebpf, map::CONTROL)?,
             state: Control { slot: 0, deciding: 0, cgroup_depths: 0, inbound: 0 },
             counters: take(&mut ebpf, map::COUNTERS)?,
@@ -126,7 +128,7 @@ impl Datapath {
         family: Family,
         socket: &impl AsRawFd,
     ) -> Result<(), DatapathError> {
-        self.set_socket(abi::listener_index(worker, family), socket)
+        self.set_socket(abi::listener_index(worker, family.into()), socket)
     }
 
     /// Makes `socket` the one that swallows what scope `inbound` drops.
@@ -134,7 +136,7 @@ impl Datapath {
     /// # Errors
     /// As for [`Self::set_listener`].
     pub fn set_black_hole(&mut self, family: Family, socket: &impl AsRawFd) -> Result<(), DatapathError> {
-        self.set_socket(abi::black_hole_index(family), socket)
+        self.set_socket(abi::black_hole_index(family.into()), socket)
     }
 
     fn set_socket(&mut self, index: u32, socket: &impl AsRawFd) -> Result<(), DatapathError> {
@@ -182,8 +184,7 @@ impl Datapath {
     /// When the map cannot be read.
     pub fn counters(&self) -> Result<Vec<(Reason, u64)>, DatapathError> {
         let read = |reason: &Reason| {
-            let per_cpu =
-                self.counters.get(&(*reason as u32), 0).map_err(in_map(map::COUNTERS))?;
+            let per_cpu = self.counters.get(&(*reason as u32), 0).map_err(in_map(map::COUNTERS))?;
             Ok((*reason, per_cpu.iter().sum()))
         };
         Reason::ALL.iter().map(read).collect()
@@ -208,7 +209,7 @@ fn in_map(name: &'static str) -> impl Fn(MapError) -> DatapathError {
     move |source| DatapathError::Map { name, source }
 }
 
-fn with_program<'a, P, T>(
+fn with_program<'a, P: 'a, T>(
     ebpf: &'a mut Ebpf,
     name: &'static str,
     run: impl FnOnce(&'a mut P) -> Result<T, ProgramError>,
@@ -216,7 +217,6 @@ fn with_program<'a, P, T>(
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
-    let program =
-        ebpf.program_mut(name).unwrap_or_else(|| panic!("the object lacks its own program {name}"));
+    let program = ebpf.program_mut(name).unwrap_or_else(|| panic!("the object lacks its own program {name}"));
     program.try_into().and_then(run).map_err(|source| DatapathError::Program { name, source })
 }

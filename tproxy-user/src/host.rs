@@ -5,10 +5,10 @@
 
 use std::{fmt, io, path::PathBuf};
 
-use netlink_packet_route::AddressFamily;
 use serde::{Deserialize, Serialize};
 
 use crate::mark::Mark;
+pub use crate::family::Family;
 
 pub mod journal;
 pub mod lingering;
@@ -21,41 +21,8 @@ pub mod sysctl;
 
 pub use journal::{Change, Identity, Journal, Report, cleanup};
 
-/// Version of the Internet Protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Both, in the order in which they are worked through.
-    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}
-
-impl From<Family> for AddressFamily {
-    fn from(family: Family) -> Self {
-        match family {
-            Family::V4 => Self::Inet,
-            Family::V6 => Self::Inet6,
-        }
-    }
-}
-
 /// Side of an interface, seen from the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Packets that arrive.

@@ -1,1 +1,68 @@
-fn main() {}
+//! The `tproxy` command.
+
+use std::process::ExitCode;
+
+use clap::{Parser as _, error::ErrorKind};
+use tproxy::{
+    cli::{Cli, Command, one_line},
+    host::Report,
+    logging, run,
+};
+
+/// Exit code for a command line that makes no sense, as clap and the shell have it.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(help) if matches!(help.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => help.exit(),
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
+        Err(error) => return fail(&one_line(&error), USAGE),
+    };
+    match cli.command {
+        Command::Run(flags) => {
+            let (format, verbose) = (flags.log_format, flags.verbose);
+            let config = match flags.into_config() {
+                Ok(config) => config,
+                Err(error) => return fail(&format!("error: {error}"), USAGE),
+            };
+            logging::init(format, verbose);
+            finish(serve(config, verbose >= 2))
+        }
+        Command::Cleanup => {
+            logging::init(logging::Format::Text, 0);
+            finish(run::cleanup().and_then(|reports| report(&reports)))
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn serve(config: tproxy::config::Config, verbose: bool) -> anyhow::Result<()> {
+    run::run(config, verbose).await
+}
+
+#[expect(clippy::print_stdout, reason = "the answer to the command")]
+fn report(reports: &[Report]) -> anyhow::Result<()> {
+    if reports.is_empty() {
+        println!("nothing was left over");
+    }
+    for line in reports {
+        println!("{line}");
+    }
+    let failed = reports.iter().filter(|report| report.is_failure()).count();
+    anyhow::ensure!(failed == 0, "{failed} of these could not be undone");
+    Ok(())
+}
+
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("error: {error:#}"), 1),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one line that says what is wrong")]
+fn fail(line: &str, code: u8) -> ExitCode {
+    eprintln!("{line}");
+    ExitCode::from(code)
+}

@@ -5,43 +5,21 @@ use std::{collections::BTreeMap, io};
 use aya::{
     Ebpf,
     programs::{
-        ProgramError, SchedClassifier, TcAttachType,
-        tc::{self, SchedClassifierLink, TcError},
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
     },
+    util::KernelVersion,
 };
 use tproxy_common::abi::program;
 
 use super::{Datapath, DatapathError, with_program};
-use crate::host::links::{Layer, Link};
-
-/// A tc hook.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Hook {
-    /// Packets that arrive.
-    Ingress,
-    /// Packets that leave.
-    Egress,
-}
-
-impl Hook {
-    const fn attach_type(self) -> TcAttachType {
-        match self {
-            Self::Ingress => TcAttachType::Ingress,
-            Self::Egress => TcAttachType::Egress,
-        }
-    }
-
-    /// Headers decide which build of a program reads an interface's packets.
-    const fn program(self, layer: Layer) -> &'static str {
-        match (self, layer) {
-            (Self::Ingress, Layer::Loopback) => program::LO_INGRESS,
-            (Self::Ingress, Layer::Ethernet) => program::INGRESS,
-            (Self::Ingress, Layer::Ip) => program::INGRESS_L3,
-            (Self::Egress, Layer::Loopback | Layer::Ethernet) => program::EGRESS,
-            (Self::Egress, Layer::Ip) => program::EGRESS_L3,
-        }
-    }
-}
+use crate::{
+    host::{
+        Direction,
+        links::{Layer, Link},
+    },
+    mark::Mark,
+};
 
 /// Why a hook could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,13 +27,18 @@ pub enum AttachError {
     /// The interface went away meanwhile.
     #[error("interface {0} is gone")]
     Gone(String),
+    /// Its frames begin with neither an Ethernet nor an IP header.
+    #[error(
+        "interface {0} carries neither Ethernet frames nor bare IP packets; nothing can be steered there"
+    )]
+    LinkLayer(String),
     /// The kernel refused.
-    #[error("tc {hook:?} of interface {interface}: {source}")]
+    #[error("cannot attach to tc {hook} of interface {interface}: {source}")]
     Refused {
         /// Its name.
         interface: String,
         /// Which hook.
-        hook: Hook,
+        hook: Direction,
         /// The kernel's account.
         source: io::Error,
     },
@@ -66,7 +49,7 @@ const CLASSIFIERS: [&str; 5] =
 
 /// Links by interface index and hook; dropping one detaches.
 #[derive(Default)]
-pub(super) struct Links(BTreeMap<(u32, Hook), SchedClassifierLink>);
+pub(super) struct Links(BTreeMap<(u32, Direction), SchedClassifierLink>);
 
 impl Links {
     pub(super) fn detach_all(&mut self) {
@@ -86,16 +69,22 @@ impl Datapath {
     ///
     /// # Errors
     /// [`AttachError`] within [`DatapathError`].
-    pub fn attach(&mut self, link: &Link, hook: Hook) -> Result<(), DatapathError> {
+    pub fn attach(&mut self, link: &Link, hook: Direction) -> Result<(), DatapathError> {
         if self.links.0.contains_key(&(link.index, hook)) {
             return Ok(());
         }
-        let name = hook.program(link.layer);
+        let name = program_for(link, hook)?;
+        let mark = self.settings.mark;
         let attached = with_program(&mut self.ebpf, name, |program: &mut SchedClassifier| {
-            if !has_tcx() {
+            let id = if has_tcx() {
+                let last = TcAttachOptions::TcxOrder(LinkOrder::default());
+                program.attach_with_options(&link.name, attach_type(hook), last)
+            } else {
                 add_clsact(&link.name)?;
-            }
-            let id = program.attach(&link.name, hook.attach_type())?;
+                let (priority, handle) = filter_of(mark);
+                let options = NlOptions { priority, handle, classid: None };
+                program.attach_with_options(&link.name, attach_type(hook), TcAttachOptions::Netlink(options))
+            }?;
             program.take_link(id)
         });
         let attached = attached.map_err(|error| refused(link, hook, error))?;
@@ -104,38 +93,77 @@ impl Datapath {
     }
 
     /// Detaches from a hook of the interface with this index; nothing, if it was not attached.
-    pub fn detach_from(&mut self, ifindex: u32, hook: Hook) {
+    pub fn detach_from(&mut self, ifindex: u32, hook: Direction) {
         self.links.0.remove(&(ifindex, hook));
     }
 
     /// What is attached: interface indices and hooks.
-    pub fn attached(&self) -> impl Iterator<Item = (u32, Hook)> {
-        self.links.0.keys().copied()
+    #[must_use]
+    pub fn attached(&self) -> Vec<(u32, Direction)> {
+        self.links.0.keys().copied().collect()
     }
 }
 
-/// Whether tc programs are attached by links, which vanish with the process (tcx, Linux 6.6), rather than as filters.
+/// Headers decide which build of a program reads an interface's packets.
+fn program_for(link: &Link, hook: Direction) -> Result<&'static str, AttachError> {
+    match (hook, link.layer) {
+        (Direction::Ingress, Layer::Loopback) => Ok(program::LO_INGRESS),
+        (Direction::Ingress, Layer::Ethernet) => Ok(program::INGRESS),
+        (Direction::Ingress, Layer::Ip) => Ok(program::INGRESS_L3),
+        (Direction::Egress, Layer::Loopback | Layer::Ethernet) => Ok(program::EGRESS),
+        (Direction::Egress, Layer::Ip) => Ok(program::EGRESS_L3),
+        (_, Layer::Other) => Err(AttachError::LinkLayer(link.name.clone())),
+    }
+}
+
+const fn attach_type(hook: Direction) -> TcAttachType {
+    match hook {
+        Direction::Ingress => TcAttachType::Ingress,
+        Direction::Egress => TcAttachType::Egress,
+    }
+}
+
+/// Whether tc programs are attached by links, which vanish with the process (tcx, Linux 6.6), rather than as clsact
+/// filters, which stay.
 #[must_use]
 pub fn has_tcx() -> bool {
-    aya::util::KernelVersion::at_least(6, 6, 0)
+    KernelVersion::current().is_ok_and(|running| running >= KernelVersion::new(6, 6, 0))
 }
 
-fn add_clsact(interface: &str) -> Result<(), ProgramError> {
+/// Removes the clsact filter of the instance with this mark, where a dead process left one.
+///
+/// # Errors
+/// `NotFound` when there is no such filter or no such interface, otherwise the kernel's.
+pub fn detach_filter(interface: &str, hook: Direction, mark: Mark) -> io::Result<()> {
+    let (priority, handle) = filter_of(mark);
+    let link = SchedClassifierLink::attached(interface, attach_type(hook), priority, handle, None)?;
+    aya::programs::links::Link::detach(link).map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))
+}
+
+/// Where an instance's filter is in the list of its hook: told by its mark, since all bear the same name.
+fn filter_of(mark: Mark) -> (u16, TcHandle) {
+    let bits = mark.steer();
+    let folded = (bits >> 16) as u16 ^ bits as u16;
+    (folded | 1, TcHandle::new(0, 1))
+}
+
+fn add_clsact(interface: &str) -> Result<(), TcError> {
     match tc::qdisc_add_clsact(interface) {
-        Err(TcError::NetlinkError(error)) if io::Error::from(error).kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other.map_err(ProgramError::from),
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        other => other,
     }
 }
 
-fn refused(link: &Link, hook: Hook, error: DatapathError) -> DatapathError {
-    let DatapathError::Program { source, .. } = &error else { return error };
-    let source = match source {
-        ProgramError::SyscallError(error) => io::Error::from(error.io_error.kind()),
-        ProgramError::TcError(TcError::IoError(error)) => io::Error::from(error.kind()),
-        other => io::Error::other(other.to_string()),
+fn refused(link: &Link, hook: Direction, error: DatapathError) -> DatapathError {
+    let source = match error {
+        DatapathError::Program { source: ProgramError::SyscallError(error), .. } => error.io_error,
+        DatapathError::Program { source: ProgramError::TcError(TcError::IoError(error)), .. } => error,
+        DatapathError::Program { source, .. } => io::Error::other(source),
+        other => return other,
     };
-    if source.raw_os_error() == Some(libc::ENODEV) || source.kind() == io::ErrorKind::NotFound {
-        return AttachError::Gone(link.name.clone()).into();
+    let interface = link.name.clone();
+    match source.raw_os_error() {
+        Some(libc::ENODEV | libc::ENOENT) => AttachError::Gone(interface).into(),
+        _ => AttachError::Refused { interface, hook, source }.into(),
     }
-    AttachError::Refused { interface: link.name.clone(), hook, source }.into()
 }

@@ -1,6 +1,8 @@
 //! What the datapath decided about a flow, for the worker that accepts its connection.
 
-use aya::maps::{HashMap, Map, MapData};
+use std::os::fd::AsFd as _;
+
+use aya::maps::{HashMap, Map, MapData, MapError};
 use tproxy_common::{
     abi::{Decision, map},
     flow::Tuple,
@@ -24,7 +26,8 @@ impl Datapath {
         let shared = self.ebpf.map(map::DECISIONS).expect("the map is never taken");
         let Map::LruHashMap(data) = shared else { unreachable!("DECISIONS is an LRU hash") };
         let open = || {
-            let own = MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?)?;
+            let own = data.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
+            let own = MapData::from_fd(own)?;
             HashMap::try_from(Map::LruHashMap(own))
         };
         open().map(DecisionMap).map_err(in_map(map::DECISIONS))

@@ -1,7 +1,12 @@
 //! The programs' own log messages, at `-vv`.
 
+use std::{io, thread};
+
 use aya_log::EbpfLogger;
-use tokio::io::unix::AsyncFd;
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::retry_on_intr,
+};
 
 use super::{Datapath, DatapathError};
 
@@ -11,19 +16,20 @@ pub(super) const EVERYTHING: u8 = u8::MAX;
 pub(super) const NOTHING: u8 = 0;
 
 impl Datapath {
-    /// Forwards what the programs log, until the runtime ends. A datapath that was loaded without `verbose` logs nothing.
+    /// Forwards what the programs log to the `log` facade, on a thread of its own until the process ends. A datapath
+    /// that was loaded without `verbose` logs nothing.
     ///
     /// # Errors
-    /// When the ring buffer cannot be opened.
+    /// When the ring buffer cannot be opened or the thread not started.
     pub fn forward_logs(&mut self) -> Result<(), DatapathError> {
-        let logger = EbpfLogger::init(&mut self.ebpf).map_err(std::io::Error::other);
-        let mut logger = logger.and_then(AsyncFd::new).map_err(DatapathError::Log)?;
-        tokio::spawn(async move {
-            while let Ok(mut ready) = logger.readable_mut().await {
-                ready.get_inner_mut().flush();
-                ready.clear_ready();
+        let mut logger =
+            EbpfLogger::init(&mut self.ebpf).map_err(|error| DatapathError::Log(io::Error::other(error)))?;
+        let forward = move || {
+            while retry_on_intr(|| poll(&mut [PollFd::new(&logger, PollFlags::IN)], None)).is_ok() {
+                logger.flush();
             }
-        });
+        };
+        thread::Builder::new().name("tproxy-log".into()).spawn(forward).map_err(DatapathError::Log)?;
         Ok(())
     }
 }

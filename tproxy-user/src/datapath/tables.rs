@@ -54,13 +54,17 @@ impl RuleTables {
             self.sets.set(abi::set_index(slot, id), set, 0).map_err(in_map(map::SETS))?;
         }
         for (rule, action) in (0..).zip(&rules.actions) {
-            self.actions.set(abi::action_index(slot, rule), *action as u8, 0).map_err(in_map(map::ACTIONS))?;
+            self.actions
+                .set(abi::action_index(slot, rule), *action as u8, 0)
+                .map_err(in_map(map::ACTIONS))?;
         }
         for (prefix, set) in &rules.sources {
             self.sources.insert(&slot_prefix(slot, prefix), set, 0).map_err(in_map(map::SOURCES))?;
         }
         for (prefix, set) in &rules.destinations {
-            self.destinations.insert(&slot_prefix(slot, prefix), set, 0).map_err(in_map(map::DESTINATIONS))?;
+            self.destinations
+                .insert(&slot_prefix(slot, prefix), set, 0)
+                .map_err(in_map(map::DESTINATIONS))?;
         }
         for (port, set) in &rules.ports {
             self.ports.set(abi::port_index(slot, *port), set, 0).map_err(in_map(map::PORTS))?;
@@ -91,7 +95,8 @@ impl RuleTables {
             self.ports.set(abi::port_index(slot, *port), unrestricted, 0).map_err(in_map(map::PORTS))?;
         }
         for number in held.interfaces.keys() {
-            gone(self.interfaces.remove(&SlotKey { slot, number: *number })).map_err(in_map(map::INTERFACES))?;
+            gone(self.interfaces.remove(&SlotKey { slot, number: *number }))
+                .map_err(in_map(map::INTERFACES))?;
         }
         for number in held.uids.keys() {
             gone(self.uids.remove(&SlotKey { slot, number: *number })).map_err(in_map(map::UIDS))?;

@@ -100,7 +100,8 @@ impl Journal {
         let made = locked.save(&self.record).and_then(|()| entry.make(&self.record.identity));
         if made.is_err() {
             self.record.changes.pop();
-            locked.save(&self.record)?;
+            // Should this fail too, the record promises to undo what was not done, which is harmless.
+            let _ = locked.save(&self.record);
         }
         made
     }
@@ -140,7 +141,7 @@ impl Journal {
             Some(error) => locked.save(&self.record).and(Err(error)),
         };
         // Only now may others take it for dead.
-        drop(alive);
+        store::release(&alive);
         outcome
     }
 }

@@ -3,11 +3,13 @@
 //! A socket in TIME_WAIT, or an orphan in FIN_WAIT, whose local address is foreign breaks plain forwarding:
 //! early demux attaches it to passing packets, and `ip_forward()` drops a packet that has a socket.
 
+use std::io;
+
 use netlink_packet_core::{DefaultNla, Emitable, NetlinkSerializable};
 use netlink_packet_sock_diag::{
     IPPROTO_TCP, SOCK_DIAG_BY_FAMILY, SockDiagDestroy, SockDiagMessage,
     constants::{AF_INET, AF_INET6},
-    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+    inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
@@ -23,24 +25,11 @@ use crate::mark::Mark;
 /// # Errors
 /// [`HostError::CannotDestroy`] where the kernel cannot; it has then tried all of them.
 pub fn destroy(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
-    let failed = |source| HostError::Netlink { action: "list the TCP sockets".into(), source };
-    let netlink = Netlink::open(NETLINK_SOCK_DIAG).map_err(failed)?;
-    let mut doomed = Vec::new();
-    for family in [AF_INET, AF_INET6] {
-        netlink
-            .dump(Selection { family, mark }, |answer: SockDiagMessage| {
-                if let SockDiagMessage::InetResponse(socket) = answer {
-                    let addr = socket.header.socket_id.source_address.to_canonical();
-                    if !addr.is_loopback() && !local.contains(addr) {
-                        doomed.push(request(family, socket.header.socket_id));
-                    }
-                }
-            })
-            .map_err(failed)?;
-    }
+    let netlink = Netlink::open(NETLINK_SOCK_DIAG).map_err(cannot_list)?;
     let mut destroyed = 0;
     let mut refused = Vec::new();
-    for socket in doomed {
+    for (family, header) in foreign(&netlink, mark, local)? {
+        let socket = request(family, header.socket_id);
         let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(socket));
         match netlink.request(request, 0) {
             Ok(()) => destroyed += 1,
@@ -54,6 +43,42 @@ pub fn destroy(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
         Some(source) => Err(HostError::CannotDestroy { left, source }),
         None => Ok(destroyed),
     }
+}
+
+/// How many sockets that [`destroy`] would take still hold data, or a FIN, that their peer has not acknowledged.
+///
+/// # Errors
+/// [`HostError::Netlink`].
+pub fn undelivered(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
+    let netlink = Netlink::open(NETLINK_SOCK_DIAG).map_err(cannot_list)?;
+    // The kernel counts an unacknowledged FIN as a byte of the send queue.
+    Ok(foreign(&netlink, mark, local)?.iter().filter(|(_, socket)| socket.send_queue > 0).count())
+}
+
+fn cannot_list(source: io::Error) -> HostError {
+    HostError::Netlink { action: "list the TCP sockets".into(), source }
+}
+
+/// Sockets with the own mark and a foreign local address.
+fn foreign(
+    netlink: &Netlink,
+    mark: Mark,
+    local: &LocalTable,
+) -> Result<Vec<(u8, InetResponseHeader)>, HostError> {
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        netlink
+            .dump(Selection { family, mark }, |answer: SockDiagMessage| {
+                if let SockDiagMessage::InetResponse(socket) = answer {
+                    let addr = socket.header.socket_id.source_address.to_canonical();
+                    if !addr.is_loopback() && !local.contains(addr) {
+                        found.push((family, socket.header));
+                    }
+                }
+            })
+            .map_err(cannot_list)?;
+    }
+    Ok(found)
 }
 
 fn request(family: u8, socket_id: SocketId) -> InetRequest {

@@ -122,7 +122,7 @@ pub(super) struct RouteFilter {
 
 /// Calls `each` for the routes of both families, perhaps more than once for the same.
 pub(super) fn routes(filter: RouteFilter, mut each: impl FnMut(RouteMessage)) -> Result<(), HostError> {
-    let dump = || {
+    let mut dump = || {
         let netlink = Netlink::open(NETLINK_ROUTE)?;
         for family in Family::BOTH {
             let mut request = RouteMessage::default();
@@ -144,7 +144,6 @@ pub(super) fn routes(filter: RouteFilter, mut each: impl FnMut(RouteMessage)) ->
         }
         Ok(())
     };
-    let mut dump = dump;
     dump().map_err(|source| HostError::Netlink { action: "list the routes".into(), source })
 }
 

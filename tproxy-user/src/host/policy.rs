@@ -102,7 +102,7 @@ pub(super) fn selectors(mark: Mark) -> [(u32, u32); 2] {
 
 fn rule_on(mark: Mark) -> Result<Option<String>, HostError> {
     let mut found = None;
-    let dump = || -> io::Result<()> {
+    let mut dump = || -> io::Result<()> {
         let netlink = Netlink::open(NETLINK_ROUTE)?;
         for family in Family::BOTH {
             let mut request = RuleMessage::default();
@@ -118,7 +118,6 @@ fn rule_on(mark: Mark) -> Result<Option<String>, HostError> {
         }
         Ok(())
     };
-    let mut dump = dump;
     dump().map_err(|source| HostError::Netlink { action: "list the routing rules".into(), source })?;
     Ok(found)
 }

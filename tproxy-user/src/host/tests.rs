@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -173,7 +173,7 @@ fn what_is_applied_is_what_ip_shows_and_undo_removes_it() {
         let mut journal = root.begin().unwrap();
         apply_all(&mut journal);
         for ip in ["ip -4", "ip -6"] {
-            let rules = run(&format!("{ip} rule"));
+            let rules = run(&format!("{ip} -details rule"));
             let rule = "from all fwmark 0x20000000/0x30000000 iif lo lookup 2222 proto kernel";
             assert!(rules.contains(rule), "{rules}");
             assert!(rules.contains("222:") && rules.contains("later0 [detached]"), "{rules}");
@@ -236,6 +236,25 @@ fn an_interface_that_disappears_is_no_obstacle() {
         assert!(!run("ip rule").contains("gone0"));
         journal.undo().unwrap();
         assert_eq!(host(), before);
+    });
+}
+
+#[test]
+fn a_filter_on_record_is_detached() {
+    static DETACHED: AtomicU32 = AtomicU32::new(0);
+    in_namespace(|| {
+        let root = Root::new();
+        let detach = |interface: &str, direction, mark: Mark| {
+            assert_eq!((interface, direction), ("lo", Direction::Egress));
+            DETACHED.store(mark.steer(), Ordering::Relaxed);
+            Ok(())
+        };
+        let mut journal = Journal::begin_in(&root.0, IDENTITY, detach).unwrap();
+        let filter = Change::TcFilter { interface: "lo".into(), direction: Direction::Egress };
+        journal.apply(filter).unwrap();
+        assert_eq!(DETACHED.load(Ordering::Relaxed), 0);
+        journal.undo().unwrap();
+        assert_eq!(DETACHED.load(Ordering::Relaxed), IDENTITY.mark.steer());
     });
 }
 
@@ -325,9 +344,10 @@ fn an_unreadable_journal_is_reported_and_removed() {
         let root = Root::new();
         drop(Victim::start(&root));
         fs::write(root.file(), "{\"pid\": 1, \"ident").unwrap();
+        fs::write(root.file().with_extension("new"), "{").unwrap();
         let reports = root.cleanup();
         assert!(matches!(reports[..], [Report::Unreadable { .. }]), "{reports:?}");
-        assert!(root.cleanup().is_empty());
+        assert!(!root.0.exists());
     });
 }
 
@@ -419,11 +439,13 @@ fn the_local_table_is_what_the_host_takes_for_itself() {
         run("ip -6 addr add 2001:db8::1/64 dev lan0 nodad");
         run("ip link set lan0 up");
         run("ip link set lan1 up");
+        run("ip route add multicast 239.1.0.0/16 dev lan0 table local");
         run("ip route add local 198.51.100.0/24 dev lo table 100");
         run("ip route add local default dev lo table 101");
         run("ip route add local 203.0.113.0/24 dev lo table 2222");
         let local = LocalTable::load(2222).unwrap();
-        let own = ["192.0.2.1", "192.0.2.255", "127.9.9.9", "198.51.100.7", "2001:db8::1", "::1", "ff02::1"];
+        let own =
+            ["192.0.2.1", "192.0.2.255", "127.9.9.9", "198.51.100.7", "2001:db8::1", "::1", "239.1.2.3"];
         for addr in own {
             assert!(local.contains(addr.parse().unwrap()), "{addr}: {local:?}");
         }
@@ -475,6 +497,9 @@ fn links_are_told_apart_and_their_changes_reported() {
     });
 }
 
+const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 1);
+
 /// A connection over `lo` to the address of a transparent listener; (its side, the client's side).
 fn connect(to: SocketAddr, domain: Domain, mark: u32) -> (Socket, Socket) {
     let listener = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).unwrap();
@@ -483,6 +508,12 @@ fn connect(to: SocketAddr, domain: Domain, mark: u32) -> (Socket, Socket) {
     listener.bind(&to.into()).unwrap();
     listener.listen(1).unwrap();
     let client = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    let from = match to.ip() {
+        IpAddr::V4(_) => CLIENT_V4.into(),
+        IpAddr::V6(addr) if addr.to_ipv4_mapped().is_some() => CLIENT_V4.to_ipv6_mapped().into(),
+        IpAddr::V6(_) => IpAddr::V6(CLIENT_V6),
+    };
+    client.bind(&SocketAddr::new(from, 0).into()).unwrap();
     client.connect(&to.into()).unwrap();
     (listener.accept().unwrap().0, client)
 }
@@ -514,7 +545,8 @@ fn sockets() -> Vec<String> {
 #[test]
 fn lingering_sockets_with_foreign_addresses_and_our_mark_are_destroyed() {
     in_namespace(|| {
-        run("ip addr add 10.9.0.1/32 dev lo");
+        run(&format!("ip addr add {CLIENT_V4}/32 dev lo"));
+        run(&format!("ip -6 addr add {CLIENT_V6}/128 dev lo nodad"));
         run("ip route add local 203.0.113.0/24 dev lo table 2222");
         run("ip rule add to 203.0.113.0/24 lookup 2222");
         run("ip -6 route add local 2001:db8::/64 dev lo table 2222");

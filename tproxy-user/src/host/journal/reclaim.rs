@@ -58,6 +58,14 @@ pub enum Report {
     },
 }
 
+impl Report {
+    /// Whether something is left that somebody has to see to.
+    #[must_use]
+    pub const fn is_failure(&self) -> bool {
+        matches!(self, Self::Lingering { .. } | Self::NotUndone { .. })
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -117,6 +125,7 @@ pub(super) fn dead(locked: &Locked<'_>, detach_filter: DetachFilter) -> Result<V
             Found::Dead(record) => reports.extend(bury(locked, record, detach_filter)?),
         }
     }
+    locked.sweep()?;
     Ok(reports)
 }
 
@@ -126,7 +135,7 @@ fn bury(
     detach_filter: DetachFilter,
 ) -> Result<Vec<Report>, HostError> {
     let pid = record.pid;
-    let living = locked.living()?;
+    let living = locked.living_but(&record)?;
     let had_routes = record.changes.iter().any(|entry| entry.change().routes());
     let mut undoing = record.undo(Change::routes, &living, detach_filter);
     if had_routes && undoing.gone.is_empty() && undoing.failed.is_none() {

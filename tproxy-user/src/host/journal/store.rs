@@ -99,15 +99,11 @@ impl Store {
     pub(super) fn lock(&self) -> Result<Locked<'_>, HostError> {
         let directory = &self.directory;
         loop {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)
-                .map_err(failed("create", directory))?;
-            let opened = match File::open(directory) {
+            let create = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            let opened = match create.and_then(|()| File::open(directory)) {
                 // Removed by another instance that left.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                opened => opened.map_err(failed("open", directory))?,
+                opened => opened.map_err(failed("create", directory))?,
             };
             flock(&opened, FlockOperation::LockExclusive)
                 .map_err(|error| failed("lock", directory)(error.into()))?;
@@ -171,13 +167,17 @@ impl Locked<'_> {
         Ok(if self.is_held(&lock)? { Found::Living(record) } else { Found::Dead(record) })
     }
 
+    /// Whether an instance holds the lock file at `path`.
     fn is_held(&self, path: &Path) -> Result<bool, HostError> {
         let file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             opened => opened.map_err(failed("open", path))?,
         };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(false),
+            Ok(()) => {
+                release(&file);
+                Ok(false)
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
             Err(error) => Err(failed("lock", path)(error.into())),
         }
@@ -237,6 +237,19 @@ impl Locked<'_> {
         self.delete(&self.store.lock_file(identity.mark))
     }
 
+    /// Deletes what a crash left half made, or what belonged to a journal that is gone.
+    pub(super) fn sweep(&self) -> Result<(), HostError> {
+        let directory = &self.store.directory;
+        for file in fs::read_dir(directory).map_err(failed("list", directory))? {
+            let path = file.map_err(failed("list", directory))?.path();
+            let orphan = !path.with_extension("json").exists() && !self.is_held(&path)?;
+            if orphan || path.extension().is_some_and(|extension| extension == "new") {
+                self.delete(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn delete(&self, path: &Path) -> Result<(), HostError> {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
@@ -250,7 +263,15 @@ impl Drop for Locked<'_> {
         // Fails while there is a journal in them, as it should.
         let _ = fs::remove_dir(&self.store.directory);
         let _ = fs::remove_dir(&self.store.root);
+        release(&self.directory);
     }
+}
+
+/// Gives up a lock now. Closing the file does so only when the last copy of it is closed, and a process that
+/// another thread is about to spawn has copies of all files until it executes its program (flock(2)).
+pub(super) fn release(file: &File) {
+    // Cannot fail on a file that is open.
+    let _ = flock(file, FlockOperation::Unlock);
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostError + use<> {

@@ -1,0 +1,241 @@
+//! The command line: flags, checked, become a [`Config`].
+
+mod values;
+
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use tproxy_common::abi::MAX_WORKERS;
+
+use crate::{
+    config::{Action, Config, Rule, Scope, Source, Steer, Timeouts},
+    logging::Format,
+    mark::Mark,
+};
+
+/// Steers TCP connections to arbitrary destinations into user space, by eBPF instead of iptables.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Intercept connections until SIGINT or SIGTERM
+    #[command(
+        after_long_help = "Example:\n  tproxy run --scope forwarded --interface eth1 --to 0.0.0.0/0 --port 80,443 --action direct"
+    )]
+    Run(Box<Run>),
+    /// Undo what a killed instance left in this network namespace
+    #[command(after_long_help = "Example:\n  tproxy cleanup")]
+    Cleanup,
+}
+
+/// `tproxy run`
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Which traffic: what arrives for others, what this host sends, or what arrives for this host
+    #[arg(long)]
+    scope: ScopeArg,
+    /// Interface that packets arrive by (forwarded) or leave by (outbound; default: all with a route). Repeatable
+    #[arg(long, value_name = "NAME")]
+    interface: Vec<String>,
+    /// Destination prefix or address (default: any). Repeatable
+    #[arg(long, value_name = "PREFIX", value_parser = values::prefix)]
+    to: Vec<IpNet>,
+    /// Source prefix or address (default: any). Repeatable
+    #[arg(long, value_name = "PREFIX", value_parser = values::prefix)]
+    from: Vec<IpNet>,
+    /// Destination prefix or address to leave out. Repeatable
+    #[arg(long, value_name = "PREFIX", value_parser = values::prefix)]
+    except: Vec<IpNet>,
+    /// Destination ports, such as 80,443,8000-8999 (default: any)
+    #[arg(long, value_name = "PORTS", value_delimiter = ',', value_parser = values::ports)]
+    port: Vec<RangeInclusive<u16>>,
+    /// User id of the sending process (outbound). Repeatable
+    #[arg(long)]
+    uid: Vec<u32>,
+    /// cgroup v2 directory of the sending process, or one above it (outbound). Repeatable
+    #[arg(long, value_name = "PATH")]
+    cgroup: Vec<PathBuf>,
+    /// direct, upstream=ADDR:PORT, respond=TEXT, reject, drop, or pass
+    #[arg(long, value_parser = values::action)]
+    action: Action,
+    /// Whose address the upstream sees
+    #[arg(long, default_value = "host")]
+    source: Source,
+    /// Who picks the socket: the listener lookup, or tc itself
+    #[arg(long, default_value = "sk_lookup")]
+    steer: Steer,
+    /// The bits of skb->mark this instance may use
+    #[arg(long, value_name = "VALUE/MASK", default_value_t = Mark::DEFAULT)]
+    mark: Mark,
+    /// Number of the routing table this instance may use
+    #[arg(long, default_value_t = 29_808)]
+    table: u32,
+    /// Preference of this instance's routing rules
+    #[arg(long, default_value_t = 100)]
+    priority: u32,
+    /// Worker threads (default: one a CPU)
+    #[arg(long)]
+    workers: Option<usize>,
+    /// How long an upstream may take to accept a connection
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::duration)]
+    connect_timeout: Duration,
+    /// How long a connection may carry no byte (RFC 5382 asks a NAT for at least 2h4m)
+    #[arg(long, value_name = "TIME", default_value = "2h4m", value_parser = values::duration)]
+    idle_timeout: Duration,
+    /// How long live connections may go on after SIGINT or SIGTERM
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration)]
+    drain_timeout: Duration,
+    /// How log lines are written to stderr
+    #[arg(long, default_value = "text")]
+    pub log_format: Format,
+    /// More log: -v for details, -vv for what the eBPF programs say
+    #[arg(short, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ScopeArg {
+    Forwarded,
+    Outbound,
+    Inbound,
+}
+
+/// Flags that do not go together. The text names them and says what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Contradiction(String);
+
+impl Run {
+    /// Checks the flags against each other.
+    ///
+    /// # Errors
+    /// [`Contradiction`]
+    pub fn into_config(self) -> Result<Config, Contradiction> {
+        self.check()?;
+        let rule = Rule {
+            name: "cli".into(),
+            scope: match self.scope {
+                ScopeArg::Forwarded => Scope::Forwarded,
+                ScopeArg::Outbound => Scope::Outbound,
+                ScopeArg::Inbound => Scope::Inbound,
+            },
+            interfaces: self.interface,
+            from: self.from,
+            to: self.to,
+            except: self.except,
+            ports: self.port,
+            uids: self.uid,
+            cgroups: self.cgroup,
+            action: self.action,
+            source: self.source,
+        };
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Config {
+            rules: vec![rule],
+            mark: self.mark,
+            table: self.table,
+            priority: self.priority,
+            steer: self.steer,
+            workers: self.workers.unwrap_or(cpus).min(MAX_WORKERS as usize),
+            timeouts: Timeouts {
+                connect: self.connect_timeout,
+                idle: self.idle_timeout,
+                drain: self.drain_timeout,
+            },
+        })
+    }
+
+    fn check(&self) -> Result<(), Contradiction> {
+        let refuse = |text: &str| Err(Contradiction(text.to_owned()));
+        match self.scope {
+            ScopeArg::Forwarded if self.interface.is_empty() => {
+                return refuse(
+                    "--scope forwarded needs --interface: name the interface that the clients' packets arrive by",
+                );
+            }
+            ScopeArg::Inbound if !self.interface.is_empty() => {
+                return refuse(
+                    "--interface has no meaning in --scope inbound, which takes connections from every interface: leave it out",
+                );
+            }
+            ScopeArg::Outbound if self.source != Source::Host => {
+                return refuse(
+                    "--source has no meaning in --scope outbound, where the client is this host: leave it out",
+                );
+            }
+            _ => {}
+        }
+        if !matches!(self.scope, ScopeArg::Outbound) && !(self.uid.is_empty() && self.cgroup.is_empty()) {
+            return refuse(
+                "--uid and --cgroup are about the sending process: use them with --scope outbound",
+            );
+        }
+        let connects = matches!(self.action, Action::Direct | Action::Upstream(_));
+        if self.source != Source::Host && !connects {
+            return refuse(
+                "--source is about the connection to the upstream: use it with --action direct or upstream=",
+            );
+        }
+        if !share_a_family(&self.from, &self.to) {
+            return refuse(
+                "--from and --to have no address family in common, so no packet can match both: give both in IPv4, or both in IPv6",
+            );
+        }
+        let families =
+            |nets: &[IpNet], v4| nets.is_empty() || nets.iter().any(|net| matches!(net, IpNet::V4(_)) == v4);
+        if let Action::Upstream(addr) = &self.action {
+            let other = !addr.is_ipv4();
+            if self.source != Source::Host && !families(&self.to, !other) {
+                return refuse(
+                    "--source client needs an upstream of the clients' address family: give upstream= and --to in the same one",
+                );
+            }
+        }
+        if !(1..=MAX_WORKERS as usize).contains(&self.workers.unwrap_or(1)) {
+            return refuse("--workers must be between 1 and 1024");
+        }
+        if matches!(self.table, 0 | 253..=255) {
+            return refuse(
+                "--table must not be 0, 253, 254 or 255, which the kernel uses itself: choose another number",
+            );
+        }
+        if !(1..32_766).contains(&self.priority) {
+            return refuse(
+                "--priority must be between 1 and 32765, after the kernel's table local and before main",
+            );
+        }
+        Ok(())
+    }
+}
+
+fn share_a_family(from: &[IpNet], to: &[IpNet]) -> bool {
+    from.is_empty()
+        || to.is_empty()
+        || from.iter().any(|source| {
+            to.iter().any(|dest| {
+                matches!((source, dest), (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_)))
+            })
+        })
+}
+
+/// clap's account of a mistake, on one line.
+#[must_use]
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    said.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,356 @@
+//! One running instance in one network namespace: what it is made of, how it starts, follows the host, and stops.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use socket2::Socket;
+use tproxy_common::verdict::Reason;
+
+use crate::{
+    config::{Action, Config, Rule, Scope},
+    datapath::{self, AttachError, Datapath, DatapathError, Settings},
+    family::Family,
+    host::{
+        Change, Direction, HostError, Identity, Journal, lingering,
+        links::{self, Changed, Link},
+        local_table::{self, LocalTable},
+        sysctl::Sysctl,
+    },
+    plan::{Plan, Surroundings},
+    policy::{Cgroup, CgroupError, Compiled},
+    socket::{self, SocketError},
+    tcp::{Snapshot, TcpCounters, Worker, WorkerSetup},
+};
+
+/// Why an instance could not start, or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    /// A rule names an interface that does not exist.
+    #[error("interface '{0}' does not exist; `ip link` shows those that do")]
+    NoSuchInterface(String),
+    /// A rule names something that is no cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The host refused a change or an answer.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The eBPF side failed.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// A listener could not be made.
+    #[error("{0}")]
+    Socket(#[from] SocketError),
+    /// The system refused what a worker needs.
+    #[error("cannot start a worker: {0}; try fewer --workers or a higher limit of processes")]
+    Worker(#[source] io::Error),
+}
+
+/// A running instance. Dropping it, also while a panic unwinds, detaches, resets connections, and leaves the host as
+/// it was: the fields are dropped in that order.
+pub struct Instance {
+    datapath: Datapath,
+    workers: Vec<Worker>,
+    counters: Vec<Arc<TcpCounters>>,
+    _black_holes: Vec<Socket>,
+    _sockets: LingeringSockets,
+    journal: Journal,
+    config: Config,
+    cgroups: Vec<Vec<Cgroup>>,
+    surroundings: Surroundings,
+    plan: Plan,
+}
+
+impl Instance {
+    /// Starts all that is needed and takes flows from the moment it returns.
+    ///
+    /// # Errors
+    /// [`InstanceError`]; the host is then as it was.
+    pub fn start(config: Config, verbose: bool) -> Result<Self, InstanceError> {
+        let surroundings = look_around()?;
+        require_interfaces(&config.rules, &surroundings)?;
+        let cgroups = resolve_cgroups(&config.rules)?;
+        let Config { mark, table, priority, steer, .. } = config;
+        let journal = Journal::begin(Identity { mark, table, priority }, datapath::detach_filter)?;
+        let sockets = LingeringSockets { config: config.clone() };
+        let workers = config.workers as u32;
+        let mut datapath = Datapath::load(Settings { mark, steer, workers, verbose })?;
+        if verbose {
+            datapath.forward_logs()?;
+        }
+        let (workers, counters) = start_workers(&config, &mut datapath)?;
+        let black_holes = open_black_holes(&config, &mut datapath)?;
+        let mut instance = Self {
+            datapath,
+            workers,
+            counters,
+            _black_holes: black_holes,
+            _sockets: sockets,
+            journal,
+            config,
+            cgroups,
+            surroundings,
+            plan: Plan::default(),
+        };
+        instance.set_host_addresses()?;
+        for family in Family::available() {
+            instance.journal.apply(Change::LocalRoute { family })?;
+        }
+        instance.carry_out()?;
+        instance.datapath.attach_lookup()?;
+        instance.datapath.start_deciding()?;
+        Ok(instance)
+    }
+
+    /// Adapts to what changed on the host.
+    ///
+    /// # Errors
+    /// When the host or the kernel refuses; what was in place before still is.
+    pub fn follow(&mut self, changed: Changed) -> Result<(), InstanceError> {
+        if changed.local_table {
+            self.set_host_addresses()?;
+        }
+        if changed.links || changed.routes {
+            let now = look_around()?;
+            self.report_interfaces(&now);
+            self.surroundings = now;
+            self.carry_out()?;
+        }
+        Ok(())
+    }
+
+    /// Worker threads end only when they are told to, or panic; completes when one has.
+    pub async fn worker_ended(&self) {
+        let ended: Vec<_> = self.workers.iter().map(|worker| Box::pin(worker.ended())).collect();
+        futures_util::future::select_all(ended).await;
+    }
+
+    /// Takes no new flow and waits until the live connections have ended, at most `drain_timeout`.
+    ///
+    /// # Errors
+    /// When the datapath cannot be told.
+    pub async fn drain(&mut self) -> Result<(), InstanceError> {
+        let deadline = Instant::now() + self.config.timeouts.drain;
+        self.datapath.stop_deciding()?;
+        let live: usize = self.workers.iter().map(Worker::live).sum();
+        tracing::info!(live, limit = ?self.config.timeouts.drain, "draining: no new flow is taken");
+        let drained = async {
+            join_all(self.workers.iter().map(Worker::drained)).await;
+            self.delivered().await
+        };
+        match tokio::time::timeout_at(deadline.into(), drained).await {
+            Ok(delivered) => delivered,
+            Err(_elapsed) => Ok(()),
+        }
+    }
+
+    /// Waits until what closed connections still had to send has been acknowledged. The kernel has no event for it.
+    async fn delivered(&self) -> Result<(), InstanceError> {
+        const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+        let local = LocalTable::load(self.config.table)?;
+        while lingering::undelivered(self.config.mark, &local)? > 0 {
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        Ok(())
+    }
+
+    /// Detaches, ends what is live, and leaves the host as it was.
+    ///
+    /// # Errors
+    /// The first thing that could not be undone; the rest is all the same.
+    pub fn stop(mut self) -> Result<(), InstanceError> {
+        self.datapath.detach();
+        for worker in &self.workers {
+            worker.stop_now();
+        }
+        let panics = self.workers.drain(..).filter_map(|worker| worker.join().err()).count();
+        if panics > 0 {
+            tracing::error!(panics, "workers had panicked");
+        }
+        self.log_counters();
+        let Self { _sockets: sockets, journal, .. } = self;
+        drop(sockets);
+        Ok(journal.undo()?)
+    }
+
+    fn log_counters(&self) {
+        let tcp: Snapshot = self.counters.iter().map(|counters| counters.snapshot()).sum();
+        tracing::info!("connections: {tcp}");
+        match self.datapath.counters() {
+            Ok(counters) => tracing::info!("packets: {}", in_words(&counters)),
+            Err(error) => tracing::warn!("packets: {error}"),
+        }
+    }
+
+    fn set_host_addresses(&mut self) -> Result<(), InstanceError> {
+        let local = LocalTable::load(self.config.table)?;
+        Ok(self.datapath.set_host_addresses(local.prefixes())?)
+    }
+
+    /// Makes hooks, rules and tables what the surroundings ask for. First what delivers, then what steers.
+    fn carry_out(&mut self) -> Result<(), InstanceError> {
+        let plan = self.surroundings.plan(&self.config.rules);
+        for sysctl in plan.loopback.difference(&self.plan.loopback) {
+            let sysctl = Sysctl::new("lo", Family::V4, sysctl.key())?;
+            self.journal.apply(Change::Sysctl { sysctl, value: "1".into() })?;
+        }
+        for iif in plan.delivering.difference(&self.plan.delivering) {
+            for change in rules_for(iif) {
+                self.journal.apply(change)?;
+            }
+        }
+        self.attach(&plan)?;
+        let surroundings = &self.surroundings;
+        let compiled = Compiled::new(&self.config.rules, |rule| surroundings.limit(rule), &self.cgroups);
+        self.datapath.install(&compiled)?;
+        for iif in self.plan.delivering.difference(&plan.delivering) {
+            for change in rules_for(iif) {
+                self.journal.revert(&change)?;
+            }
+        }
+        self.plan = plan;
+        Ok(())
+    }
+
+    fn attach(&mut self, plan: &Plan) -> Result<(), InstanceError> {
+        for (index, hook) in self.datapath.attached() {
+            if !plan.hooks.contains(&(index, hook)) {
+                self.datapath.detach_from(index, hook);
+            }
+        }
+        for (index, hook) in &plan.hooks {
+            let Some(link) = self.surroundings.links.iter().find(|link| link.index == *index) else { continue };
+            if !datapath::has_tcx() {
+                let filter = Change::TcFilter { interface: link.name.clone(), direction: *hook };
+                self.journal.apply(filter)?;
+            }
+            match self.datapath.attach(link, *hook) {
+                // Word of its end is on the way.
+                Err(DatapathError::Attach(AttachError::Gone(_))) => {}
+                attached => attached?,
+            }
+        }
+        Ok(())
+    }
+
+    fn report_interfaces(&self, now: &Surroundings) {
+        let used: BTreeSet<u32> = self.plan.hooks.iter().map(|(index, _)| *index).collect();
+        for link in gone(&self.surroundings, now).filter(|link| used.contains(&link.index)) {
+            tracing::warn!(interface = link.name, "interface disappeared");
+        }
+        let wanted = now.plan(&self.config.rules).hooks;
+        for link in &now.links {
+            let hooked = |hooks: &BTreeSet<(u32, Direction)>| hooks.iter().any(|(index, _)| *index == link.index);
+            if hooked(&wanted) && !hooked(&self.plan.hooks) {
+                tracing::info!(interface = link.name, "interface appeared");
+            }
+        }
+    }
+}
+
+/// Sockets of ours that are left when an instance ends would swallow packets that are to pass: those in TIME_WAIT and
+/// FIN_WAIT still own their foreign addresses, and `ip_forward()` drops a packet that early demux gave a socket.
+struct LingeringSockets {
+    config: Config,
+}
+
+impl Drop for LingeringSockets {
+    fn drop(&mut self) {
+        let destroyed = LocalTable::load(self.config.table)
+            .and_then(|local| lingering::destroy(self.config.mark, &local));
+        match destroyed {
+            Ok(0) => {}
+            Ok(sockets) => tracing::debug!(sockets, "destroyed what lingered with foreign addresses"),
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+}
+
+fn start_workers(
+    config: &Config,
+    datapath: &mut Datapath,
+) -> Result<(Vec<Worker>, Vec<Arc<TcpCounters>>), InstanceError> {
+    let mut listeners = Vec::new();
+    let mut bound = Vec::new();
+    for worker in 0..config.workers {
+        let mut own = Vec::new();
+        for family in Family::available() {
+            let listener = socket::listener(family, config.mark)?;
+            bound.extend(listener.local_addr().ok().and_then(|addr| addr.as_socket()));
+            datapath.set_listener(worker as u32, family, &listener)?;
+            own.push(listener);
+        }
+        listeners.push(own);
+    }
+    let bound: Arc<[SocketAddr]> = bound.into();
+    let rules: Arc<[Rule]> = config.rules.clone().into();
+    let mut workers = Vec::new();
+    let mut counters = Vec::new();
+    for (index, listeners) in listeners.into_iter().enumerate() {
+        let own = Arc::new(TcpCounters::default());
+        workers.push(
+            Worker::spawn(WorkerSetup {
+                index,
+                listeners,
+                bound: Arc::clone(&bound),
+                rules: Arc::clone(&rules),
+                timeouts: config.timeouts,
+                mark: config.mark,
+                decisions: Box::new(datapath.decisions()?),
+                counters: Arc::clone(&own),
+            })
+            .map_err(InstanceError::Worker)?,
+        );
+        counters.push(own);
+    }
+    Ok((workers, counters))
+}
+
+/// Where connections end that scope `inbound` drops; the datapath's hooks for the other scopes can drop by themselves.
+fn open_black_holes(config: &Config, datapath: &mut Datapath) -> Result<Vec<Socket>, InstanceError> {
+    let drops = |rule: &Rule| rule.scope == Scope::Inbound && rule.action == Action::Drop;
+    if !config.rules.iter().any(drops) {
+        return Ok(Vec::new());
+    }
+    let open = |family| {
+        let hole = socket::black_hole(family, config.mark)?;
+        datapath.set_black_hole(family, &hole)?;
+        Ok(hole)
+    };
+    Family::available().map(open).collect()
+}
+
+fn look_around() -> Result<Surroundings, HostError> {
+    Ok(Surroundings { links: links::snapshot()?, routed: local_table::routed_interfaces()? })
+}
+
+fn require_interfaces(rules: &[Rule], surroundings: &Surroundings) -> Result<(), InstanceError> {
+    let missing = rules
+        .iter()
+        .flat_map(|rule| &rule.interfaces)
+        .find(|name| !surroundings.links.iter().any(|link| link.name == **name));
+    missing.map_or(Ok(()), |name| Err(InstanceError::NoSuchInterface(name.clone())))
+}
+
+fn resolve_cgroups(rules: &[Rule]) -> Result<Vec<Vec<Cgroup>>, CgroupError> {
+    rules.iter().map(|rule| rule.cgroups.iter().map(|path| Cgroup::resolve(path)).collect()).collect()
+}
+
+fn rules_for(iif: &str) -> impl Iterator<Item = Change> {
+    Family::available().map(|family| Change::Rule { family, iif: iif.to_owned() })
+}
+
+fn gone<'a>(before: &'a Surroundings, now: &'a Surroundings) -> impl Iterator<Item = &'a Link> {
+    before.links.iter().filter(|link| !now.links.iter().any(|other| other.index == link.index))
+}
+
+/// What was counted, and not nothing.
+fn in_words(counters: &[(Reason, u64)]) -> String {
+    let seen = counters.iter().filter(|(_, count)| *count > 0);
+    seen.map(|(reason, count)| format!("{}={count}", reason.name())).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,192 @@
+//! Which hooks of which interfaces the rules need, given the interfaces there are. Pure: the instance carries it out,
+//! and makes it anew whenever interfaces or routes change.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tproxy_common::rule::Scope;
+
+use crate::{
+    config::{Action, Rule, Source},
+    host::{
+        Direction,
+        links::{Layer, Link},
+    },
+};
+
+/// What there is at the moment.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// All interfaces.
+    pub links: Vec<Link>,
+    /// Indices of those with a default or connected route.
+    pub routed: BTreeSet<u32>,
+}
+
+/// What the rules need of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// tc hooks, by interface index.
+    pub hooks: BTreeSet<(u32, Direction)>,
+    /// Names of the interfaces whose steered packets policy routing must deliver locally.
+    pub delivering: BTreeSet<String>,
+    /// sysctls of `lo` that redirected packets need.
+    pub loopback: BTreeSet<LoopbackSysctl>,
+}
+
+/// A sysctl of `lo`, to be 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LoopbackSysctl {
+    /// Packets with a source address of the host's own may arrive.
+    AcceptLocal,
+    /// Packets with a source address in 127.0.0.0/8 may be for other addresses.
+    RouteLocalnet,
+}
+
+impl LoopbackSysctl {
+    /// Its key below `net.ipv4.conf.lo`.
+    #[must_use]
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::AcceptLocal => "accept_local",
+            Self::RouteLocalnet => "route_localnet",
+        }
+    }
+}
+
+impl Surroundings {
+    /// Interfaces a rule is limited to at the moment; `None` is any. An interface that is named but absent is left out.
+    #[must_use]
+    pub fn limit(&self, rule: &Rule) -> Option<BTreeSet<u32>> {
+        match rule.scope {
+            Scope::Inbound => None,
+            Scope::Outbound if rule.interfaces.is_empty() => Some(self.routed.clone()),
+            Scope::Forwarded | Scope::Outbound => {
+                let named = self.links.iter().filter(|link| rule.interfaces.contains(&link.name));
+                Some(named.map(|link| link.index).collect())
+            }
+        }
+    }
+
+    /// What `rules` need.
+    #[must_use]
+    pub fn plan(&self, rules: &[Rule]) -> Plan {
+        let mut hooks = BTreeSet::new();
+        let mut loopback = BTreeSet::new();
+        for rule in rules {
+            let limit = self.limit(rule).unwrap_or_default();
+            match rule.scope {
+                Scope::Forwarded => hooks.extend(limit.into_iter().map(|index| (index, Direction::Ingress))),
+                Scope::Outbound => {
+                    loopback.insert(LoopbackSysctl::AcceptLocal);
+                    // Only there do packets with a source address of `lo` leave.
+                    if limit.contains(&self.loopback()) {
+                        loopback.insert(LoopbackSysctl::RouteLocalnet);
+                    }
+                    hooks.extend(limit.into_iter().map(|index| (index, Direction::Egress)));
+                }
+                Scope::Inbound => {}
+            }
+            hooks.extend(self.return_leg(rule));
+            if rule.scope == Scope::Inbound && is_spoofed(rule) {
+                loopback.insert(LoopbackSysctl::AcceptLocal);
+            }
+        }
+        if hooks.iter().any(|(_, hook)| *hook == Direction::Egress) {
+            hooks.insert((self.loopback(), Direction::Ingress));
+        }
+        let names: BTreeMap<u32, &str> = self.links.iter().map(|link| (link.index, &*link.name)).collect();
+        let delivering = hooks
+            .iter()
+            .filter(|(_, hook)| *hook == Direction::Ingress)
+            .filter_map(|(index, _)| names.get(index).map(|name| (*name).to_owned()))
+            .collect();
+        Plan { hooks, delivering, loopback }
+    }
+
+    /// Where the replies to a spoofed upstream socket can pass: they bear the client's address, and only a lookup of
+    /// their 4-tuple tells that they are ours. From a server they arrive by any interface; from an application of this
+    /// host they leave by any.
+    fn return_leg(&self, rule: &Rule) -> impl Iterator<Item = (u32, Direction)> {
+        let hook = match rule.scope {
+            Scope::Forwarded => Direction::Ingress,
+            Scope::Outbound | Scope::Inbound => Direction::Egress,
+        };
+        let spoofed = is_spoofed(rule);
+        self.links
+            .iter()
+            .filter(move |link| spoofed && matches!(link.layer, Layer::Ethernet | Layer::Ip))
+            .map(move |link| (link.index, hook))
+    }
+
+    fn loopback(&self) -> u32 {
+        self.links.iter().find(|link| link.layer == Layer::Loopback).map_or(1, |link| link.index)
+    }
+}
+
+fn is_spoofed(rule: &Rule) -> bool {
+    rule.source != Source::Host && matches!(rule.action, Action::Direct | Action::Upstream(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Direction::{Egress, Ingress};
+
+    fn link(index: u32, name: &str, layer: Layer) -> Link {
+        Link { index, name: name.into(), layer, up: true }
+    }
+
+    fn surroundings() -> Surroundings {
+        let links = vec![
+            link(1, "lo", Layer::Loopback),
+            link(2, "eth0", Layer::Ethernet),
+            link(3, "tun0", Layer::Ip),
+            link(4, "can0", Layer::Other),
+        ];
+        Surroundings { links, routed: [2, 3].into() }
+    }
+
+    fn rule(scope: Scope, interfaces: &[&str], source: Source) -> Rule {
+        Rule {
+            name: "r".into(),
+            scope,
+            interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(),
+            from: vec![],
+            to: vec![],
+            except: vec![],
+            ports: vec![],
+            uids: vec![],
+            cgroups: vec![],
+            action: Action::Direct,
+            source,
+        }
+    }
+
+    fn hooks(rule: Rule) -> Vec<(u32, Direction)> {
+        surroundings().plan(&[rule]).hooks.into_iter().collect()
+    }
+
+    #[test]
+    fn forwarded_needs_ingress_where_named_and_everywhere_for_spoofed_replies() {
+        assert_eq!(hooks(rule(Scope::Forwarded, &["eth0", "gone"], Source::Host)), [(2, Ingress)]);
+        assert_eq!(hooks(rule(Scope::Forwarded, &["eth0"], Source::Client)), [(2, Ingress), (3, Ingress)]);
+    }
+
+    #[test]
+    fn outbound_follows_routes_or_names_and_comes_back_by_lo() {
+        assert_eq!(hooks(rule(Scope::Outbound, &[], Source::Host)), [(1, Ingress), (2, Egress), (3, Egress)]);
+        let classic = surroundings().plan(&[rule(Scope::Outbound, &["lo"], Source::Host)]);
+        assert_eq!(classic.hooks, [(1, Ingress), (1, Egress)].into());
+        assert_eq!(classic.loopback, [LoopbackSysctl::AcceptLocal, LoopbackSysctl::RouteLocalnet].into());
+        assert_eq!(classic.delivering, ["lo".to_owned()].into());
+    }
+
+    #[test]
+    fn inbound_needs_tc_only_for_spoofed_replies() {
+        assert_eq!(hooks(rule(Scope::Inbound, &[], Source::Host)), []);
+        assert_eq!(
+            hooks(rule(Scope::Inbound, &[], Source::Client)),
+            [(1, Ingress), (2, Egress), (3, Egress)]
+        );
+    }
+}

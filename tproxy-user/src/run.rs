@@ -1,0 +1,73 @@
+//! `tproxy run` and `tproxy cleanup`, from start to end.
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    config::Config,
+    datapath,
+    host::{self, Report, links::Monitor, preflight},
+    instance::Instance,
+};
+
+/// Runs an instance until SIGINT or SIGTERM, and stops it in order; a second signal stops it now.
+///
+/// # Errors
+/// What kept it from starting, or from leaving the host as it was.
+pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+    preflight::check()?;
+    let mut monitor = Monitor::new().context("cannot watch the interfaces (netlink)")?;
+    let mut instance = Instance::start(config, verbose)?;
+    tracing::info!("ready: steering is in place");
+    loop {
+        tokio::select! {
+            () = signals.next() => break,
+            () = instance.worker_ended() => {
+                instance.stop()?;
+                anyhow::bail!("a worker ended by itself, which is a bug; the host is as it was");
+            }
+            changed = monitor.next() => {
+                let changed = changed.context("cannot watch the interfaces (netlink)")?;
+                if let Err(error) = instance.follow(changed) {
+                    tracing::error!("cannot follow a change of the host: {error}");
+                }
+            }
+        }
+    }
+    tokio::select! {
+        drained = instance.drain() => drained?,
+        () = signals.next() => tracing::info!("second signal: stopping now"),
+    }
+    instance.stop()?;
+    tracing::info!("stopped: the host is as it was");
+    Ok(())
+}
+
+/// Undoes what dead instances left in this network namespace, and says what that was.
+///
+/// # Errors
+/// What could not be undone.
+pub fn cleanup() -> anyhow::Result<Vec<Report>> {
+    preflight::check()?;
+    Ok(host::cleanup(datapath::detach_filter)?)
+}
+
+/// SIGINT and SIGTERM, which mean the same.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

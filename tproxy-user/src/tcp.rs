@@ -1,0 +1,46 @@
+//! TCP from accept to close: the way of a connection.
+//!
+//! A [`Worker`] is one thread with its own runtime and its own listeners; nothing is shared between
+//! workers but what is read only. In each of them
+//!
+//! 1. `accept` takes connections off the listeners and finds out the client, the original destination
+//!    and, from the datapath by way of [`Decisions`], the rule that selected the flow;
+//! 2. `session` does what the rule's action says, one task a connection:
+//! 3. `upstream` connects from the source that the rule wants, while the client is watched, or
+//!    `respond` answers in place of a server;
+//! 4. `relay` moves bytes, a `pipe` for each direction, and passes on how each side ends;
+//! 5. `connection` writes down how it went: a line at accept, a line at close, the [`TcpCounters`].
+//!
+//! An idle connection holds no buffer: a pipe borrows one from the worker's `buffers` for a read and
+//! keeps it only while the other side does not take what was read.
+//! Every socket resets its peer when it is dropped (see [`socket`](crate::socket)), so whatever cuts a
+//! connection off needs to do no more than drop it; only an orderly end has to be asked for.
+
+mod accept;
+mod buffers;
+mod connection;
+mod counters;
+mod pipe;
+mod relay;
+mod respond;
+mod session;
+mod upstream;
+mod worker;
+
+pub use counters::{End, Snapshot, TcpCounters};
+pub use worker::{Worker, WorkerSetup};
+
+use crate::flow::{ClientAddr, OriginalDst};
+
+/// Index of a rule in [`Config::rules`](crate::config::Config::rules).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RuleIndex(pub usize);
+
+/// What the datapath decided when it saw a flow's first packet.
+pub trait Decisions: Send {
+    /// Hands out, once, the rule that selected the flow; `None` when the datapath has no record of it.
+    fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<RuleIndex>;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! Taking connections off a listener.
+
+use std::{
+    convert::Infallible, fs::File, future::poll_fn, io, rc::Rc, sync::atomic::Ordering::Relaxed, task::Poll,
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+use super::{
+    connection::{Connection, refuse},
+    counters::End,
+    session,
+    worker::Shared,
+};
+use crate::flow::{ClientAddr, OriginalDst};
+
+/// How long accepting pauses for lack of descriptors, unless a connection of ours ends before that.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// Accepts for ever. `accept` yields to the runtime when the queue is empty, and after 128 connections.
+pub(super) async fn accept_from(listener: TcpListener, shared: Rc<Shared>) -> Infallible {
+    let mut reserve = Reserve::new();
+    let mut exhausted = false;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                if exhausted {
+                    tracing::info!("accepting again");
+                    exhausted = false;
+                }
+                decide(stream, ClientAddr(peer), &shared);
+            }
+            Err(error) if concerns_one_connection(&error) => {}
+            Err(error) => {
+                shared.counters.out_of_descriptors.fetch_add(1, Relaxed);
+                if !exhausted {
+                    tracing::warn!(%error, "cannot accept; resetting some clients until it gets better");
+                    exhausted = true;
+                }
+                reserve.turn_one_away(&listener).await;
+                let mut live = shared.live.subscribe();
+                // Both outcomes mean: try again.
+                let _ = timeout(BACK_OFF, live.changed()).await;
+            }
+        }
+    }
+}
+
+/// Finds out what is to be done with a connection, and begins it.
+fn decide(stream: TcpStream, client: ClientAddr, shared: &Rc<Shared>) {
+    shared.counters.accepted.fetch_add(1, Relaxed);
+    // It fails only for sockets that are not connected.
+    let Ok(local) = stream.local_addr() else { return shared.counters.ended(End::Undecided) };
+    let dst = OriginalDst(local);
+    if shared.bound.contains(&local) {
+        return refuse(shared, client, dst, End::Loop);
+    }
+    let decision = shared.decisions.borrow_mut().take(client, dst);
+    let Some(rule) = decision.filter(|rule| rule.0 < shared.rules.len()) else {
+        return refuse(shared, client, dst, End::Undecided);
+    };
+    tokio::task::spawn_local(session::run(stream, Connection::new(Rc::clone(shared), client, dst, rule)));
+}
+
+/// Errors that were already pending on the connection; accept(2) says to treat them like `EAGAIN`.
+/// Whatever else fails would fail again at once.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const PENDING: [Errno; 10] = [
+        Errno::CONNABORTED,
+        Errno::INTR,
+        Errno::NETDOWN,
+        Errno::PROTO,
+        Errno::NOPROTOOPT,
+        Errno::HOSTDOWN,
+        Errno::NONET,
+        Errno::HOSTUNREACH,
+        Errno::OPNOTSUPP,
+        Errno::NETUNREACH,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| PENDING.contains(&errno))
+}
+
+/// A descriptor held for the time when there are no more: with it the client that has waited longest
+/// is at least told that it waits in vain, and the listener does not stay readable for nothing.
+struct Reserve(Option<File>);
+
+impl Reserve {
+    fn new() -> Self {
+        Self(File::open("/dev/null").ok())
+    }
+
+    async fn turn_one_away(&mut self, listener: &TcpListener) {
+        self.0 = None;
+        let turned_away = poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await;
+        // Which resets it, and gives its descriptor back.
+        drop(turned_away);
+        *self = Self::new();
+    }
+}

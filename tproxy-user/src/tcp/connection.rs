@@ -1,0 +1,158 @@
+//! What is known of one connection, and the two lines that are written about it.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Instant};
+
+use tokio::net::TcpStream;
+
+use super::{End, RuleIndex, pipe::Pipe, worker::Shared};
+use crate::{
+    config::Rule,
+    flow::{ClientAddr, OriginalDst},
+};
+
+/// A live connection. It is counted and logged as ended when it is dropped: by then [`Connection::end`]
+/// says how, or it was cut off by a stop.
+pub(super) struct Connection {
+    pub(super) shared: Rc<Shared>,
+    pub(super) client: ClientAddr,
+    pub(super) dst: OriginalDst,
+    /// client → upstream
+    pub(super) up: Pipe,
+    /// upstream → client
+    pub(super) down: Pipe,
+    rule: RuleIndex,
+    accepted: Instant,
+    announced: Announced,
+    counted: Counted,
+    end: Option<Ended>,
+}
+
+/// How a connection ended, with what the kernel said where it said something.
+pub(super) struct Ended {
+    pub(super) end: End,
+    pub(super) error: Option<String>,
+}
+
+#[derive(PartialEq, Eq)]
+enum Announced {
+    No,
+    Yes,
+}
+
+/// What the counters already have.
+#[derive(Default)]
+struct Counted {
+    up: u64,
+    down: u64,
+}
+
+impl From<End> for Ended {
+    fn from(end: End) -> Self {
+        Self { end, error: None }
+    }
+}
+
+/// The client's socket failed.
+pub(super) fn client_failed(error: &io::Error) -> Ended {
+    let end = if is_reset(error) { End::ClientReset } else { End::ClientLost };
+    Ended { end, error: Some(error.to_string()) }
+}
+
+/// The upstream's socket failed, after it was connected.
+pub(super) fn upstream_failed(error: &io::Error) -> Ended {
+    let end = if is_reset(error) { End::UpstreamReset } else { End::UpstreamLost };
+    Ended { end, error: Some(error.to_string()) }
+}
+
+/// A reset after the peer's FIN is `EPIPE` (`tcp_reset` in `CLOSE_WAIT`), and once somebody has
+/// collected the error, the socket is just not connected.
+fn is_reset(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), ConnectionReset | BrokenPipe | NotConnected)
+}
+
+/// Counts and logs a connection that is not ours to serve. Anybody can make many of them, so its line
+/// is not for everyday logs.
+pub(super) fn refuse(shared: &Shared, client: ClientAddr, dst: OriginalDst, end: End) {
+    shared.counters.ended(end);
+    tracing::debug!(%client, %dst, %end, "refused");
+}
+
+impl Connection {
+    pub(super) fn new(shared: Rc<Shared>, client: ClientAddr, dst: OriginalDst, rule: RuleIndex) -> Self {
+        shared.live.send_modify(|live| *live += 1);
+        Self {
+            shared,
+            client,
+            dst,
+            up: Pipe::default(),
+            down: Pipe::default(),
+            rule,
+            accepted: Instant::now(),
+            announced: Announced::No,
+            counted: Counted::default(),
+            end: None,
+        }
+    }
+
+    pub(super) fn rule(&self) -> &Rule {
+        &self.shared.rules[self.rule.0]
+    }
+
+    /// Writes the first line, once it is known whether there is an upstream socket.
+    pub(super) fn announce(&mut self, upstream: Option<SocketAddr>, socket: Option<&TcpStream>) {
+        let rule = self.rule();
+        let source = socket.and_then(|socket| socket.local_addr().ok());
+        tracing::info!(
+            client = %self.client,
+            dst = %self.dst,
+            rule = %rule.name,
+            action = %rule.action,
+            upstream = upstream.map(display),
+            source = source.map(display),
+            "accepted"
+        );
+        self.announced = Announced::Yes;
+    }
+
+    pub(super) fn ended(&mut self, ended: Ended) {
+        self.end = Some(ended);
+    }
+
+    /// Counts what was moved since the last call, and says whether that was anything.
+    pub(super) fn count(&mut self) -> bool {
+        let (up, down) = (self.up.read - self.counted.up, self.down.written - self.counted.down);
+        if (up, down) == (0, 0) {
+            return false;
+        }
+        self.shared.counters.bytes_up.fetch_add(up, Relaxed);
+        self.shared.counters.bytes_down.fetch_add(down, Relaxed);
+        self.counted = Counted { up: self.up.read, down: self.down.written };
+        true
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.announced == Announced::No {
+            self.announce(None, None);
+        }
+        self.count();
+        self.up.abandon(&self.shared.buffers);
+        self.down.abandon(&self.shared.buffers);
+        let Ended { end, error } = self.end.take().unwrap_or(Ended::from(End::Stopped));
+        tracing::info!(
+            client = %self.client,
+            dst = %self.dst,
+            rule = %self.rule().name,
+            bytes_up = self.up.read,
+            bytes_down = self.down.written,
+            duration = ?self.accepted.elapsed(),
+            %end,
+            error,
+            "closed"
+        );
+        self.shared.counters.ended(end);
+        self.shared.live.send_modify(|live| *live -= 1);
+    }
+}

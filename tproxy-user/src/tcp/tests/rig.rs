@@ -1,0 +1,158 @@
+//! A worker whose listener clients connect to as if it had been steered to.
+
+use std::{
+    io::{ErrorKind, Read},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::SockRef;
+
+use crate::{
+    config::{Action, Rule, Scope, Source, Timeouts},
+    flow::{ClientAddr, OriginalDst},
+    mark::Mark,
+    socket::{self, Family},
+    tcp::{Decisions, End, RuleIndex, Snapshot, TcpCounters, Worker, WorkerSetup},
+};
+
+/// No test waits longer than this for anything.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) struct Always(pub(super) Option<RuleIndex>);
+
+impl Decisions for Always {
+    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<RuleIndex> {
+        self.0
+    }
+}
+
+pub(super) struct Rig {
+    pub(super) worker: Worker,
+    pub(super) address: SocketAddr,
+    counters: Arc<TcpCounters>,
+}
+
+pub(super) fn rule(action: Action, source: Source) -> Rule {
+    Rule {
+        name: "test".into(),
+        scope: Scope::Forwarded,
+        interfaces: vec![],
+        from: vec![],
+        to: vec![],
+        except: vec![],
+        ports: vec![],
+        uids: vec![],
+        cgroups: vec![],
+        action,
+        source,
+    }
+}
+
+pub(super) const TIMEOUTS: Timeouts = Timeouts { connect: PATIENCE, idle: PATIENCE, drain: PATIENCE };
+
+impl Rig {
+    pub(super) fn new(action: Action) -> Self {
+        Self::with(action, |_| {})
+    }
+
+    pub(super) fn with(action: Action, change: impl FnOnce(&mut WorkerSetup)) -> Self {
+        let listener = socket::listener(Family::V4, Mark::DEFAULT).expect("root");
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let counters = Arc::new(TcpCounters::default());
+        let mut setup = WorkerSetup {
+            index: 0,
+            listeners: vec![listener],
+            bound: Arc::new([]),
+            rules: Arc::new([rule(action, Source::Host)]),
+            timeouts: TIMEOUTS,
+            mark: Mark::DEFAULT,
+            decisions: Box::new(Always(Some(RuleIndex(0)))),
+            counters: Arc::clone(&counters),
+        };
+        change(&mut setup);
+        Self { worker: Worker::spawn(setup).unwrap(), address, counters }
+    }
+
+    pub(super) fn client(&self) -> TcpStream {
+        let client = TcpStream::connect(self.address).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client
+    }
+
+    /// A client and the server that it is connected to through the worker.
+    pub(super) fn pair(&self, server: &TcpListener) -> (TcpStream, TcpStream) {
+        let client = self.client();
+        let (upstream, _) = server.accept().unwrap();
+        upstream.set_read_timeout(Some(PATIENCE)).unwrap();
+        (client, upstream)
+    }
+
+    /// Waits for all connections to end, and tells what was counted.
+    pub(super) fn finish(self) -> Snapshot {
+        wait(self.worker.drained());
+        self.worker.stop_now();
+        self.worker.join().unwrap();
+        self.counters.snapshot()
+    }
+
+    /// The same for a single connection, and how it ended.
+    pub(super) fn assert_end(self, end: End) -> Snapshot {
+        let snapshot = self.finish();
+        assert_eq!((snapshot.accepted, snapshot.ended(end)), (1, 1), "{snapshot}");
+        snapshot
+    }
+}
+
+/// A server, and a worker that sends everybody there.
+pub(super) fn upstream() -> (Rig, TcpListener) {
+    upstream_with(|_| {})
+}
+
+pub(super) fn upstream_with(change: impl FnOnce(&mut WorkerSetup)) -> (Rig, TcpListener) {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    (Rig::with(Action::Upstream(server.local_addr().unwrap()), change), server)
+}
+
+pub(super) fn wait<T>(event: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, event).await.expect("it happens in time") })
+}
+
+/// Waits for a reset without reading what came before it.
+pub(super) fn wait_for_reset(stream: &TcpStream) {
+    let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty())];
+    let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    assert_eq!(poll(&mut fds, Some(&patience)).unwrap(), 1, "no reset came");
+    assert!(fds[0].revents().contains(PollFlags::ERR), "{:?}", fds[0].revents());
+}
+
+/// Asserts that the next thing to be read is a reset.
+pub(super) fn assert_reset(mut stream: TcpStream) {
+    let error = stream.read(&mut [0]).expect_err("a reset and no data");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+pub(super) fn reset(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// Writes until neither the peer nor anybody in between takes more; tells how much that was.
+pub(super) fn write_until_stuck(mut stream: &TcpStream, done: impl Fn() -> bool) -> u64 {
+    use std::io::Write;
+    stream.set_nonblocking(true).unwrap();
+    let mut total = 0;
+    loop {
+        match stream.write(&[7; 65536]) {
+            Ok(length) => total += length as u64,
+            Err(error) if error.kind() == ErrorKind::WouldBlock && done() => break,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    stream.set_nonblocking(false).unwrap();
+    total
+}
