@@ -1,2 +1,43 @@
-//! Tasks of the project.
-fn main() {}
+//! The project's tasks: `cargo xtask --help`.
+#![expect(clippy::print_stdout, reason = "what a task says is its product")]
+
+mod build_ebpf;
+mod ci;
+mod demo;
+mod host;
+mod process;
+mod test;
+mod verify;
+
+use std::path::Path;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about = "The project's tasks")]
+enum Task {
+    BuildEbpf(build_ebpf::Args),
+    /// Shows what the running kernel's verifier makes of the committed object (root)
+    Verify,
+    Test(test::Args),
+    /// Shows tproxy at work in three network namespaces of its own (root)
+    Demo,
+    /// Runs all that a change has to pass, installing what is missing (root)
+    Ci,
+}
+
+fn main() -> anyhow::Result<()> {
+    // Every task sees the workspace's root, wherever it was started.
+    std::env::set_current_dir(workspace())?;
+    match Task::parse() {
+        Task::BuildEbpf(args) => build_ebpf::main(&args),
+        Task::Verify => verify::main(),
+        Task::Test(args) => test::main(&args),
+        Task::Demo => demo::main(),
+        Task::Ci => ci::main(),
+    }
+}
+
+fn workspace() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}

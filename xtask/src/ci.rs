@@ -1,0 +1,48 @@
+//! `cargo xtask ci`: what a change has to pass, the cheapest first.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::{
+    build_ebpf, host,
+    process::{cargo, output, run},
+    test,
+};
+
+pub(crate) fn main() -> Result<()> {
+    host::require_root("ci")?;
+    let before = changes()?;
+    for (title, check) in CHECKS {
+        println!("\n==> {title}");
+        let start = Instant::now();
+        check()?;
+        println!("==> {title}: passed in {} s", start.elapsed().as_secs());
+    }
+    if changes()? != before {
+        bail!("the checks changed files of the tree:\n{}", changes()?);
+    }
+    Ok(())
+}
+
+type Check = fn() -> Result<()>;
+
+const CHECKS: &[(&str, Check)] = &[
+    ("format", || run(cargo().args(["fmt", "--all", "--check"]))),
+    ("lints", || {
+        run(cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-Dwarnings"]))
+    }),
+    ("documentation", || {
+        let mut doc = cargo();
+        doc.args(["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
+        run(doc.env("RUSTDOCFLAGS", "-Dwarnings"))
+    }),
+    ("eBPF object", || build_ebpf::main(&build_ebpf::Args { install: true, check: true })),
+    ("lints of the eBPF programs", build_ebpf::clippy),
+    ("tests", || test::main(&test::Args { filter: Vec::new() })),
+];
+
+/// What git sees as changed; the checks have to leave it as it was.
+fn changes() -> Result<String> {
+    output(std::process::Command::new("git").args(["status", "--porcelain"]))
+}

@@ -1,0 +1,79 @@
+//! Debian packages, without the daemons that come with them.
+
+use std::{collections::BTreeSet, fs, io, os::unix::fs::PermissionsExt, path::Path, process::Command};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::run;
+
+/// Installs Debian packages; their daemons are neither started now nor enabled for the next boot.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    if super::find("apt-get").is_none() {
+        bail!("no apt-get here: install by hand what these Debian packages bring: {}", packages.join(" "));
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("only root can install packages: {}", packages.join(" "));
+    }
+    let _policy = NoDaemons::proclaim()?;
+    let before = services()?;
+    run(apt().args(["update", "--quiet"]))?;
+    run(apt().args(["install", "--quiet", "--yes", "--no-install-recommends"]).args(packages))?;
+    for service in services()?.difference(&before) {
+        run(Command::new("update-rc.d").args([service, "disable"]))?;
+    }
+    Ok(())
+}
+
+fn apt() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+/// Daemons that packages brought; each has a script here, with systemd too.
+fn services() -> Result<BTreeSet<String>> {
+    let entries = match fs::read_dir("/etc/init.d") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        entries => entries.context("/etc/init.d")?,
+    };
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// While this lives, no package starts a daemon.
+struct NoDaemons {
+    /// A policy of the administrator's own is left alone.
+    ours: bool,
+}
+
+impl NoDaemons {
+    /// Asked by `invoke-rc.d` and `deb-systemd-invoke` before they start a daemon.
+    const FILE: &str = "/usr/sbin/policy-rc.d";
+    /// 101 is "forbidden" to those who ask; the name makes a file that a kill left behind known as ours.
+    const SCRIPT: &str = "#!/bin/sh\n# tproxy's `cargo xtask`, while it installs packages\nexit 101\n";
+
+    fn proclaim() -> Result<Self> {
+        let file = Path::new(Self::FILE);
+        let ours = match fs::read_to_string(file) {
+            Ok(script) => script == Self::SCRIPT,
+            Err(_) => {
+                fs::write(file, Self::SCRIPT).context(Self::FILE)?;
+                true
+            }
+        };
+        let policy = Self { ours };
+        if ours {
+            fs::set_permissions(file, fs::Permissions::from_mode(0o755)).context(Self::FILE)?;
+        }
+        Ok(policy)
+    }
+}
+
+impl Drop for NoDaemons {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(Self::FILE)
+        {
+            eprintln!("{} is still there, and keeps packages from starting daemons: {error}", Self::FILE);
+        }
+    }
+}
