@@ -42,7 +42,7 @@ pub enum Error {
         stderr: String,
     },
     /// An awaited event did not come.
-    #[error("{command}: waited {timeout:?} for {event}; its output was:\n{output}")]
+    #[error("{command}: waited up to {timeout:?} for {event}; its output was:\n{output}")]
     Timeout {
         /// The command line of the process that was watched.
         command: String,

@@ -149,7 +149,10 @@ impl Proc {
         }
     }
 
-    fn timeout(&self, event: String, timeout: Duration, written: &Written) -> Error {
+    fn timeout(&self, mut event: String, timeout: Duration, written: &Written) -> Error {
+        if written.open_pipes == 0 {
+            event.push_str(" (it has ended)");
+        }
         Error::Timeout { command: self.command.clone(), event, timeout, output: written.lines.join("\n") }
     }
 }
