@@ -84,9 +84,8 @@ fn demo() -> Outcome {
     let [client, lan, wan, server] =
         [Family::client, Family::lan, Family::wan, Family::server].map(|end| end(Family::V4));
     println!("Three network namespaces on this machine, joined by virtual cables:\n");
-    println!("   client            gateway                        server");
-    println!("   client                     gateway                     server");
-    println!("   {client} ------- {lan} (lan)  (wan) {wan} --- {server}, 8.8.8.8\n");
+    println!("   client            gateway                            server");
+    println!("   {client} -------- {lan} (lan)  (wan) {wan} --- {server}, 8.8.8.8\n");
     println!("curl runs on the client, tproxy on the gateway, nginx on the server.");
     println!("nginx answers with one line: which address it was asked on, and whom it saw asking.");
     for (number, step) in STEPS.iter().enumerate() {
