@@ -26,7 +26,7 @@ impl Snapshot {
             "ip address show",
             // tc, tcx, xdp and the flow dissector.
             "bpftool net show",
-            "tc filter show dev lo ingress",
+            "tc qdisc show",
         ];
         let mut parts: BTreeMap<_, _> = commands
             .iter()
