@@ -81,9 +81,8 @@ impl Topology {
     /// Whatever stops the set-up; nothing is left behind.
     pub fn three() -> Result<Self, Error> {
         let net = Self::namespaces()?;
-        veth((&net.client, "eth0"), (&net.gateway, "lan"))?;
-        veth((&net.gateway, "wan"), (&net.server, "eth0"))?;
-        net.address_three()?;
+        net.plug_lan()?;
+        net.plug_wan()?;
         Ok(net)
     }
 
@@ -94,8 +93,8 @@ impl Topology {
     pub fn three_l3() -> Result<Self, Error> {
         let mut net = Self::namespaces()?;
         net.wires = tun((&net.client, "eth0"), (&net.gateway, "lan"))?;
-        veth((&net.gateway, "wan"), (&net.server, "eth0"))?;
-        net.address_three()?;
+        net.address_lan()?;
+        net.plug_wan()?;
         Ok(net)
     }
 
@@ -108,10 +107,10 @@ impl Topology {
     pub fn narrow(mtu: u16) -> Result<Self, Error> {
         let mut net = Self::namespaces()?;
         let (near, far) = (Namespace::new("near")?, Namespace::new("far")?);
-        veth((&net.client, "eth0"), (&near, "client"))?;
-        veth((&near, "gateway"), (&net.gateway, "lan"))?;
-        veth((&net.gateway, "wan"), (&far, "gateway"))?;
-        veth((&far, "server"), (&net.server, "eth0"))?;
+        net.client.join("eth0", &near, "client")?;
+        near.join("gateway", &net.gateway, "lan")?;
+        net.gateway.join("wan", &far, "gateway")?;
+        far.join("server", &net.server, "eth0")?;
         address(&net.client, "eth0", "10.1.0.2/24", "fd00:1::2/64")?;
         address(&near, "client", "10.1.0.1/24", "fd00:1::1/64")?;
         address(&near, "gateway", "10.3.0.2/24", "fd00:3::2/64")?;
@@ -155,13 +154,26 @@ impl Topology {
         Ok(net)
     }
 
-    fn address_three(&self) -> Result<(), Error> {
+    /// Joins `lan` and the client again, after `ip link del lan` on the gateway.
+    ///
+    /// # Errors
+    /// Whatever stops it.
+    pub fn plug_lan(&self) -> Result<(), Error> {
+        self.gateway.join("lan", &self.client, "eth0")?;
+        self.address_lan()
+    }
+
+    fn address_lan(&self) -> Result<(), Error> {
         address(&self.client, "eth0", "10.1.0.2/24", "fd00:1::2/64")?;
         address(&self.gateway, "lan", "10.1.0.1/24", "fd00:1::1/64")?;
+        route(&self.client, "default", "10.1.0.1", "default", "fd00:1::1", "")
+    }
+
+    fn plug_wan(&self) -> Result<(), Error> {
+        self.gateway.join("wan", &self.server, "eth0")?;
         address(&self.gateway, "wan", "10.2.0.1/24", "fd00:2::1/64")?;
         address(&self.server, "eth0", "10.2.0.2/24", "fd00:2::2/64")?;
         self.public_addresses()?;
-        route(&self.client, "default", "10.1.0.1", "default", "fd00:1::1", "")?;
         route(&self.gateway, "default", "10.2.0.2", "default", "fd00:2::2", "")?;
         route(&self.server, "default", "10.2.0.1", "default", "fd00:2::1", "")
     }
@@ -171,11 +183,15 @@ impl Topology {
     }
 }
 
-/// Joins two namespaces with a veth pair, made in place and up.
-fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<(), Error> {
-    let (name_a, name_b, peer) = (a.1, b.1, b.0.name());
-    a.0.ip(&format!("link add {name_a} type veth peer name {name_b} netns {peer}"))?;
-    up(a, b)
+impl Namespace {
+    /// Joins two namespaces with a veth pair, made in place, and waits until it carries packets.
+    ///
+    /// # Errors
+    /// Whatever stops it.
+    pub fn join(&self, device: &str, peer: &Self, peer_device: &str) -> Result<(), Error> {
+        self.ip(&format!("link add {device} type veth peer name {peer_device} netns {}", peer.name()))?;
+        up((self, device), (peer, peer_device))
+    }
 }
 
 /// Joins two namespaces with a pair of tun devices; the two `socat` are the wire between them.

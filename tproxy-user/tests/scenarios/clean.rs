@@ -30,7 +30,9 @@ impl Snapshot {
         ];
         let mut parts: BTreeMap<_, _> = commands
             .iter()
-            .map(|command| (command.to_string(), namespace.run(command).unwrap_or_else(|error| panic!("{error}"))))
+            .map(|command| {
+                (command.to_string(), namespace.run(command).unwrap_or_else(|error| panic!("{error}")))
+            })
             .collect();
         // `bpftool net` leaves the sk_lookup programs out.
         parts.insert("bpftool link, of this namespace".into(), netns_links(namespace));
@@ -141,8 +143,9 @@ fn the_next_start_clears_what_kill_9_left() {
     for run in RUNS {
         world.tproxy(run).kill9();
         // Another table and mark: what is cleared is what the journal names, not what the flags do.
-        let mut next = world
-            .tproxy("--scope forwarded --interface lan --port 1 --mark 0x100000/0x300000 --table 4711 --action pass");
+        let mut next = world.tproxy(
+            "--scope forwarded --interface lan --port 1 --mark 0x100000/0x300000 --table 4711 --action pass",
+        );
         end_by(&mut next, Signal::TERM);
         before.assert_same(&world.net.gateway, &format!("{run}\n{}", *next));
     }
@@ -173,7 +176,9 @@ fn cleanup_leaves_a_running_instance_alone() {
 fn a_foreign_rule_route_and_sysctl_survive() {
     let world = World::new();
     let gateway = &world.net.gateway;
-    gateway.ip("rule add fwmark 0x77 lookup 77 priority 77\nroute add local default dev lo table 77").unwrap();
+    gateway
+        .ip("rule add fwmark 0x77 lookup 77 priority 77\nroute add local default dev lo table 77")
+        .unwrap();
     gateway.set_sysctl("net.ipv4.conf.lo.route_localnet", "1").unwrap();
     gateway.set_sysctl("net.ipv4.conf.lo.accept_local", "1").unwrap();
     let before = Snapshot::take(gateway);

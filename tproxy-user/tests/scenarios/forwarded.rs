@@ -66,7 +66,8 @@ fn source_client_port_keeps_the_clients_address_and_port() {
 #[test]
 fn upstream_sends_every_connection_to_one_server_of_either_family() {
     let world = World::new();
-    for (engine, upstream) in ENGINES.iter().flat_map(|engine| Family::ALL.map(|upstream| (engine, upstream))) {
+    for (engine, upstream) in ENGINES.iter().flat_map(|engine| Family::ALL.map(|upstream| (engine, upstream)))
+    {
         let target = SocketAddr::new(upstream.server(), 8443);
         let tproxy = world.tproxy(&format!("{FORWARDED} --action upstream={target} --steer {engine}"));
         for family in Family::ALL {
@@ -85,7 +86,8 @@ fn respond_answers_curl_with_a_well_formed_http_response() {
         let tproxy = world.tproxy(&format!("{FORWARDED} --action respond=hello --steer {engine}"));
         for family in Family::ALL {
             let got = curl(&world.net.client, "-i", family.public(), 80);
-            let (head, body) = got.body.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{got:?}\n{}", *tproxy));
+            let (head, body) =
+                got.body.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{got:?}\n{}", *tproxy));
             assert!(head.starts_with("HTTP/1.1 200 "), "{got:?}");
             assert!(head.to_lowercase().contains("content-length:"), "{got:?}");
             assert_eq!((got.code, body.trim_end()), (Some(0), "hello"), "{got:?}");
@@ -113,12 +115,15 @@ fn respond_answers_a_head_request_and_a_post_as_http_does() {
 fn respond_answers_anything_else_and_silence_with_the_text_and_a_newline() {
     let world = World::new();
     let tproxy = world.tproxy(&format!("{FORWARDED} --action respond=hello"));
-    for (family, request) in Family::ALL.iter().flat_map(|family| [(family, "EHLO there\r\n"), (family, "")]) {
+    for (family, request) in Family::ALL.iter().flat_map(|family| [(family, "EHLO there\r\n"), (family, "")])
+    {
         let mut stream = connect(&world.net.client, (family.public(), 25)).unwrap();
         let started = Instant::now();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap_or_else(|error| panic!("{request:?}: {error}\n{}", *tproxy));
+        stream
+            .read_to_string(&mut answer)
+            .unwrap_or_else(|error| panic!("{request:?}: {error}\n{}", *tproxy));
         assert_eq!(answer, "hello\n", "{family:?} {request:?}\n{}", *tproxy);
         let took = started.elapsed();
         assert_eq!(took >= Duration::from_millis(900), request.is_empty(), "{request:?} took {took:?}");
@@ -152,7 +157,8 @@ fn drop_is_silent_and_the_next_allowed_connection_works() {
     for engine in ENGINES {
         let tproxy = world.tproxy(&format!("{FORWARDED} --port 81 --action drop --steer {engine}"));
         let errors = each_at_once(Family::ALL, |family| {
-            connect_within(&world.net.client, (family.server(), 81), Duration::from_millis(1_500)).unwrap_err()
+            connect_within(&world.net.client, (family.server(), 81), Duration::from_millis(1_500))
+                .unwrap_err()
         });
         for error in errors {
             // Neither SYN-ACK nor RST nor ICMP, to the first SYN and to its repetition.
@@ -189,8 +195,8 @@ fn pass_leaves_alone() {
 #[test]
 fn only_the_named_interface_is_looked_at() {
     let world = World::new();
-    let tproxy = world
-        .tproxy("--scope forwarded --interface wan --to 0.0.0.0/0 --to ::/0 --action respond=hello");
+    let tproxy =
+        world.tproxy("--scope forwarded --interface wan --to 0.0.0.0/0 --to ::/0 --action respond=hello");
     for family in Family::ALL {
         // From the client: through lan, passed. From the server: through wan, taken.
         world.curl(family.server(), 80).assert_nginx((family.server(), 80).into(), family.client(), &*tproxy);

@@ -19,8 +19,9 @@ fn host() -> (World, Nginx) {
 fn direct_hands_the_connection_to_the_application() {
     let (world, _application) = host();
     for (engine, source) in ENGINES.iter().flat_map(|engine| [(engine, "host"), (engine, "client")]) {
-        let tproxy = world
-            .tproxy(&format!("--scope inbound --port 8080 --action direct --source {source} --steer {engine}"));
+        let tproxy = world.tproxy(&format!(
+            "--scope inbound --port 8080 --action direct --source {source} --steer {engine}"
+        ));
         for family in Family::ALL {
             let destination = SocketAddr::new(family.lan(), 8080);
             let seen = if source == "client" { family.client() } else { family.lan() };
@@ -62,7 +63,8 @@ fn the_other_actions_do_what_they_say() {
                 world.curl(family.lan(), 80).assert_nginx(target, upstream.wan(), &*tproxy);
             }
         }
-        let respond = world.tproxy(&format!("--scope inbound --port 80 --action respond=hello --steer {engine}"));
+        let respond =
+            world.tproxy(&format!("--scope inbound --port 80 --action respond=hello --steer {engine}"));
         for family in Family::ALL {
             world.curl(family.lan(), 80).assert_body("hello", &*respond);
         }

@@ -42,11 +42,17 @@ const ROWS: [Row; 24] = [
 fn a_rule_takes_what_its_flags_say_and_nothing_else() {
     let world = World::new();
     for flags in unique(ROWS.iter().map(|row| row.0)) {
-        let tproxy = world.tproxy(&format!("--scope forwarded --interface lan {flags} --action respond=taken"));
+        let tproxy =
+            world.tproxy(&format!("--scope forwarded --interface lan {flags} --action respond=taken"));
         for (_, destination, taken) in ROWS.iter().filter(|row| row.0 == flags) {
             let destination: SocketAddr = destination.parse().unwrap();
             let got = world.curl(destination.ip(), destination.port());
-            assert_eq!(got.body.trim_end() == "taken", *taken, "{flags}: {destination}: {got:?}\n{}", *tproxy);
+            assert_eq!(
+                got.body.trim_end() == "taken",
+                *taken,
+                "{flags}: {destination}: {got:?}\n{}",
+                *tproxy
+            );
             assert!(*taken || got.body.starts_with("server"), "{flags}: {destination}: {got:?}\n{}", *tproxy);
         }
     }
@@ -62,13 +68,19 @@ fn unique<'a>(flags: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 fn uid_selects_the_senders_user() {
     let world = World::new();
     for engine in ENGINES {
-        let tproxy =
-            world.tproxy(&format!("--scope outbound --uid 4711 --uid 4713 --action respond=taken --steer {engine}"));
+        let tproxy = world.tproxy(&format!(
+            "--scope outbound --uid 4711 --uid 4713 --action respond=taken --steer {engine}"
+        ));
         for family in Family::ALL {
             for (uid, taken) in [(4711, true), (4712, false), (4713, true), (0, false)] {
                 let wrapper = format!("setpriv --reuid {uid} --clear-groups --");
                 let got = curl(&world.net.gateway, &wrapper, family.server(), 80);
-                assert_taken(taken, &got, family.wan(), &format!("{engine} {family:?} uid {uid}\n{}", *tproxy));
+                assert_taken(
+                    taken,
+                    &got,
+                    family.wan(),
+                    &format!("{engine} {family:?} uid {uid}\n{}", *tproxy),
+                );
             }
         }
     }

@@ -12,7 +12,8 @@ use crate::support::*;
 fn direct_relays_to_the_original_destination() {
     let world = World::new();
     for engine in ENGINES {
-        let tproxy = world.tproxy(&format!("--scope outbound --to 0.0.0.0/0 --to ::/0 --action direct --steer {engine}"));
+        let tproxy = world
+            .tproxy(&format!("--scope outbound --to 0.0.0.0/0 --to ::/0 --action direct --steer {engine}"));
         for family in Family::ALL {
             for destination in [(family.server(), 80).into(), SocketAddr::new(family.public(), 8080)] {
                 let got = curl(&world.net.gateway, "", destination.ip(), destination.port());
@@ -70,7 +71,9 @@ fn the_classic_recipe_answers_on_lo_without_any_route() {
         let alone = Namespace::new("alone").unwrap();
         let tproxy = tproxy_in(
             &alone,
-            &format!("--scope outbound --interface lo --to 8.8.8.8 --port 80 --action respond=hello --steer {engine}"),
+            &format!(
+                "--scope outbound --interface lo --to 8.8.8.8 --port 80 --action respond=hello --steer {engine}"
+            ),
         );
         let got = curl(&alone, "--interface lo", Family::V4.public(), 80);
         got.assert_body("hello", &*tproxy);
@@ -91,8 +94,8 @@ fn forwarded_traffic_is_not_outbound() {
 #[test]
 fn a_named_interface_limits_the_rule() {
     let world = World::new();
-    let tproxy = world.tproxy("--scope outbound --interface lan --to 0.0.0.0/0 --to ::/0 --action respond=hello");
-    serve(&world.net.client, ([10, 1, 0, 2], 80), echo);
+    let tproxy =
+        world.tproxy("--scope outbound --interface lan --to 0.0.0.0/0 --to ::/0 --action respond=hello");
     curl(&world.net.gateway, "", Family::V4.client(), 80).assert_body("hello", &*tproxy);
     for family in Family::ALL {
         let got = curl(&world.net.gateway, "", family.server(), 80);

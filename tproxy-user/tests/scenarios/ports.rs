@@ -62,8 +62,7 @@ fn a_source_port_in_time_wait_is_taken_again_while_running() {
     let world = World::new();
     for (engine, source, family) in rows() {
         let row = format!("{engine} {source} {family:?}");
-        let tproxy =
-            world.tproxy(&format!("{FORWARDED} --action direct --source {source} --steer {engine}"));
+        let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --source {source} --steer {engine}"));
         let listener = listen(&world.net.server, (family.server(), SERVER_PORT));
         for round in 0..5 {
             let context = format!("{row}, round {round}\n{}", *tproxy);

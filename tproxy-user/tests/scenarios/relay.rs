@@ -32,7 +32,12 @@ fn pair(world: &World, family: Family, tproxy: &Tproxy) -> Pair {
     let client = connect(&world.net.client, (family.server(), PORT))
         .unwrap_or_else(|error| panic!("{family:?}: {error}\n{}", **tproxy));
     let server = accept(&listener);
-    assert_ne!(server.peer_addr().unwrap(), client.local_addr().unwrap(), "passed, not relayed\n{}", **tproxy);
+    assert_ne!(
+        server.peer_addr().unwrap(),
+        client.local_addr().unwrap(),
+        "passed, not relayed\n{}",
+        **tproxy
+    );
     Pair { client, server }
 }
 
@@ -219,9 +224,10 @@ fn assert_refused(world: &World, to: SocketAddr, limit: Duration, tproxy: &Tprox
 #[test]
 fn an_upstream_that_refuses_refuses_the_client() {
     let world = World::new();
-    for (source, engine) in ["host", "client"].iter().flat_map(|source| ENGINES.map(|engine| (source, engine))) {
-        let tproxy =
-            world.tproxy(&format!("{FORWARDED} --action direct --source {source} --steer {engine}"));
+    for (source, engine) in
+        ["host", "client"].iter().flat_map(|source| ENGINES.map(|engine| (source, engine)))
+    {
+        let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --source {source} --steer {engine}"));
         for family in Family::ALL {
             assert_refused(&world, (family.server(), 9).into(), Duration::from_secs(1), &tproxy);
         }
@@ -231,7 +237,11 @@ fn an_upstream_that_refuses_refuses_the_client() {
 #[test]
 fn an_unreachable_upstream_refuses_the_client() {
     let world = World::new();
-    world.net.gateway.ip("route add unreachable 198.51.100.0/24\nroute add unreachable 2001:db8::/32").unwrap();
+    world
+        .net
+        .gateway
+        .ip("route add unreachable 198.51.100.0/24\nroute add unreachable 2001:db8::/32")
+        .unwrap();
     let tproxy = intercept(&world, "host");
     for nowhere in ["198.51.100.1:80", "[2001:db8::1]:80"] {
         assert_refused(&world, nowhere.parse().unwrap(), Duration::from_secs(1), &tproxy);
@@ -322,8 +332,9 @@ fn thousands_of_short_connections_all_come_through() {
     each_at_once(Family::ALL, |family| {
         serve(&world.net.server, (family.server(), PORT), echo);
         for number in 0..1_000 {
-            let stream = connect(&world.net.client, (family.server(), PORT))
-                .unwrap_or_else(|error| panic!("connection {number}: {error}\n{}", tproxy.lines().join("\n")));
+            let stream = connect(&world.net.client, (family.server(), PORT)).unwrap_or_else(|error| {
+                panic!("connection {number}: {error}\n{}", tproxy.lines().join("\n"))
+            });
             assert_echo(&stream, "short", &number);
         }
     });

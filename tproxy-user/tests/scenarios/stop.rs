@@ -34,8 +34,7 @@ fn kill_9_does_not_touch_a_hundred_live_connections_that_were_passed() {
         let world = world_with_echo();
         let before = Snapshot::take(&world.net.gateway);
         let mut tproxy = world.tproxy(&format!("{FORWARDED} --port 80 --action direct --steer {engine}"));
-        let live: Vec<_> =
-            (0..100).map(|number| echo_connection(&world, Family::ALL[number % 2])).collect();
+        let live: Vec<_> = (0..100).map(|number| echo_connection(&world, Family::ALL[number % 2])).collect();
         let assert_alive = |when: &str| {
             for (number, stream) in live.iter().enumerate() {
                 assert_echo(stream, &format!("{number} {when}"), &engine);
@@ -73,7 +72,8 @@ fn after_a_stop_and_after_kill_9_the_same_curl_takes_the_normal_route() {
             }
             assert_eq!(retransmitted(&world.net.client), 0, "{engine} {when}");
         };
-        let start = || world.tproxy(&format!("{FORWARDED} --port 80 --action respond=hello --steer {engine}"));
+        let start =
+            || world.tproxy(&format!("{FORWARDED} --port 80 --action respond=hello --steer {engine}"));
         let mut tproxy = start();
         assert_taken(&tproxy);
         tproxy.kill9();
@@ -153,7 +153,9 @@ fn the_drain_limit_ends_what_does_not_end() {
 
 #[test]
 fn a_second_signal_means_now() {
-    for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::INT, Signal::INT), (Signal::TERM, Signal::INT)] {
+    for (first, second) in
+        [(Signal::TERM, Signal::TERM), (Signal::INT, Signal::INT), (Signal::TERM, Signal::INT)]
+    {
         let world = world_with_echo();
         let before = Snapshot::take(&world.net.gateway);
         let mut tproxy = world.tproxy(&format!("{FORWARDED} --action direct --drain-timeout 60s"));

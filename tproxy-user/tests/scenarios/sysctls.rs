@@ -8,10 +8,29 @@ const ROWS: [&[(&str, &str)]; 8] = [
     &[("net.ipv4.tcp_fwmark_accept", "1")],
     &[("net.ipv4.ip_early_demux", "0"), ("net.ipv4.tcp_early_demux", "0")],
     &[("net.ipv4.tcp_early_demux", "0")],
-    &[("net.ipv4.conf.all.rp_filter", "0"), ("net.ipv4.conf.lan.rp_filter", "0"), ("net.ipv4.conf.wan.rp_filter", "0"), ("net.ipv4.conf.lo.rp_filter", "0")],
-    &[("net.ipv4.conf.all.rp_filter", "1"), ("net.ipv4.conf.lan.rp_filter", "1"), ("net.ipv4.conf.wan.rp_filter", "1"), ("net.ipv4.conf.lo.rp_filter", "1")],
-    &[("net.ipv4.conf.all.rp_filter", "2"), ("net.ipv4.conf.lan.rp_filter", "2"), ("net.ipv4.conf.wan.rp_filter", "2")],
-    &[("net.ipv4.conf.all.src_valid_mark", "1"), ("net.ipv4.conf.all.rp_filter", "1"), ("net.ipv4.tcp_fwmark_accept", "1"), ("net.ipv4.ip_early_demux", "0")],
+    &[
+        ("net.ipv4.conf.all.rp_filter", "0"),
+        ("net.ipv4.conf.lan.rp_filter", "0"),
+        ("net.ipv4.conf.wan.rp_filter", "0"),
+        ("net.ipv4.conf.lo.rp_filter", "0"),
+    ],
+    &[
+        ("net.ipv4.conf.all.rp_filter", "1"),
+        ("net.ipv4.conf.lan.rp_filter", "1"),
+        ("net.ipv4.conf.wan.rp_filter", "1"),
+        ("net.ipv4.conf.lo.rp_filter", "1"),
+    ],
+    &[
+        ("net.ipv4.conf.all.rp_filter", "2"),
+        ("net.ipv4.conf.lan.rp_filter", "2"),
+        ("net.ipv4.conf.wan.rp_filter", "2"),
+    ],
+    &[
+        ("net.ipv4.conf.all.src_valid_mark", "1"),
+        ("net.ipv4.conf.all.rp_filter", "1"),
+        ("net.ipv4.tcp_fwmark_accept", "1"),
+        ("net.ipv4.ip_early_demux", "0"),
+    ],
 ];
 
 #[test]
@@ -35,7 +54,9 @@ fn forwarded_works_under_each_setting_of_the_gateway() {
 fn outbound_works_under_each_setting_of_the_host() {
     each_setting(|world, setting| {
         for engine in ENGINES {
-            let args = format!("--scope outbound --to 0.0.0.0/0 --to ::/0 --port 80 --action direct --steer {engine}");
+            let args = format!(
+                "--scope outbound --to 0.0.0.0/0 --to ::/0 --port 80 --action direct --steer {engine}"
+            );
             let tproxy = world.tproxy(&args);
             for family in Family::ALL {
                 let context = format!("{setting:?} {engine}\n{}", *tproxy);
