@@ -15,6 +15,7 @@ pub mod host;
 pub mod instance;
 pub mod logging;
 pub mod mark;
+pub mod netns;
 pub mod plan;
 pub mod policy;
 pub mod run;

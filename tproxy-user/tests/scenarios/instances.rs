@@ -1,0 +1,92 @@
+//! Several instances on one machine.
+
+use crate::{
+    clean::{Snapshot, assert_cleanup},
+    support::*,
+};
+
+const OTHER: &str = "--mark 0x100000/0x300000 --table 4711 --priority 4711";
+
+#[test]
+fn two_with_different_marks_and_tables_coexist() {
+    for engine in ENGINES {
+        let world = World::new();
+        let before = Snapshot::take(&world.net.gateway);
+        let one = world.tproxy(&format!("{FORWARDED} --port 80 --action respond=one --steer {engine}"));
+        let two =
+            world.tproxy(&format!("{FORWARDED} --port 81 --action respond=two --steer {engine} {OTHER}"));
+        for family in Family::ALL {
+            world.curl(family.public(), 80).assert_body("one", &*one);
+            world.curl(family.public(), 81).assert_body("two", &*two);
+        }
+        // The end of the first is not the end of the second.
+        drop(one);
+        for family in Family::ALL {
+            let got = world.curl(family.public(), 80);
+            got.assert_nginx((family.public(), 80).into(), family.client(), &*two);
+            world.curl(family.public(), 81).assert_body("two", &*two);
+        }
+        drop(two);
+        before.assert_same(&world.net.gateway, &engine);
+    }
+}
+
+#[test]
+fn what_one_relays_the_other_leaves_alone_on_another_interface() {
+    let world = World::new();
+    let one = world.tproxy(&format!("{FORWARDED} --action direct --source client"));
+    let two = world.tproxy(&format!("--scope forwarded --interface wan --action respond=two {OTHER}"));
+    for family in Family::ALL {
+        let got = world.curl(family.public(), 80);
+        got.assert_nginx((family.public(), 80).into(), family.client(), &format!("{}\n{}", *one, *two));
+    }
+}
+
+#[test]
+fn a_second_with_the_same_mark_or_table_is_refused_and_names_the_first() {
+    let world = World::new();
+    let first = world.tproxy(&format!("{FORWARDED} --action respond=first"));
+    let before = Snapshot::take(&world.net.gateway);
+    for flags in ["", "--mark 0x100000/0x300000", "--table 4711 --priority 4711"] {
+        let output = tproxy_output(
+            &world.net.gateway,
+            &format!("run --scope forwarded --interface wan --action pass {flags}"),
+        );
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{flags}: {stderr}");
+        assert_eq!(stderr.trim().lines().count(), 1, "{flags}: {stderr}");
+        assert!(stderr.contains(&first.pid().to_string()), "{flags}: {stderr}");
+        before.assert_same(&world.net.gateway, &stderr);
+        world.curl(Family::V4.public(), 80).assert_body("first", &*first);
+    }
+}
+
+#[test]
+fn instances_in_different_namespaces_do_not_see_each_other() {
+    let world = World::new();
+    // The same mark and table in all three.
+    let gateway = world.tproxy(&format!("{FORWARDED} --action direct --source client"));
+    let client =
+        tproxy_in(&world.net.client, "--scope outbound --to 8.8.8.8 --port 81 --action respond=client");
+    let mut server = tproxy_in(&world.net.server, "--scope inbound --port 8080 --action respond=server");
+    let assert_all = || {
+        for family in Family::ALL {
+            world.curl(family.server(), 80).assert_nginx(
+                (family.server(), 80).into(),
+                family.client(),
+                &*gateway,
+            );
+        }
+        world.curl(Family::V4.public(), 81).assert_body("client", &*client);
+    };
+    assert_all();
+    world.curl(Family::V4.server(), 8080).assert_body("server", &*server);
+    // A crash and its clean-up in one are nothing to the others.
+    server.kill9();
+    let before = Snapshot::take(&world.net.gateway);
+    assert_cleanup(&world.net.server);
+    before.assert_same(&world.net.gateway, &*gateway);
+    assert_all();
+    let got = world.curl(Family::V4.server(), 8080);
+    got.assert_nginx((Family::V4.server(), 8080).into(), Family::V4.client(), &*gateway);
+}

@@ -1,0 +1,19 @@
+//! Every promise of `tproxy`, on the real kernel path: client – gateway – server namespaces, real programs.
+//! Needs root, and fails without. `scenarios forwarded::` runs the tests of one module.
+
+mod clean;
+mod errors;
+mod forwarded;
+mod inbound;
+mod instances;
+mod links;
+mod matching;
+mod mtu;
+mod never;
+mod outbound;
+mod ports;
+mod relay;
+mod rig;
+mod stop;
+mod support;
+mod sysctls;

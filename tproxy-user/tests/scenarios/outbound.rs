@@ -1,0 +1,104 @@
+//! Scope `outbound`: what the host's own processes send.
+
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::support::*;
+
+#[test]
+fn direct_relays_to_the_original_destination() {
+    let world = World::new();
+    for engine in ENGINES {
+        let tproxy = world
+            .tproxy(&format!("--scope outbound --to 0.0.0.0/0 --to ::/0 --action direct --steer {engine}"));
+        for family in Family::ALL {
+            for destination in [(family.server(), 80).into(), SocketAddr::new(family.public(), 8080)] {
+                let got = curl(&world.net.gateway, "", destination.ip(), destination.port());
+                got.assert_nginx(destination, family.wan(), &*tproxy);
+                let words = [&family.wan().to_string(), &destination.to_string(), "direct"];
+                tproxy.wait_line(&words.map(|word: &str| word), PATIENCE).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_other_actions_do_what_they_say() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    let everything = "--scope outbound --to 0.0.0.0/0 --to ::/0";
+    for engine in ENGINES {
+        for upstream in Family::ALL {
+            let target = SocketAddr::new(upstream.server(), 8443);
+            let tproxy = world.tproxy(&format!("{everything} --action upstream={target} --steer {engine}"));
+            for family in Family::ALL {
+                let got = curl(gateway, "", family.public(), 80);
+                got.assert_nginx(target, upstream.wan(), &*tproxy);
+            }
+        }
+        let tproxy = world.tproxy(&format!("{everything} --action respond=hello --steer {engine}"));
+        for family in Family::ALL {
+            curl(gateway, "", family.public(), 80).assert_body("hello", &*tproxy);
+        }
+        drop(tproxy);
+        let tproxy = world.tproxy(&format!("{everything} --port 81 --action reject --steer {engine}"));
+        for family in Family::ALL {
+            let started = Instant::now();
+            let error = connect(gateway, (family.server(), 81)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}\n{}", *tproxy);
+            assert!(started.elapsed() < Duration::from_millis(900), "a SYN was sent again\n{}", *tproxy);
+        }
+        drop(tproxy);
+        let tproxy = world.tproxy(&format!("{everything} --port 81 --action drop --steer {engine}"));
+        for error in each_at_once(Family::ALL, |family| {
+            connect_within(gateway, (family.server(), 81), Duration::from_millis(1_500)).unwrap_err()
+        }) {
+            assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}\n{}", *tproxy);
+        }
+        for family in Family::ALL {
+            let got = curl(gateway, "", family.server(), 80);
+            got.assert_nginx((family.server(), 80).into(), family.wan(), &*tproxy);
+        }
+    }
+}
+
+#[test]
+fn the_classic_recipe_answers_on_lo_without_any_route() {
+    for engine in ENGINES {
+        let alone = Namespace::new("alone").unwrap();
+        let tproxy = tproxy_in(
+            &alone,
+            &format!(
+                "--scope outbound --interface lo --to 8.8.8.8 --port 80 --action respond=hello --steer {engine}"
+            ),
+        );
+        let got = curl(&alone, "--interface lo", Family::V4.public(), 80);
+        got.assert_body("hello", &*tproxy);
+        tproxy.wait_line(&["8.8.8.8:80", "respond"], PATIENCE).unwrap();
+    }
+}
+
+#[test]
+fn forwarded_traffic_is_not_outbound() {
+    let world = World::new();
+    let tproxy = world.tproxy("--scope outbound --to 0.0.0.0/0 --to ::/0 --action respond=hello");
+    for family in Family::ALL {
+        world.curl(family.server(), 80).assert_nginx((family.server(), 80).into(), family.client(), &*tproxy);
+        curl(&world.net.gateway, "", family.server(), 80).assert_body("hello", &*tproxy);
+    }
+}
+
+#[test]
+fn a_named_interface_limits_the_rule() {
+    let world = World::new();
+    let tproxy =
+        world.tproxy("--scope outbound --interface lan --to 0.0.0.0/0 --to ::/0 --action respond=hello");
+    curl(&world.net.gateway, "", Family::V4.client(), 80).assert_body("hello", &*tproxy);
+    for family in Family::ALL {
+        let got = curl(&world.net.gateway, "", family.server(), 80);
+        got.assert_nginx((family.server(), 80).into(), family.wan(), &*tproxy);
+    }
+}
