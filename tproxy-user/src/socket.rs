@@ -2,7 +2,8 @@
 //! transparent. The one module of user space that may use `unsafe`.
 //!
 //! Every socket carries the own mark, so that the datapath leaves its packets alone, and lingers for
-//! zero seconds: unless somebody asked for an [`orderly`] close, closing it is a reset. A connection
+//! zero seconds: closing it is a reset, until
+//! [`close_in_order`] was called. A connection
 //! that is cut off (a panic, a stop, `kill -9`) must not look to its ends like one that was complete,
 //! and a reset leaves no socket behind that has a foreign address.
 
@@ -136,12 +137,11 @@ pub fn upstream(upstream: SocketAddr, source: UpstreamSource, mark: Mark) -> Res
     Ok(socket)
 }
 
-/// Closes a socket of ours in a way that its peer sees as the end of the data and not as a reset.
+/// From now on, closing this socket is to its peer the end of the data and not a reset.
 /// What is still to be sent is sent by the kernel.
-pub fn orderly<S: AsFd>(stream: S) {
+pub fn close_in_order(socket: &impl AsFd) {
     // It fails for no socket of ours; if it did, the peer would see a reset.
-    let _ = SockRef::from(&stream).set_linger(None);
-    drop(stream);
+    let _ = SockRef::from(socket).set_linger(None);
 }
 
 /// The options that all sockets have in common.

@@ -64,6 +64,13 @@ pub(super) fn upstream_failed(error: &io::Error) -> Ended {
     Ended { end, error: Some(error.to_string()) }
 }
 
+/// What a socket that is ready with an error has to say.
+pub(super) fn pending_error(stream: &TcpStream) -> io::Error {
+    let taken = stream.take_error().unwrap_or_else(Some);
+    // Somebody has collected it before us, by a read or a write whose failure was seen.
+    taken.unwrap_or_else(|| io::ErrorKind::NotConnected.into())
+}
+
 /// A reset after the peer's FIN is `EPIPE` (`tcp_reset` in `CLOSE_WAIT`), and once somebody has
 /// collected the error, the socket is just not connected.
 fn is_reset(error: &io::Error) -> bool {

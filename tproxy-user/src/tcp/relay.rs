@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     End,
-    connection::{Connection, Ended, client_failed, upstream_failed},
+    connection::{Connection, Ended, client_failed, pending_error, upstream_failed},
     pipe::Failure,
 };
 
@@ -97,11 +97,4 @@ fn upstream_died(
 ) -> Ended {
     connection.down.last_words(upstream, client, &connection.shared.buffers);
     upstream_failed(&error)
-}
-
-/// What a socket that is ready with an error has to say.
-fn pending_error(stream: &TcpStream) -> io::Error {
-    let taken = stream.take_error().unwrap_or_else(Some);
-    // Somebody has collected it before us, by a read or a write whose failure was seen.
-    taken.unwrap_or_else(|| io::ErrorKind::NotConnected.into())
 }

@@ -1,6 +1,7 @@
 //! Connections through a worker on loopback. They need `CAP_NET_ADMIN` for the marks.
 
 mod ends;
+mod inside;
 mod relaying;
 mod responding;
 mod rig;

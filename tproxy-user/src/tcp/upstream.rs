@@ -1,16 +1,16 @@
 //! Connecting to the upstream.
 
-use std::{io, net::SocketAddr, sync::atomic::Ordering::Relaxed};
+use std::{io, net::SocketAddr, pin::pin, sync::atomic::Ordering::Relaxed};
 
 use tokio::{
     io::Interest,
     net::{TcpSocket, TcpStream},
-    time::timeout,
+    time::sleep,
 };
 
 use super::{
     End,
-    connection::{Connection, Ended, client_failed},
+    connection::{Connection, Ended, client_failed, pending_error},
 };
 use crate::{
     config::Source,
@@ -27,52 +27,45 @@ pub(super) async fn connect(
     client: &TcpStream,
     connection: &Connection,
 ) -> Result<TcpStream, Ended> {
-    tokio::select! {
-        biased;
-        _ = client.ready(Interest::ERROR) => {
-            let error = client.take_error().ok().flatten();
-            Err(error.map_or(End::ClientReset.into(), |error| client_failed(&error)))
-        }
-        connected = timeout(connection.shared.timeouts.connect, from_source(address, connection)) => {
-            match connected {
-                Ok(connected) => connected.map_err(Ended::from),
-                Err(_) => Err(End::ConnectTimeout.into()),
+    let mut client_error = pin!(client.ready(Interest::ERROR));
+    let mut timer = pin!(sleep(connection.shared.timeouts.connect));
+    let mut source = wanted_source(connection);
+    loop {
+        let socket = socket::upstream(address, source, connection.shared.mark);
+        let connected = match socket.map(|socket| TcpSocket::from_std_stream(socket.into())) {
+            Ok(socket) => tokio::select! {
+                biased;
+                _ = &mut client_error => return Err(client_failed(&pending_error(client))),
+                () = &mut timer => return Err(End::ConnectTimeout.into()),
+                connected = socket.connect(address) => connected.map_err(ConnectError::Connect),
+            },
+            Err(error) => Err(ConnectError::Socket(error)),
+        };
+        match (connected, source) {
+            (Err(error), UpstreamSource::ClientPort(client)) if error.is_taken() => {
+                connection.shared.counters.source_fallbacks.fetch_add(1, Relaxed);
+                source = UpstreamSource::Client(client.ip());
             }
+            (connected, _) => return connected.map_err(Ended::from),
         }
     }
 }
 
-async fn from_source(address: SocketAddr, connection: &Connection) -> Result<TcpStream, ConnectError> {
+fn wanted_source(connection: &Connection) -> UpstreamSource {
     let client = connection.client.0;
-    let source = match connection.rule().source {
+    match connection.rule().source {
         Source::Host => UpstreamSource::Host,
         Source::Client => UpstreamSource::Client(client.ip()),
         Source::ClientPort => UpstreamSource::ClientPort(client),
-    };
-    match from(address, source, connection).await {
-        Err(error) if source == UpstreamSource::ClientPort(client) && error.is_taken() => {
-            connection.shared.counters.source_fallbacks.fetch_add(1, Relaxed);
-            from(address, UpstreamSource::Client(client.ip()), connection).await
-        }
-        result => result,
     }
-}
-
-async fn from(
-    address: SocketAddr,
-    source: UpstreamSource,
-    connection: &Connection,
-) -> Result<TcpStream, ConnectError> {
-    let socket = socket::upstream(address, source, connection.shared.mark)?;
-    Ok(TcpSocket::from_std_stream(socket.into()).connect(address).await?)
 }
 
 #[derive(Debug, thiserror::Error)]
 enum ConnectError {
     #[error(transparent)]
-    Socket(#[from] SocketError),
+    Socket(SocketError),
     #[error(transparent)]
-    Connect(#[from] io::Error),
+    Connect(io::Error),
 }
 
 impl ConnectError {

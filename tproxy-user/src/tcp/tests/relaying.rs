@@ -3,26 +3,14 @@
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpStream},
-    rc::Rc,
     thread,
 };
 
 use proptest::prelude::*;
 use socket2::SockRef;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net,
-    sync::watch,
-    task::LocalSet,
-};
 
 use super::rig::*;
-use crate::{
-    config::{Action, Source},
-    flow::{ClientAddr, OriginalDst},
-    mark::Mark,
-    tcp::{End, RuleIndex, TcpCounters, WorkerSetup, connection::Connection, session, worker::Shared},
-};
+use crate::tcp::End;
 
 /// The byte at a place of a stream; no two places less than 251 apart have the same.
 fn byte_at(place: usize) -> u8 {
@@ -141,43 +129,4 @@ fn urgent_bytes_stay_in_their_place() {
     assert_eq!(&received, b"abcdefg");
     drop((client, upstream));
     rig.finish();
-}
-
-/// One connection without a worker around it, to look at from inside.
-#[test]
-fn an_idle_connection_is_small_and_holds_no_buffer() {
-    let inside = async {
-        let server = net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let front = net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = net::TcpStream::connect(front.local_addr().unwrap()).await.unwrap();
-        let (accepted, peer) = front.accept().await.unwrap();
-        let shared = Shared::new(
-            WorkerSetup {
-                index: 0,
-                listeners: vec![],
-                bound: Default::default(),
-                rules: [rule(Action::Direct, Source::Host)].into(),
-                timeouts: TIMEOUTS,
-                mark: Mark::DEFAULT,
-                decisions: Box::new(Always(None)),
-                counters: TcpCounters::default().into(),
-            },
-            watch::Sender::new(0),
-        );
-        let dst = OriginalDst(server.local_addr().unwrap());
-        let connection = Connection::new(Rc::clone(&shared), ClientAddr(peer), dst, RuleIndex(0));
-        let session = session::run(accepted, connection);
-        assert!(size_of_val(&session) <= 1024, "{} bytes a connection", size_of_val(&session));
-
-        tokio::task::spawn_local(session);
-        let (mut upstream, _) = server.accept().await.unwrap();
-        for _ in 0..3 {
-            client.write_all(b"ping").await.unwrap();
-            upstream.read_exact(&mut [0; 4]).await.unwrap();
-            upstream.write_all(b"pong").await.unwrap();
-            client.read_exact(&mut [0; 4]).await.unwrap();
-            assert_eq!(shared.buffers.free(), 1, "one buffer was made, and it lies unused");
-        }
-    };
-    wait(LocalSet::new().run_until(inside));
 }
