@@ -4,8 +4,8 @@ use std::{
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::Output,
-    thread::{self, JoinHandle},
+    process::ExitStatus,
+    thread,
     time::Duration,
 };
 
@@ -66,11 +66,20 @@ pub(crate) fn tproxy_in(namespace: &Namespace, args: &str) -> Tproxy {
     Tproxy::start(namespace, binary(), args).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Runs `tproxy ARGS` to its end.
+/// Runs `tproxy ARGS` to its end, which has to come.
 #[track_caller]
-pub(crate) fn tproxy_output(namespace: &Namespace, args: &str) -> Output {
-    let mut command = namespace.command(&binary().display().to_string());
-    command.args(args.split_whitespace()).output().unwrap_or_else(|error| panic!("tproxy {args}: {error}"))
+pub(crate) fn tproxy_output(namespace: &Namespace, args: &str) -> Ended {
+    let mut proc = namespace
+        .start(&format!("{} {args}", binary().display()))
+        .unwrap_or_else(|error| panic!("tproxy {args}: {error}"));
+    let status = proc.wait(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    Ended { status, said: proc.lines().join("\n") }
+}
+
+/// How a program ended, and all it wrote.
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) said: String,
 }
 
 /// What curl said.
@@ -79,7 +88,8 @@ pub(crate) struct Curl {
     /// curl's exit code: 0 fine, 7 refused, 28 timed out, 52 empty answer, 56 reset.
     pub(crate) code: Option<i32>,
     pub(crate) body: String,
-    pub(crate) stderr: String,
+    #[expect(dead_code, reason = "a failed assertion shows it")]
+    stderr: String,
 }
 
 /// `PREFIX curl http://ADDRESS:PORT/`, where PREFIX is a command such as `setpriv …`, or curl's own flags.
@@ -209,11 +219,6 @@ pub(crate) fn each_at_once<T: Send, R: Send>(
 }
 
 fn join_scoped<R>(thread: thread::ScopedJoinHandle<'_, R>) -> R {
-    thread.join().unwrap_or_else(|reason| std::panic::resume_unwind(reason))
-}
-
-/// The result of a thread, with its panic.
-pub(crate) fn join<R>(thread: JoinHandle<R>) -> R {
     thread.join().unwrap_or_else(|reason| std::panic::resume_unwind(reason))
 }
 
