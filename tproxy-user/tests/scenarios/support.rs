@@ -232,3 +232,15 @@ pub(crate) fn retransmitted(namespace: &Namespace) -> u64 {
     let (_, value) = names.zip(values).find(|(name, _)| *name == "RetransSegs").expect("RetransSegs");
     value.parse().expect("a number")
 }
+
+/// Stops `tproxy` and returns the counter it writes at its end as `NAME=NUMBER`.
+#[track_caller]
+pub(crate) fn counted_at_the_end(tproxy: &mut Tproxy, name: &str) -> u64 {
+    tproxy.signal(rustix::process::Signal::TERM);
+    tproxy.wait(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    let lines = tproxy.lines();
+    let mut words = lines.iter().rev().flat_map(|line| line.split_whitespace());
+    words
+        .find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+        .unwrap_or_else(|| panic!("no counter {name}\n{}", **tproxy))
+}
