@@ -3,7 +3,7 @@
 //! Everything is set up with the `ip` command, in the words an engineer would type, and everything is
 //! gone when its guard is dropped, also while a panic unwinds. Nothing touches the namespace we started in.
 
-use std::{io, process::ExitStatus, time::Duration};
+use std::{fmt, io, process::ExitStatus, time::Duration};
 
 mod namespace;
 mod nginx;
@@ -18,7 +18,7 @@ pub use topology::{Family, Topology};
 pub use tproxy::Tproxy;
 
 /// What can go wrong while building or using a test network.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum Error {
     /// Making namespaces takes `CAP_SYS_ADMIN`.
     #[error("network namespaces can be made by root only: run this as root")]
@@ -61,6 +61,13 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+/// As Display: what a test unwraps is read by people.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

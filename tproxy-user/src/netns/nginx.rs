@@ -34,7 +34,6 @@ http {{
     uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
     log_format seen 'server $server_addr:$server_port saw $remote_addr:$remote_port "$request"';
     access_log /dev/stdout seen;
-    reset_timedout_connection on;
     server {{
         {listen}
         location / {{ return 200 "server $server_addr:$server_port saw $remote_addr:$remote_port\n"; }}

@@ -201,15 +201,14 @@ fn a_failed_start_leaves_the_host_as_it_was() {
     let before = Snapshot::take(gateway);
     for run in RUNS {
         let output = tproxy_output(gateway, &format!("run {run} --table 4711"));
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success(), "{stderr}");
-        assert!(stderr.contains("4711"), "{stderr}");
-        before.assert_same(gateway, &stderr);
+        assert!(!output.status.success(), "{}", output.said);
+        assert!(output.said.contains("4711"), "{}", output.said);
+        before.assert_same(gateway, &output.said);
     }
 }
 
 #[track_caller]
 pub(crate) fn assert_cleanup(namespace: &Namespace) {
     let output = tproxy_output(namespace, "cleanup");
-    assert!(output.status.success(), "cleanup: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "cleanup: {}", output.said);
 }

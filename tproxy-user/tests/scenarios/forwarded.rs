@@ -53,8 +53,8 @@ fn source_client_port_keeps_the_clients_address_and_port() {
         let tproxy =
             world.tproxy(&format!("{FORWARDED} --action direct --source client-port --steer {engine}"));
         for family in Family::ALL {
-            let listener = listen(&world.net.server, (family.server(), 7));
-            let stream = connect(&world.net.client, (family.server(), 7)).unwrap();
+            let listener = listen(&world.net.server, (family.server(), 0));
+            let stream = connect(&world.net.client, listener.local_addr().unwrap()).unwrap();
             let seen = accept(&listener);
             assert_eq!(seen.peer_addr().unwrap(), stream.local_addr().unwrap(), "{engine}\n{}", *tproxy);
             // Intercepted, not passed: the relay is in between.

@@ -123,5 +123,6 @@ fn an_application_nobody_runs_is_still_refused() {
         let kind = outcome.unwrap_err().kind();
         let refused = [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset].contains(&kind);
         assert!(refused, "{kind:?}\n{}", *tproxy);
+        tproxy.wait_line(&[&family.client().to_string()], PATIENCE).unwrap();
     }
 }

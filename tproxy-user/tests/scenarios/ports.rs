@@ -11,7 +11,6 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{clean::assert_cleanup, support::*};
 
 const CLIENT_PORT: u16 = 40_000;
-const SERVER_PORT: u16 = 7;
 
 /// Connects from a port of our choice, as busy clients and NAT gateways come to do.
 #[track_caller]
@@ -58,12 +57,24 @@ fn rows() -> impl Iterator<Item = (&'static str, &'static str, Family)> {
 }
 
 #[test]
+fn without_us_a_source_port_is_taken_again_at_once() {
+    let world = World::new();
+    for family in Family::ALL {
+        let listener = listen(&world.net.server, (family.server(), 7));
+        for round in 0..5 {
+            assert!(!one_connection(&world, &listener, &round));
+            assert_no_retransmission(&world, &round);
+        }
+    }
+}
+
+#[test]
 fn a_source_port_in_time_wait_is_taken_again_while_running() {
     let world = World::new();
     for (engine, source, family) in rows() {
         let row = format!("{engine} {source} {family:?}");
         let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --source {source} --steer {engine}"));
-        let listener = listen(&world.net.server, (family.server(), SERVER_PORT));
+        let listener = listen(&world.net.server, (family.server(), 0));
         for round in 0..5 {
             let context = format!("{row}, round {round}\n{}", *tproxy);
             assert!(one_connection(&world, &listener, &context), "passed by\n{context}");
@@ -96,7 +107,7 @@ fn assert_passes_after(engine: &str, source: &str, family: Family, end: impl FnO
     let world = World::new();
     let mut tproxy = world.tproxy(&format!("{FORWARDED} --action direct --source {source} --steer {engine}"));
     let context = format!("{engine} {source} {family:?}");
-    let listener = listen(&world.net.server, (family.server(), SERVER_PORT));
+    let listener = listen(&world.net.server, (family.server(), 7));
     assert!(one_connection(&world, &listener, &context), "passed by\n{context}\n{}", *tproxy);
     end(&world, &mut tproxy);
     for round in 0..3 {
@@ -110,7 +121,7 @@ fn assert_passes_after(engine: &str, source: &str, family: Family, end: impl FnO
 fn what_the_rules_no_longer_take_passes_although_its_old_socket_lingers() {
     for (engine, family) in ENGINES.iter().flat_map(|engine| Family::ALL.map(|family| (engine, family))) {
         let world = World::new();
-        let listener = listen(&world.net.server, (family.server(), SERVER_PORT));
+        let listener = listen(&world.net.server, (family.server(), 7));
         let first = world.tproxy(&format!("{FORWARDED} --action direct --steer {engine}"));
         assert!(one_connection(&world, &listener, &*first), "passed by\n{}", *first);
         drop(first);
@@ -124,7 +135,7 @@ fn what_the_rules_no_longer_take_passes_although_its_old_socket_lingers() {
 fn a_taken_client_port_falls_back_to_another_and_is_counted() {
     let world = World::new();
     let mut tproxy = world.tproxy(&format!("{FORWARDED} --action upstream=10.2.0.2:7 --source client-port"));
-    let listener = listen(&world.net.server, (Family::V4.server(), SERVER_PORT));
+    let listener = listen(&world.net.server, (Family::V4.server(), 7));
     // One client port, two original destinations, one upstream: the second cannot have the 4-tuple.
     let first = connect_from(&world, CLIENT_PORT, "8.8.8.8:1".parse().unwrap(), &*tproxy);
     let seen = accept(&listener);
@@ -134,11 +145,7 @@ fn a_taken_client_port_falls_back_to_another_and_is_counted() {
     assert_eq!(other.peer_addr().unwrap().ip(), second.local_addr().unwrap().ip(), "{}", *tproxy);
     assert_ne!(other.peer_addr().unwrap().port(), CLIENT_PORT, "{}", *tproxy);
     drop((first, second, seen, other));
-    // Counters are written at the end of a run.
-    tproxy.signal(Signal::TERM);
-    tproxy.wait(PATIENCE).unwrap();
-    let fallback = tproxy.lines().into_iter().find(|line| line.contains("fallback"));
-    assert!(fallback.is_some_and(|line| line.contains('1')), "{}", *tproxy);
+    assert_eq!(counted_at_the_end(&mut tproxy, "source_fallbacks"), 1, "{}", *tproxy);
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::{
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::Output,
-    thread::{self, JoinHandle},
+    process::ExitStatus,
+    thread,
     time::Duration,
 };
 
@@ -66,11 +66,20 @@ pub(crate) fn tproxy_in(namespace: &Namespace, args: &str) -> Tproxy {
     Tproxy::start(namespace, binary(), args).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Runs `tproxy ARGS` to its end.
+/// Runs `tproxy ARGS` to its end, which has to come.
 #[track_caller]
-pub(crate) fn tproxy_output(namespace: &Namespace, args: &str) -> Output {
-    let mut command = namespace.command(&binary().display().to_string());
-    command.args(args.split_whitespace()).output().unwrap_or_else(|error| panic!("tproxy {args}: {error}"))
+pub(crate) fn tproxy_output(namespace: &Namespace, args: &str) -> Ended {
+    let mut proc = namespace
+        .start(&format!("{} {args}", binary().display()))
+        .unwrap_or_else(|error| panic!("tproxy {args}: {error}"));
+    let status = proc.wait(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    Ended { status, said: proc.lines().join("\n") }
+}
+
+/// How a program ended, and all it wrote.
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) said: String,
 }
 
 /// What curl said.
@@ -79,7 +88,8 @@ pub(crate) struct Curl {
     /// curl's exit code: 0 fine, 7 refused, 28 timed out, 52 empty answer, 56 reset.
     pub(crate) code: Option<i32>,
     pub(crate) body: String,
-    pub(crate) stderr: String,
+    #[expect(dead_code, reason = "a failed assertion shows it")]
+    stderr: String,
 }
 
 /// `PREFIX curl http://ADDRESS:PORT/`, where PREFIX is a command such as `setpriv …`, or curl's own flags.
@@ -212,11 +222,6 @@ fn join_scoped<R>(thread: thread::ScopedJoinHandle<'_, R>) -> R {
     thread.join().unwrap_or_else(|reason| std::panic::resume_unwind(reason))
 }
 
-/// The result of a thread, with its panic.
-pub(crate) fn join<R>(thread: JoinHandle<R>) -> R {
-    thread.join().unwrap_or_else(|reason| std::panic::resume_unwind(reason))
-}
-
 /// The SYNs and segments a namespace had to send again.
 pub(crate) fn retransmitted(namespace: &Namespace) -> u64 {
     // thread-self: /proc/net is the main thread's namespace.
@@ -226,4 +231,16 @@ pub(crate) fn retransmitted(namespace: &Namespace) -> u64 {
     let values = rows.next().expect("values").split_whitespace();
     let (_, value) = names.zip(values).find(|(name, _)| *name == "RetransSegs").expect("RetransSegs");
     value.parse().expect("a number")
+}
+
+/// Stops `tproxy` and returns the counter it writes at its end as `NAME=NUMBER`.
+#[track_caller]
+pub(crate) fn counted_at_the_end(tproxy: &mut Tproxy, name: &str) -> u64 {
+    tproxy.signal(rustix::process::Signal::TERM);
+    tproxy.wait(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    let lines = tproxy.lines();
+    let mut words = lines.iter().rev().flat_map(|line| line.split_whitespace());
+    words
+        .find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+        .unwrap_or_else(|| panic!("no counter {name}\n{}", **tproxy))
 }
