@@ -86,12 +86,18 @@ pub struct Control {
     pub inbound: u32,
 }
 
+/// In [`Decision::worker`]: no worker's, but a connection of our own to an application of this host.
+pub const APPLICATION: u32 = u32::MAX;
+
 /// A flow was decided: its handshake belongs to a listener, its connection to this rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Decision {
     /// The rule, in the slot that was active.
     pub rule: RuleIndex,
+    /// The worker of the CPU that saw the first packet. The rest of the handshake has to meet the same listener: a SYN
+    /// cookie is valid only for one that sent cookies lately (`tcp_synq_no_recent_overflow`).
+    pub worker: u32,
 }
 
 /// An address within a slot of the rule tables, the data of an LPM key.
@@ -208,7 +214,7 @@ pub const MAX_LISTENERS: u32 = 2 + MAX_WORKERS * 2;
 
 const _: () = {
     assert!(size_of::<Tuple>() == 36);
-    assert!(size_of::<Decision>() == 4);
+    assert!(size_of::<Decision>() == 8);
     assert!(size_of::<SlotAddr>() == 20);
     assert!(size_of::<SlotKey>() == 8);
     assert!(size_of::<CgroupKey>() == 16);

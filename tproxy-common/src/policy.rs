@@ -41,6 +41,10 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
     if tables.is_host_address(&flow.tuple.dst) != matches!(scope, Scope::Inbound) {
         return Verdict::Pass(Reason::HostAddress);
     }
+    // A local client is none of scope `inbound`'s business, and may be our own connection to the application.
+    if matches!(scope, Scope::Inbound) && tables.is_host_address(&flow.tuple.src) {
+        return Verdict::Pass(Reason::HostAddress);
+    }
     let Some(rule) = first_match(scope, flow, tables) else {
         return Verdict::Pass(Reason::NoRule);
     };

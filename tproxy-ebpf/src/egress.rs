@@ -53,11 +53,12 @@ fn course(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Result<Course, Reaso
         // An ICMP error that this host sends is about a packet it received, never about one of ours.
         (_, Kind::IcmpError) => Err(Reason::NotOurs),
         (Owner::Connection(_), _) => Ok(Course::Redirect(Reason::SocketOwned)),
-        (Owner::Nobody | Owner::TimeWait, Kind::Syn) => begin(ctx, meta, parsed, History::New),
-        (Owner::Decision, Kind::Syn) => begin(ctx, meta, parsed, History::Decided),
+        (Owner::Nobody, Kind::Syn) => begin(ctx, meta, parsed, History::Nothing),
+        (Owner::TimeWait, Kind::Syn) => begin(ctx, meta, parsed, History::TimeWait),
+        (Owner::Decision(_), Kind::Syn) => begin(ctx, meta, parsed, History::Decided),
         (Owner::TimeWait, _) => Ok(Course::Redirect(Reason::SocketOwned)),
-        (Owner::Decision, Kind::Ack) => Ok(Course::Redirect(Reason::Decided)),
-        (Owner::Nobody | Owner::Decision, _) => Err(Reason::NotOurs),
+        (Owner::Decision(_), Kind::Ack) => Ok(Course::Redirect(Reason::Decided)),
+        (Owner::Nobody | Owner::Decision(_), _) => Err(Reason::NotOurs),
     }
 }
 

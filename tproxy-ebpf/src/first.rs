@@ -18,11 +18,14 @@ use crate::{
     tables::Tables,
 };
 
-/// Whether a decision about the same addresses and ports is still remembered.
+/// What is known of the same addresses and ports.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum History {
-    New,
+    Nothing,
+    /// A decision is still remembered.
     Decided,
+    /// A connection of ours is in TIME_WAIT.
+    TimeWait,
 }
 
 /// What becomes of a flow that a rule selects.
@@ -58,10 +61,11 @@ pub(crate) fn first_packet(
         Verdict::Reject => Ok(First::Reject),
         Verdict::Drop => Ok(First::Drop),
         Verdict::Steer(rule) => {
-            let listener =
-                Socket::listener(ownership::family(&parsed.tuple.dst)).ok_or(Reason::ListenerGone)?;
+            let worker = ownership::this_cpu_worker();
+            let family = ownership::family(&parsed.tuple.dst);
+            let listener = Socket::listener(worker, family).ok_or(Reason::ListenerGone)?;
             debug!(ctx, "rule {} steers a flow to port {}", rule, u16::from_be_bytes(parsed.tuple.dport));
-            let _ = maps::DECISIONS.insert(parsed.tuple, Decision { rule }, 0);
+            let _ = maps::DECISIONS.insert(parsed.tuple, Decision { rule, worker }, 0);
             Ok(First::Steer(listener))
         }
     }

@@ -1,8 +1,9 @@
 //! tc ingress: packets that arrive for others (scope `forwarded`), replies to spoofed upstream sockets, ICMP errors
-//! about our flows; and on `lo`, what egress redirected.
+//! about our flows; and on `lo`, what egress redirected and what we send ourselves.
 
 use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
 use tproxy_common::{
+    abi::{APPLICATION, Decision},
     packet::{Kind, Packet},
     rule::Scope,
     verdict::Reason,
@@ -10,7 +11,7 @@ use tproxy_common::{
 
 use crate::{
     first::{First, History, first_packet},
-    maps::count,
+    maps::{self, count},
     ownership::{self, Owner, Socket},
     packet::{self, ETHERNET, LinkLayer, Meta},
     reject, settings,
@@ -65,9 +66,14 @@ pub(crate) fn run(ctx: &TcContext, link: LinkLayer) -> i32 {
     }
 }
 
-/// On `lo`: the packet was decided at egress, and needs what only ingress can give it.
-pub(crate) fn run_redirected(ctx: &TcContext) -> i32 {
-    if !settings::is_steered(Meta::of(ctx).mark) {
+/// On `lo`: packets that egress redirected, and those of our own connections to applications of this host.
+pub(crate) fn run_loopback(ctx: &TcContext) -> i32 {
+    let meta = Meta::of(ctx);
+    if settings::is_own(meta.mark) {
+        remember_own(ctx);
+        return pass(Reason::OwnMark);
+    }
+    if !settings::is_steered(meta.mark) {
         return NEXT;
     }
     // Its Ethernet destination is the gateway it was sent to, so the stack takes it for somebody else's.
@@ -82,16 +88,27 @@ pub(crate) fn run_redirected(ctx: &TcContext) -> i32 {
     NEXT
 }
 
+/// `sk_lookup` sees no mark, and a spoofed connection of ours to an application looks like a client's: it would be
+/// intercepted again, without end. (Nor does the interface tell: for an IPv4 packet through `lo`, `inet_iif` is the
+/// interface that has the address.)
+#[inline(always)]
+fn remember_own(ctx: &TcContext) {
+    if maps::control().inbound == 0 {
+        return;
+    }
+    if let Ok(Packet { tuple, kind: Kind::Syn, .. }) = packet::read(ctx, ETHERNET) {
+        let _ = maps::DECISIONS.insert(tuple, Decision { rule: 0, worker: APPLICATION }, 0);
+    }
+}
+
 #[inline(always)]
 fn assign_redirected(ctx: &TcContext, parsed: &Packet) {
     match ownership::owner(ctx, &parsed.tuple) {
         Owner::Connection(socket) if socket.is_full() => {
             socket.assign(ctx);
         }
-        Owner::Decision if parsed.kind == Kind::Syn => {
-            if let Some(listener) = Socket::listener(ownership::family(&parsed.tuple.dst)) {
-                listener.assign(ctx);
-            }
+        Owner::Decision(listener) => {
+            listener.assign(ctx);
         }
         _ => {}
     }
@@ -109,6 +126,8 @@ fn addressed_to_us(meta: &Meta) -> Result<(), Reason> {
 #[inline(always)]
 fn begin(ctx: &TcContext, meta: &Meta, parsed: &Packet, history: History) -> Result<Course, Reason> {
     Ok(match first_packet(ctx, Scope::Forwarded, meta, parsed, history)? {
+        // The kernel has to see the socket in TIME_WAIT first, to end it; a listener that is assigned hides it.
+        First::Steer(_) if history == History::TimeWait => Course::DeliverAny(Reason::RuleSteer),
         First::Steer(listener) => Course::Begin(listener),
         First::Reject => Course::Reject,
         First::Drop => Course::Drop,
@@ -120,12 +139,13 @@ fn begin(ctx: &TcContext, meta: &Meta, parsed: &Packet, history: History) -> Res
 fn course(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Result<Course, Reason> {
     match (ownership::owner(ctx, &parsed.tuple), parsed.kind) {
         (Owner::Connection(socket), _) => Ok(Course::Deliver(socket)),
-        (Owner::Nobody | Owner::TimeWait, Kind::Syn) => begin(ctx, meta, parsed, History::New),
-        (Owner::Decision, Kind::Syn) => begin(ctx, meta, parsed, History::Decided),
+        (Owner::Nobody, Kind::Syn) => begin(ctx, meta, parsed, History::Nothing),
+        (Owner::TimeWait, Kind::Syn) => begin(ctx, meta, parsed, History::TimeWait),
+        (Owner::Decision(_), Kind::Syn) => begin(ctx, meta, parsed, History::Decided),
         (Owner::TimeWait, Kind::IcmpError) => Ok(Course::DeliverAny(Reason::IcmpError)),
         (Owner::TimeWait, _) => Ok(Course::DeliverAny(Reason::SocketOwned)),
-        (Owner::Decision, Kind::Ack) => Ok(Course::DeliverAny(Reason::Decided)),
-        (Owner::Nobody | Owner::Decision, _) => Err(Reason::NotOurs),
+        (Owner::Decision(_), Kind::Ack) => Ok(Course::DeliverAny(Reason::Decided)),
+        (Owner::Nobody | Owner::Decision(_), _) => Err(Reason::NotOurs),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{bindings::sk_action, programs::SkLookupContext};
 use tproxy_common::{
-    abi::{Decision, Family, black_hole_index},
+    abi::{APPLICATION, Decision, Family, black_hole_index, listener_index},
     addr::Addr,
     flow::{Flow, Tuple},
     policy::decide,
@@ -13,7 +13,7 @@ use tproxy_common::{
 
 use crate::{
     maps::{self, count},
-    ownership::this_cpu_listener,
+    ownership::this_cpu_worker,
     tables::Tables,
 };
 
@@ -23,7 +23,6 @@ const REFUSE: u32 = sk_action::SK_DROP;
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
-const LOOPBACK_IFINDEX: u32 = 1;
 
 pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
     // SAFETY: the context outlives the program's run; every field read becomes a checked context access.
@@ -44,21 +43,24 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
         sport: lookup.remote_port.to_ne_bytes(),
         dport: (lookup.local_port as u16).to_be_bytes(),
     };
-    // SAFETY: only its presence is used.
-    if unsafe { maps::DECISIONS.get(tuple) }.is_some() {
-        return assign(ctx, this_cpu_listener(family));
+    // SAFETY: the value is copied at once.
+    match unsafe { maps::DECISIONS.get(tuple) }.copied() {
+        Some(Decision { worker: APPLICATION, .. }) => return PASS,
+        Some(Decision { worker, .. }) => return assign(ctx, listener_index(worker, family)),
+        None => {}
     }
     let control = maps::control();
-    if control.inbound == 0 || control.deciding == 0 || lookup.ingress_ifindex == LOOPBACK_IFINDEX {
+    if control.inbound == 0 || control.deciding == 0 {
         return PASS;
     }
     let flow = Flow { tuple, ifindex: lookup.ingress_ifindex, uid: 0 };
     match decide(Scope::Inbound, &flow, &Tables { control, sender: None }) {
         Verdict::Pass(_) => PASS,
         Verdict::Steer(rule) => {
-            let _ = maps::DECISIONS.insert(tuple, Decision { rule }, 0);
+            let worker = this_cpu_worker();
+            let _ = maps::DECISIONS.insert(tuple, Decision { rule, worker }, 0);
             count(Reason::RuleSteer);
-            assign(ctx, this_cpu_listener(family))
+            assign(ctx, listener_index(worker, family))
         }
         Verdict::Reject => {
             count(Reason::RuleReject);

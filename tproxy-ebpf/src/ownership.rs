@@ -30,7 +30,7 @@ pub(crate) enum Owner {
     TimeWait,
     /// No socket yet, but our listener was chosen for it: the flow was decided, and waits for the last ACK of a
     /// handshake that the kernel keeps in a SYN cookie.
-    Decision,
+    Decision(Socket),
 }
 
 /// A reference to a socket, released when dropped, as the verifier demands on every path.
@@ -71,11 +71,10 @@ impl Socket {
         NonNull::new(found).map(Self)
     }
 
-    /// The listener of the worker that serves this CPU, if it is alive: the kernel clears a slot of a sockmap when
-    /// its socket is closed.
+    /// A worker's listener, if it is alive: the kernel clears a slot of a sockmap when its socket is closed.
     #[inline(always)]
-    pub(crate) fn listener(family: Family) -> Option<Self> {
-        let index = this_cpu_listener(family);
+    pub(crate) fn listener(worker: u32, family: Family) -> Option<Self> {
+        let index = listener_index(worker, family);
         // SAFETY: a sockmap lookup in tc returns null or an acquired socket.
         let found = unsafe {
             bpf_map_lookup_elem(
@@ -117,12 +116,12 @@ impl Socket {
     }
 }
 
-/// Index of the listener for the CPU this runs on.
+/// The worker that serves the CPU this runs on.
 #[inline(always)]
-pub(crate) fn this_cpu_listener(family: Family) -> u32 {
+pub(crate) fn this_cpu_worker() -> u32 {
     // SAFETY: no arguments, no failure.
     let cpu = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() } as u32;
-    listener_index(cpu % settings::workers(), family)
+    cpu % settings::workers()
 }
 
 /// Family of an address.
@@ -154,7 +153,7 @@ pub(crate) fn owner(ctx: &TcContext, tuple: &Tuple) -> Owner {
     match socket.mark() {
         Some(mark) if settings::is_own(mark) => {
             if state == TCP_LISTEN {
-                Owner::Decision
+                Owner::Decision(socket)
             } else {
                 Owner::Connection(socket)
             }

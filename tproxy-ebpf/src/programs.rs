@@ -32,7 +32,7 @@ pub(crate) fn tproxy_egress_l3(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub(crate) fn tproxy_lo(ctx: TcContext) -> i32 {
-    ingress::run_redirected(&ctx)
+    ingress::run_loopback(&ctx)
 }
 
 #[sk_lookup]

@@ -7,8 +7,8 @@ use std::{fmt, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::mark::Mark;
 pub use crate::family::Family;
+use crate::mark::Mark;
 
 pub mod journal;
 pub mod lingering;

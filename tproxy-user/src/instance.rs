@@ -224,7 +224,9 @@ impl Instance {
             }
         }
         for (index, hook) in &plan.hooks {
-            let Some(link) = self.surroundings.links.iter().find(|link| link.index == *index) else { continue };
+            let Some(link) = self.surroundings.links.iter().find(|link| link.index == *index) else {
+                continue;
+            };
             if !datapath::has_tcx() {
                 let filter = Change::TcFilter { interface: link.name.clone(), direction: *hook };
                 self.journal.apply(filter)?;
@@ -245,7 +247,8 @@ impl Instance {
         }
         let wanted = now.plan(&self.config.rules).hooks;
         for link in &now.links {
-            let hooked = |hooks: &BTreeSet<(u32, Direction)>| hooks.iter().any(|(index, _)| *index == link.index);
+            let hooked =
+                |hooks: &BTreeSet<(u32, Direction)>| hooks.iter().any(|(index, _)| *index == link.index);
             if hooked(&wanted) && !hooked(&self.plan.hooks) {
                 tracing::info!(interface = link.name, "interface appeared");
             }

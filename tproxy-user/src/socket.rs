@@ -146,8 +146,8 @@ pub fn close_in_order(socket: &impl AsFd) {
 
 /// The options that all sockets have in common.
 fn marked(family: Family, mark: Mark) -> Result<Socket, SocketError> {
-    let socket = Socket::new(family.into(), Type::STREAM.nonblocking(), Some(Protocol::TCP))
-        .map_err(os("socket"))?;
+    let socket =
+        Socket::new(family.into(), Type::STREAM.nonblocking(), Some(Protocol::TCP)).map_err(os("socket"))?;
     socket.set_mark(mark.own()).map_err(privileged("SO_MARK"))?;
     if family == Family::V6 {
         socket.set_only_v6(true).map_err(os("IPV6_V6ONLY"))?;
