@@ -70,7 +70,7 @@ pub(crate) fn run(ctx: &TcContext, link: LinkLayer) -> i32 {
 pub(crate) fn run_loopback(ctx: &TcContext) -> i32 {
     let meta = Meta::of(ctx);
     if settings::is_own(meta.mark) {
-        remember_own(ctx);
+        remember_own(ctx, &meta);
         return pass(Reason::OwnMark);
     }
     if !settings::is_steered(meta.mark) {
@@ -90,14 +90,16 @@ pub(crate) fn run_loopback(ctx: &TcContext) -> i32 {
 
 /// `sk_lookup` sees no mark, and a spoofed connection of ours to an application looks like a client's: it would be
 /// intercepted again, without end. (Nor does the interface tell: for an IPv4 packet through `lo`, `inet_iif` is the
-/// interface that has the address.)
+/// interface that has the address.) The application's socket must not inherit the own mark, either, which it would with
+/// `net.ipv4.tcp_fwmark_accept`: its replies would be taken for ours.
 #[inline(always)]
-fn remember_own(ctx: &TcContext) {
+fn remember_own(ctx: &TcContext, meta: &Meta) {
     if maps::control().inbound == 0 {
         return;
     }
     if let Ok(Packet { tuple, kind: Kind::Syn, .. }) = packet::read(ctx, ETHERNET) {
         let _ = maps::DECISIONS.insert(tuple, Decision { rule: 0, worker: APPLICATION }, 0);
+        ctx.set_mark(settings::unmarked(meta.mark));
     }
 }
 

@@ -31,6 +31,12 @@ pub(crate) fn steered(mark: u32) -> u32 {
     (mark & !MARK_MASK.load()) | STEER_MARK.load()
 }
 
+/// `mark` without our bits.
+#[inline(always)]
+pub(crate) fn unmarked(mark: u32) -> u32 {
+    mark & !MARK_MASK.load()
+}
+
 /// Number of workers, at least one.
 #[inline(always)]
 pub(crate) fn workers() -> u32 {

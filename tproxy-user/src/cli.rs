@@ -168,7 +168,7 @@ impl Run {
             }
             ScopeArg::Outbound if self.source != Source::Host => {
                 return refuse(
-                    "--source has no meaning in --scope outbound, where the client is this host: leave it out",
+                    "--source client has no meaning in --scope outbound, where the client is this host: leave it out",
                 );
             }
             _ => {}

@@ -145,8 +145,6 @@ pub enum Owned {
     Mark(Mark),
     /// The routing table.
     Table(u32),
-    /// The preference of the `ip rule`s.
-    Priority(u32),
 }
 
 impl Owned {
@@ -154,7 +152,6 @@ impl Owned {
         match self {
             Self::Mark(_) => "--mark",
             Self::Table(_) => "--table",
-            Self::Priority(_) => "--priority",
         }
     }
 }
@@ -164,7 +161,6 @@ impl fmt::Display for Owned {
         match self {
             Self::Mark(mark) => write!(f, "the overlapping mark {mark}"),
             Self::Table(table) => write!(f, "the same table {table}"),
-            Self::Priority(priority) => write!(f, "the same priority {priority}"),
         }
     }
 }

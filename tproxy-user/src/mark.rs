@@ -2,8 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
-/// `VALUE/MASK`. The steer mark is VALUE, the own mark is VALUE with the lowest bit of MASK set,
-/// which VALUE therefore leaves clear.
+/// `VALUE/MASK`. The steer mark is VALUE; the own mark is VALUE with one more bit of MASK set, the lowest of those
+/// that VALUE leaves clear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Mark {
     value: u32,
@@ -17,19 +17,14 @@ impl Mark {
     /// # Errors
     /// Says what is wrong when the pair cannot hold two distinct non-zero marks.
     pub fn new(value: u32, mask: u32) -> Result<Self, String> {
-        let lowest = mask & mask.wrapping_neg();
-        if mask.count_ones() < 2 {
-            return Err(format!(
-                "the mask {mask:#x} has fewer than two bits; give it two or more, such as {}",
-                Self::DEFAULT
-            ));
-        }
         if value & !mask != 0 {
             return Err(format!("the value {value:#x} has bits outside the mask {mask:#x}"));
         }
-        if value & lowest != 0 || value == 0 {
+        if value == 0 || value == mask {
             return Err(format!(
-                "the value {value:#x} must be non-zero and leave the mask's lowest bit ({lowest:#x}) clear: it tells our own sockets' packets from steered ones"
+                "the value {value:#x} must set at least one bit of the mask {mask:#x} and leave one clear, \
+                 which tells our own sockets' packets from steered ones; write, for instance, {}",
+                Self::DEFAULT
             ));
         }
         Ok(Self { value, mask })
@@ -44,7 +39,8 @@ impl Mark {
     /// `SO_MARK` of every socket we create.
     #[must_use]
     pub const fn own(self) -> u32 {
-        self.value | (self.mask & self.mask.wrapping_neg())
+        let clear = self.mask & !self.value;
+        self.value | (clear & clear.wrapping_neg())
     }
 
     /// The bits compared.
@@ -85,11 +81,13 @@ mod tests {
         assert_eq!(mark.steer(), 0x2000_0000);
         assert_eq!(mark.own(), 0x3000_0000);
         assert_eq!(mark.to_string().parse(), Ok(mark));
+        let lowest_set = Mark::new(0x1, 0x7).unwrap();
+        assert_eq!((lowest_set.steer(), lowest_set.own()), (0x1, 0x3));
     }
 
     #[test]
     fn what_cannot_hold_two_marks_is_refused() {
-        for text in ["1/1", "0/3", "1/3", "4/3", "x/3", "2", "2/0x"] {
+        for text in ["1/1", "0/3", "3/3", "4/3", "x/3", "2", "2/0x"] {
             assert!(text.parse::<Mark>().is_err(), "{text}");
         }
     }

@@ -46,7 +46,7 @@ fn mistakes_are_named_on_one_line_with_a_remedy() {
         ("tproxy run --scope inbound --action shrug", "respond=TEXT"),
         ("tproxy run --scope inbound --action direct --table 254", "--table"),
         ("tproxy run --scope inbound --action direct --priority 0", "--priority"),
-        ("tproxy run --scope inbound --action direct --mark 1/1", "two bits"),
+        ("tproxy run --scope inbound --action direct --mark 1/1", "leave one clear"),
         ("tproxy run --scope inbound --action direct --workers 0", "--workers"),
         ("tproxy run --scope inbound --action direct --idle-timeout 5", "10s"),
         ("tproxy run --action direct", "--scope"),

@@ -34,7 +34,7 @@ pub struct Identity {
     pub mark: Mark,
     /// Of its `local default` route.
     pub table: u32,
-    /// Of its `ip rule`s.
+    /// Of its `ip rule`s; several instances may share one.
     pub priority: u32,
 }
 
@@ -164,8 +164,6 @@ fn refuse_shared(wanted: &Identity, other: &Record) -> Result<(), HostError> {
         in_use(Owned::Mark(theirs.mark))
     } else if wanted.table == theirs.table {
         in_use(Owned::Table(theirs.table))
-    } else if wanted.priority == theirs.priority {
-        in_use(Owned::Priority(theirs.priority))
     } else {
         Ok(())
     }

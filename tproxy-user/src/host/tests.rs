@@ -361,7 +361,6 @@ fn a_second_instance_is_refused_by_name_of_the_first() {
         let same = [
             ("--mark", Identity { table: 3333, priority: 333, ..IDENTITY }),
             ("--table", Identity { mark: other_mark, priority: 333, ..IDENTITY }),
-            ("--priority", Identity { mark: other_mark, table: 3333, ..IDENTITY }),
         ];
         for (flag, identity) in same {
             let error = Journal::begin_in(&root.0, identity, no_filter).unwrap_err();

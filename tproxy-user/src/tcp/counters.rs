@@ -60,15 +60,15 @@ impl End {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Eof => "eof",
-            Self::ClientReset => "client-reset",
-            Self::UpstreamReset => "upstream-reset",
-            Self::ClientLost => "client-lost",
-            Self::UpstreamLost => "upstream-lost",
-            Self::ConnectRefused => "connect-refused",
-            Self::ConnectTimeout => "connect-timeout",
+            Self::ClientReset => "client_reset",
+            Self::UpstreamReset => "upstream_reset",
+            Self::ClientLost => "client_lost",
+            Self::UpstreamLost => "upstream_lost",
+            Self::ConnectRefused => "connect_refused",
+            Self::ConnectTimeout => "connect_timeout",
             Self::Unreachable => "unreachable",
-            Self::ConnectFailed => "connect-failed",
-            Self::IdleTimeout => "idle-timeout",
+            Self::ConnectFailed => "connect_failed",
+            Self::IdleTimeout => "idle_timeout",
             Self::Stopped => "stopped",
             Self::Loop => "loop",
             Self::Undecided => "undecided",
@@ -152,10 +152,10 @@ impl Snapshot {
         [
             ("accepted", self.accepted),
             ("active", self.active()),
-            ("bytes-up", self.bytes_up),
-            ("bytes-down", self.bytes_down),
-            ("source-fallbacks", self.source_fallbacks),
-            ("out-of-descriptors", self.out_of_descriptors),
+            ("bytes_up", self.bytes_up),
+            ("bytes_down", self.bytes_down),
+            ("source_fallbacks", self.source_fallbacks),
+            ("out_of_descriptors", self.out_of_descriptors),
         ]
         .into_iter()
         .chain(self.ends.into_iter().map(|(end, count)| (end.name(), count)))
