@@ -36,7 +36,7 @@ pub(crate) enum First {
     Drop,
 }
 
-/// Decides, or says why the flow is left alone.
+/// Decides, or says why the flow is left alone. A decision that no longer holds is forgotten, lest `sk_lookup` follow it.
 #[inline(always)]
 pub(crate) fn first_packet(
     ctx: &TcContext,
@@ -45,6 +45,15 @@ pub(crate) fn first_packet(
     parsed: &Packet,
     history: History,
 ) -> Result<First, Reason> {
+    let first = ask_the_rules(ctx, scope, meta, parsed);
+    if history == History::Decided && !matches!(first, Ok(First::Steer(_))) {
+        let _ = maps::DECISIONS.remove(parsed.tuple);
+    }
+    first
+}
+
+#[inline(always)]
+fn ask_the_rules(ctx: &TcContext, scope: Scope, meta: &Meta, parsed: &Packet) -> Result<First, Reason> {
     let control = maps::control();
     if control.deciding == 0 {
         return Err(Reason::Draining);
@@ -52,11 +61,7 @@ pub(crate) fn first_packet(
     let sender = matches!(scope, Scope::Outbound).then_some(ctx);
     let uid = sender.map_or(0, TcContext::get_socket_uid);
     let flow = Flow { tuple: parsed.tuple, ifindex: meta.ifindex, uid };
-    let verdict = decide(scope, &flow, &Tables { control, sender });
-    if history == History::Decided && !matches!(verdict, Verdict::Steer(_)) {
-        let _ = maps::DECISIONS.remove(parsed.tuple);
-    }
-    match verdict {
+    match decide(scope, &flow, &Tables { control, sender }) {
         Verdict::Pass(reason) => Err(reason),
         Verdict::Reject => Ok(First::Reject),
         Verdict::Drop => Ok(First::Drop),

@@ -27,7 +27,8 @@ const IPPROTO_TCP: u32 = 6;
 pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
     // SAFETY: the context outlives the program's run; every field read becomes a checked context access.
     let lookup = unsafe { &*ctx.lookup };
-    if lookup.protocol != IPPROTO_TCP {
+    // Without an interface there is no packet: somebody asks sock_diag who would receive one.
+    if lookup.protocol != IPPROTO_TCP || lookup.ingress_ifindex == 0 {
         return PASS;
     }
     let family = if lookup.family == AF_INET { Family::V4 } else { Family::V6 };

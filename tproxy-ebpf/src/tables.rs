@@ -98,12 +98,10 @@ impl Lookups for Tables<'_> {
                     }
                     // SAFETY: as above; zero means that the sender is not that deep.
                     let id = unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, depth as i32) };
-                    // SAFETY: as above.
-                    if let Some(named) =
-                        unsafe { maps::CGROUPS.get(CgroupKey { id, slot: self.control.slot.into() }) }
-                    {
-                        set = *named;
-                    }
+                    let key = CgroupKey { id, slot: self.control.slot.into() };
+                    // SAFETY: the value is copied at once.
+                    let named = unsafe { maps::CGROUPS.get(key) }.copied();
+                    set = named.unwrap_or(set);
                 }
             }
         }

@@ -166,6 +166,11 @@ impl Run {
                     "--interface has no meaning in --scope inbound, which takes connections from every interface: leave it out",
                 );
             }
+            ScopeArg::Inbound if self.source == Source::ClientPort => {
+                return refuse(
+                    "--source client-port is impossible in --scope inbound, where the client's own connection has that address and port: use --source client",
+                );
+            }
             ScopeArg::Outbound if self.source != Source::Host => {
                 return refuse(
                     "--source client has no meaning in --scope outbound, where the client is this host: leave it out",

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mark::Mark;
 
+pub mod connections;
 pub mod journal;
 pub mod lingering;
 pub mod links;

@@ -6,7 +6,7 @@
 //! 1. `accept` takes connections off the listeners and finds out the client, the original destination
 //!    and, from the datapath by way of [`Decisions`], the rule that selected the flow;
 //! 2. `session` does what the rule's action says, one task a connection:
-//! 3. `upstream` connects from the source that the rule wants, while the client is watched, or
+//! 3. `upstream` connects from the `source` that the rule wants, while the client is watched, or
 //!    `respond` answers in place of a server;
 //! 4. `relay` moves bytes, a `pipe` for each direction, and passes on how each side ends;
 //! 5. `connection` writes down how it went: a line at accept, a line at close, the [`TcpCounters`].
@@ -24,6 +24,7 @@ mod pipe;
 mod relay;
 mod respond;
 mod session;
+mod source;
 mod upstream;
 mod worker;
 

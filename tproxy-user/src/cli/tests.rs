@@ -34,6 +34,7 @@ fn mistakes_are_named_on_one_line_with_a_remedy() {
         ("tproxy run --scope forwarded --action direct", "--interface"),
         ("tproxy run --scope inbound --interface a --action direct", "leave it out"),
         ("tproxy run --scope outbound --action direct --source client", "leave it out"),
+        ("tproxy run --scope inbound --action direct --source client-port", "use --source client"),
         ("tproxy run --scope inbound --uid 3 --action direct", "--scope outbound"),
         ("tproxy run --scope inbound --action drop --source client", "--action direct"),
         ("tproxy run --scope inbound --from 10.0.0.0/8 --to ::/0 --action direct", "family"),

@@ -46,6 +46,18 @@ impl Netlink {
         Ok(())
     }
 
+    /// Asks for the one thing that `request` names.
+    pub(super) fn get<Q, A>(&self, request: Q) -> io::Result<Option<A>>
+    where
+        Q: NetlinkSerializable,
+        A: NetlinkDeserializable + fmt::Debug,
+    {
+        self.send(request, NLM_F_ACK)?;
+        let mut found = None;
+        self.collect(&mut |answer| found = Some(answer))?;
+        Ok(found)
+    }
+
     /// Has one thing done; `flags` are added to `NLM_F_REQUEST | NLM_F_ACK`.
     pub(super) fn request<Q>(&self, request: Q, flags: u16) -> io::Result<()>
     where

@@ -1,6 +1,6 @@
 //! Connecting to the upstream.
 
-use std::{io, net::SocketAddr, pin::pin, sync::atomic::Ordering::Relaxed};
+use std::{io, net::SocketAddr, pin::pin};
 
 use tokio::{
     io::Interest,
@@ -11,11 +11,9 @@ use tokio::{
 use super::{
     End,
     connection::{Connection, Ended, client_failed, pending_error},
+    source::Sources,
 };
-use crate::{
-    config::Source,
-    socket::{self, SocketError, UpstreamSource},
-};
+use crate::socket::{self, SocketError};
 
 /// Connects for a client, from the source that its rule wants. Gives up when the client resets its
 /// connection meanwhile; that it has no more to send is no reason.
@@ -29,7 +27,8 @@ pub(super) async fn connect(
 ) -> Result<TcpStream, Ended> {
     let mut client_error = pin!(client.ready(Interest::ERROR));
     let mut timer = pin!(sleep(connection.shared.timeouts.connect));
-    let mut source = wanted_source(connection);
+    let mut sources = Sources::of(connection, address);
+    let mut source = sources.first();
     loop {
         let socket = socket::upstream(address, source, connection.shared.mark);
         let connected = match socket.map(|socket| TcpSocket::from_std_stream(socket.into())) {
@@ -41,22 +40,13 @@ pub(super) async fn connect(
             },
             Err(error) => Err(ConnectError::Socket(error)),
         };
-        match (connected, source) {
-            (Err(error), UpstreamSource::ClientPort(client)) if error.is_taken() => {
-                connection.shared.counters.source_fallbacks.fetch_add(1, Relaxed);
-                source = UpstreamSource::Client(client.ip());
-            }
-            (connected, _) => return connected.map_err(Ended::from),
+        match connected {
+            Err(error) if error.is_taken() => match sources.next() {
+                Some(another) => source = another,
+                None => return Err(error.into()),
+            },
+            connected => return connected.map_err(Ended::from),
         }
-    }
-}
-
-fn wanted_source(connection: &Connection) -> UpstreamSource {
-    let client = connection.client.0;
-    match connection.rule().source {
-        Source::Host => UpstreamSource::Host,
-        Source::Client => UpstreamSource::Client(client.ip()),
-        Source::ClientPort => UpstreamSource::ClientPort(client),
     }
 }
 
