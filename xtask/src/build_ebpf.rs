@@ -47,11 +47,14 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if args.check { check(&toolchain, &object) } else { write(&toolchain, &object, &sources) }
 }
 
-/// Lints the programs for the target that they are built for.
-pub(crate) fn clippy() -> Result<()> {
+/// Lints and documents the programs for the target that they are built for; for the host they are empty.
+pub(crate) fn lint() -> Result<()> {
     let toolchain = Toolchain::find()?;
     // All that `cargo clippy` does beyond `cargo check`, but never with another toolchain's driver.
-    run(cargo(&toolchain, "check", &["-Dwarnings"])?.env("RUSTC_WORKSPACE_WRAPPER", toolchain.clippy()?))
+    run(cargo(&toolchain, "check", &["-Dwarnings"])?.env("RUSTC_WORKSPACE_WRAPPER", toolchain.clippy()?))?;
+    let mut doc = cargo(&toolchain, "doc", &[])?;
+    doc.args(["--no-deps", "--document-private-items"]);
+    run(doc.env("RUSTDOCFLAGS", "-Dwarnings").env("RUSTDOC", toolchain.sysroot().join("bin/rustdoc")))
 }
 
 /// The object, without debug sections: they are not loaded, and name directories of this machine.

@@ -34,11 +34,18 @@ const CHECKS: &[(&str, Check)] = &[
     }),
     ("documentation", || {
         let mut doc = cargo();
-        doc.args(["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
+        doc.args([
+            "doc",
+            "--locked",
+            "--workspace",
+            "--exclude=tproxy-ebpf",
+            "--no-deps",
+            "--document-private-items",
+        ]);
         run(doc.env("RUSTDOCFLAGS", "-Dwarnings"))
     }),
     ("eBPF object", || build_ebpf::main(&build_ebpf::Args { install: true, check: true })),
-    ("lints of the eBPF programs", build_ebpf::clippy),
+    ("lints and documentation of the eBPF programs", build_ebpf::lint),
     ("tests", || test::main(&test::Args { filter: Vec::new() })),
 ];
 
