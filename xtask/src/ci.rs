@@ -13,11 +13,10 @@ use crate::{
 pub(crate) fn main() -> Result<()> {
     host::require_root("ci")?;
     let before = changes()?;
+    let start = Instant::now();
     for (title, check) in CHECKS {
-        println!("\n==> {title}");
-        let start = Instant::now();
+        println!("\n==> {title} (after {} s)", start.elapsed().as_secs());
         check()?;
-        println!("==> {title}: passed in {} s", start.elapsed().as_secs());
     }
     if changes()? != before {
         bail!("the checks changed files of the tree:\n{}", changes()?);
