@@ -6,9 +6,6 @@ use crate::{
     rule::{RuleIndex, RuleSet, Scope, SetId},
 };
 
-/// Bumped whenever a layout below changes.
-pub const ABI_VERSION: u32 = 1;
-
 /// Name of a map in the object.
 pub mod map {
     /// `Array<Control>`, one entry.

@@ -1,8 +1,8 @@
 //! tproxy's eBPF programs.
 //!
-//! The way of a packet: an entry point below → [`packet`] parses it → [`ownership`] asks whether a socket of ours
-//! owns its flow → for a first packet [`first`] asks the policy, whose questions [`tables`] answers → [`ingress`] or [`egress`] carries
-//! the verdict out → in the network namespace's listener lookup, [`lookup`] picks the listener.
+//! The way of a packet: an entry point below → `packet` parses it → `ownership` asks whether a socket of ours
+//! owns its flow → for a first packet `first` asks the policy, whose questions `tables` answers → `ingress` or `egress` carries
+//! the verdict out → in the network namespace's listener lookup, `lookup` picks the listener.
 //!
 //! Only built for the bpf target; the policy and the parser live in `tproxy-common`, where they are tested.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]

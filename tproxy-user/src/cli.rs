@@ -173,7 +173,8 @@ impl Run {
             }
             _ => {}
         }
-        if !matches!(self.scope, ScopeArg::Outbound) && !(self.uid.is_empty() && self.cgroup.is_empty()) {
+        let names_sender = !self.uid.is_empty() || !self.cgroup.is_empty();
+        if names_sender && !matches!(self.scope, ScopeArg::Outbound) {
             return refuse(
                 "--uid and --cgroup are about the sending process: use them with --scope outbound",
             );

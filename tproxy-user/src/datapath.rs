@@ -34,7 +34,7 @@ pub enum DatapathError {
     #[error("the kernel refused the eBPF object: {0}")]
     Load(#[from] EbpfError),
     /// The kernel refused a program or its link.
-    #[error("eBPF program {name}: {source}")]
+    #[error("eBPF program {name}: {}", first_line(source))]
     Program {
         /// Name in the object.
         name: &'static str,
@@ -195,6 +195,13 @@ impl Datapath {
         self.links.detach_all();
         self.lookup = None;
     }
+}
+
+/// Without the verifier's log, which is thousands of lines (`-v` shows it).
+fn first_line(error: &ProgramError) -> String {
+    let text = error.to_string();
+    tracing::debug!("{text}");
+    text.lines().next().unwrap_or_default().trim_end_matches(" Verifier output:").to_owned()
 }
 
 fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(

@@ -7,7 +7,6 @@ use std::{fmt, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::family::Family;
 use crate::mark::Mark;
 
 pub mod journal;

@@ -139,24 +139,24 @@ impl Instance {
         self.datapath.stop_deciding()?;
         let live: usize = self.workers.iter().map(Worker::live).sum();
         tracing::info!(live, limit = ?self.config.timeouts.drain, "draining: no new flow is taken");
-        let drained = async {
-            join_all(self.workers.iter().map(Worker::drained)).await;
-            self.delivered().await
-        };
-        match tokio::time::timeout_at(deadline.into(), drained).await {
-            Ok(delivered) => delivered,
+        match tokio::time::timeout_at(deadline.into(), self.finished()).await {
+            Ok(finished) => finished,
             Err(_elapsed) => Ok(()),
         }
     }
 
-    /// Waits until what closed connections still had to send has been acknowledged. The kernel has no event for it.
-    async fn delivered(&self) -> Result<(), InstanceError> {
+    /// Waits until no connection is live or about to be, and what closed ones still had to send is acknowledged. Of the
+    /// latter two the kernel gives no word, so it is asked.
+    async fn finished(&self) -> Result<(), InstanceError> {
         const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
         let local = LocalTable::load(self.config.table)?;
-        while lingering::undelivered(self.config.mark, &local)? > 0 {
+        loop {
+            join_all(self.workers.iter().map(Worker::drained)).await;
+            if lingering::unfinished(self.config.mark, &local)? == 0 {
+                return Ok(());
+            }
             tokio::time::sleep(BETWEEN_LOOKS).await;
         }
-        Ok(())
     }
 
     /// Detaches, ends what is live, and leaves the host as it was.

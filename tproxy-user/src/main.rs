@@ -57,7 +57,8 @@ fn report(reports: &[Report]) -> anyhow::Result<()> {
 fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("error: {error:#}"), 1),
+        // The texts of our errors include their causes'.
+        Err(error) => fail(&format!("error: {error}"), 1),
     }
 }
 

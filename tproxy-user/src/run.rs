@@ -1,6 +1,8 @@
 //! `tproxy run` and `tproxy cleanup`, from start to end.
 
-use anyhow::Context as _;
+use std::io;
+
+use anyhow::anyhow;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
@@ -15,9 +17,10 @@ use crate::{
 /// # Errors
 /// What kept it from starting, or from leaving the host as it was.
 pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
-    let mut signals = Signals::new().context("cannot listen for signals")?;
+    let mut signals = Signals::new().map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
     preflight::check()?;
-    let mut monitor = Monitor::new().context("cannot watch the interfaces (netlink)")?;
+    let cannot_watch = |error: io::Error| anyhow!("cannot watch the interfaces (netlink): {error}");
+    let mut monitor = Monitor::new().map_err(cannot_watch)?;
     let mut instance = Instance::start(config, verbose)?;
     tracing::info!("ready: steering is in place");
     loop {
@@ -28,7 +31,7 @@ pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
                 anyhow::bail!("a worker ended by itself, which is a bug; the host is as it was");
             }
             changed = monitor.next() => {
-                let changed = changed.context("cannot watch the interfaces (netlink)")?;
+                let changed = changed.map_err(cannot_watch)?;
                 if let Err(error) = instance.follow(changed) {
                     tracing::error!("cannot follow a change of the host: {error}");
                 }
@@ -60,7 +63,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    fn new() -> io::Result<Self> {
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 

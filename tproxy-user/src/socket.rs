@@ -16,8 +16,7 @@ use std::{
 
 use socket2::{Protocol, SockAddr, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
-pub use crate::family::Family;
-use crate::mark::Mark;
+use crate::{family::Family, mark::Mark};
 
 /// Connections that may wait for `accept`; `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;

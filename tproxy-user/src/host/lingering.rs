@@ -45,15 +45,27 @@ pub fn destroy(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
     }
 }
 
-/// How many sockets that [`destroy`] would take still hold data, or a FIN, that their peer has not acknowledged.
+/// How many sockets that [`destroy`] would take are not done: a handshake is under way, nobody has accepted the
+/// connection yet, or data or a FIN wait to be acknowledged.
 ///
 /// # Errors
 /// [`HostError::Netlink`].
-pub fn undelivered(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
+pub fn unfinished(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
     let netlink = Netlink::open(NETLINK_SOCK_DIAG).map_err(cannot_list)?;
-    // The kernel counts an unacknowledged FIN as a byte of the send queue.
-    Ok(foreign(&netlink, mark, local)?.iter().filter(|(_, socket)| socket.send_queue > 0).count())
+    let is_unfinished = |socket: &InetResponseHeader| match socket.state {
+        TCP_SYN_RECV => true,
+        // A socket without an inode belongs to no process: not yet, or no longer.
+        TCP_ESTABLISHED | TCP_CLOSE_WAIT => socket.inode == 0,
+        // The kernel counts an unacknowledged FIN as a byte of the send queue.
+        _ => socket.send_queue > 0,
+    };
+    Ok(foreign(&netlink, mark, local)?.iter().filter(|(_, socket)| is_unfinished(socket)).count())
 }
+
+// net/tcp_states.h
+const TCP_ESTABLISHED: u8 = 1;
+const TCP_SYN_RECV: u8 = 3;
+const TCP_CLOSE_WAIT: u8 = 8;
 
 fn cannot_list(source: io::Error) -> HostError {
     HostError::Netlink { action: "list the TCP sockets".into(), source }

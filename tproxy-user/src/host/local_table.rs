@@ -12,7 +12,8 @@ use netlink_packet_route::{
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::{Family, HostError, netlink::Netlink};
+use super::{HostError, netlink::Netlink};
+use crate::family::Family;
 
 const RT_TABLE_LOCAL: u32 = 255;
 const LOCAL_KINDS: [RouteType; 4] =

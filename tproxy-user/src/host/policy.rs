@@ -12,11 +12,11 @@ use netlink_packet_route::{
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::{
-    Family, HostError, Identity,
+    HostError, Identity,
     local_table::{LOOPBACK, RouteFilter, destination, routes},
     netlink::Netlink,
 };
-use crate::mark::Mark;
+use crate::{family::Family, mark::Mark};
 
 /// Whether to make or to take back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,8 @@ use std::{fmt, fs, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Family, HostError};
+use super::HostError;
+use crate::family::Family;
 
 /// One value of one interface. `all` and `default` are refused: they change other people's interfaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    Change, Direction, Family, HostError, Identity, Journal, Report,
+    Change, Direction, HostError, Identity, Journal, Report,
     journal::cleanup_in,
     lingering,
     links::{self, Layer, Monitor},
@@ -23,7 +23,7 @@ use super::{
     preflight,
     sysctl::Sysctl,
 };
-use crate::mark::Mark;
+use crate::{family::Family, mark::Mark};
 
 const IDENTITY: Identity = Identity { mark: Mark::DEFAULT, table: 2222, priority: 222 };
 

@@ -5,8 +5,9 @@ use std::{fmt, io};
 use serde::{Deserialize, Serialize};
 
 use super::{DetachFilter, Identity, Record};
+use crate::family::Family;
 use crate::host::{
-    Direction, Family, HostError,
+    Direction, HostError,
     policy::{self, Deed},
     sysctl::Sysctl,
 };

@@ -11,8 +11,9 @@ use std::{
 use super::rig::*;
 use crate::{
     config::{Action, Source, Timeouts},
+    family::Family,
     mark::Mark,
-    socket::{self, Family},
+    socket,
     tcp::{End, RuleIndex},
 };
 

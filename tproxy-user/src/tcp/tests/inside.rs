@@ -12,9 +12,10 @@ use tokio::{
 use super::rig::*;
 use crate::{
     config::{Action, Source},
+    family::Family,
     flow::{ClientAddr, OriginalDst},
     mark::Mark,
-    socket::{self, Family},
+    socket,
     tcp::{RuleIndex, TcpCounters, WorkerSetup, connection::Connection, session, worker::Shared},
 };
 

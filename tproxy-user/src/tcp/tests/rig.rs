@@ -13,9 +13,10 @@ use socket2::SockRef;
 
 use crate::{
     config::{Action, Rule, Scope, Source, Timeouts},
+    family::Family,
     flow::{ClientAddr, OriginalDst},
     mark::Mark,
-    socket::{self, Family},
+    socket,
     tcp::{Decisions, End, RuleIndex, Snapshot, TcpCounters, Worker, WorkerSetup},
 };
 
