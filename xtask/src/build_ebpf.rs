@@ -34,17 +34,27 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
+    let sources = digest::of_sources(Path::new("."))?;
+    if args.check {
+        let record = fs::read_to_string(RECORD).context(RECORD)?;
+        if digest::recorded(&record) != Some(&sources) {
+            bail!("the eBPF object is older than its sources: run `cargo xtask build-ebpf`");
+        }
+    }
     let toolchain = if args.install { Toolchain::find_or_install()? } else { Toolchain::find()? };
     println!("compiler: {}", toolchain.describe());
     let object = build(&toolchain)?;
-    if args.check { check(&toolchain, &object) } else { write(&toolchain, &object) }
+    if args.check { check(&toolchain, &object) } else { write(&toolchain, &object, &sources) }
 }
 
-/// Lints the programs for the target that they are built for.
-pub(crate) fn clippy() -> Result<()> {
+/// Lints and documents the programs for the target that they are built for; for the host they are empty.
+pub(crate) fn lint() -> Result<()> {
     let toolchain = Toolchain::find()?;
     // All that `cargo clippy` does beyond `cargo check`, but never with another toolchain's driver.
-    run(cargo(&toolchain, "check", &["-Dwarnings"])?.env("RUSTC_WORKSPACE_WRAPPER", toolchain.clippy()?))
+    run(cargo(&toolchain, "check", &["-Dwarnings"])?.env("RUSTC_WORKSPACE_WRAPPER", toolchain.clippy()?))?;
+    let mut doc = cargo(&toolchain, "doc", &[])?;
+    doc.args(["--no-deps", "--document-private-items"]);
+    run(doc.env("RUSTDOCFLAGS", "-Dwarnings").env("RUSTDOC", toolchain.sysroot().join("bin/rustdoc")))
 }
 
 /// The object, without debug sections: they are not loaded, and name directories of this machine.
@@ -54,8 +64,7 @@ fn build(toolchain: &Toolchain) -> Result<Vec<u8>> {
     strip::debug_sections(&fs::read(&built).with_context(|| built.display().to_string())?)
 }
 
-fn write(toolchain: &Toolchain, object: &[u8]) -> Result<()> {
-    let sources = digest::of_sources(Path::new("."))?;
+fn write(toolchain: &Toolchain, object: &[u8], sources: &str) -> Result<()> {
     fs::create_dir_all("tproxy-user/ebpf")?;
     fs::write(OBJECT, object).context(OBJECT)?;
     fs::write(RECORD, format!("sources = {sources}\ncompiler = {}\n", toolchain.describe()))
@@ -65,10 +74,6 @@ fn write(toolchain: &Toolchain, object: &[u8]) -> Result<()> {
 }
 
 fn check(toolchain: &Toolchain, built: &[u8]) -> Result<()> {
-    let record = fs::read_to_string(RECORD).context(RECORD)?;
-    if digest::recorded(&record) != Some(&digest::of_sources(Path::new("."))?) {
-        bail!("{RECORD} is not that of the sources: run `cargo xtask build-ebpf`");
-    }
     let committed = fs::read(OBJECT).context(OBJECT)?;
     let differences = compare::differences(&committed, built)?;
     if differences.is_empty() {
@@ -78,11 +83,9 @@ fn check(toolchain: &Toolchain, built: &[u8]) -> Result<()> {
     for difference in &differences {
         println!("  {difference}");
     }
-    bail!(
-        "{OBJECT} is not what its sources make with {}; it was made with {}",
-        toolchain.describe(),
-        record.lines().find_map(|line| line.strip_prefix("compiler = ")).unwrap_or("an unknown compiler"),
-    )
+    let record = fs::read_to_string(RECORD).context(RECORD)?;
+    let maker = record.lines().find_map(|line| line.strip_prefix("compiler = ")).unwrap_or("unknown");
+    bail!("{OBJECT} is not what its sources make with {}; its compiler was {maker}", toolchain.describe())
 }
 
 /// A cargo command on the programs, for the bpf target.

@@ -9,7 +9,7 @@ mod process;
 mod test;
 mod verify;
 
-use std::path::Path;
+use std::{path::Path, process::ExitCode};
 
 use clap::Parser;
 
@@ -26,7 +26,17 @@ enum Task {
     Ci,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match task() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn task() -> anyhow::Result<()> {
     // Every task sees the workspace's root, wherever it was started.
     std::env::set_current_dir(workspace())?;
     match Task::parse() {

@@ -28,6 +28,9 @@ const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "libstdc++-12-dev", "gcc"];
 /// The LLVM of Debian's compiler; the linker reads the compiler's bitcode and has to have the same.
 const LLVM: &str = "22";
 
+/// In the compiler's sysroot.
+const CLIPPY: &str = "bin/clippy-driver";
+
 /// Programs that fit each other.
 pub(super) struct Toolchain {
     sysroot: PathBuf,
@@ -52,7 +55,7 @@ impl Toolchain {
 
     /// What is installed, and what is not is installed first: Debian packages, and the linker from its source.
     pub(super) fn find_or_install() -> Result<Self> {
-        if compiler().is_err() {
+        if !compiler().is_ok_and(|(sysroot, _)| sysroot.join(CLIPPY).exists()) {
             host::install(COMPILER_PACKAGES)?;
         }
         if linker().is_err() {
@@ -97,7 +100,7 @@ impl Toolchain {
 
     /// The toolchain's clippy.
     pub(super) fn clippy(&self) -> Result<PathBuf> {
-        let driver = self.sysroot.join("bin/clippy-driver");
+        let driver = self.sysroot.join(CLIPPY);
         if !driver.exists() {
             bail!(
                 "{} is missing (Debian package rust-web-clippy, or rustup's component clippy)",
