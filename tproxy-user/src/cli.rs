@@ -181,7 +181,7 @@ impl Run {
         let names_sender = !self.uid.is_empty() || !self.cgroup.is_empty();
         if names_sender && !matches!(self.scope, ScopeArg::Outbound) {
             return refuse(
-                "--uid and --cgroup are about the sending process: use them with --scope outbound",
+                "--uid and --cgroup are about the sending process, which scopes forwarded and inbound do not know: use them with --scope outbound",
             );
         }
         let connects = matches!(self.action, Action::Direct | Action::Upstream(_));
