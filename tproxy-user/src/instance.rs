@@ -195,11 +195,11 @@ impl Instance {
     /// Makes hooks, rules and tables what the surroundings ask for. First what delivers, then what steers.
     fn carry_out(&mut self) -> Result<(), InstanceError> {
         let plan = self.surroundings.plan(&self.config.rules);
-        for sysctl in plan.loopback.difference(&self.plan.loopback) {
+        for sysctl in &plan.loopback {
             let sysctl = Sysctl::new("lo", Family::V4, sysctl.key())?;
             self.journal.apply(Change::Sysctl { sysctl, value: "1".into() })?;
         }
-        for iif in plan.delivering.difference(&self.plan.delivering) {
+        for iif in &plan.delivering {
             for change in rules_for(iif) {
                 self.journal.apply(change)?;
             }

@@ -3,6 +3,7 @@
 use std::io;
 
 use anyhow::anyhow;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
 pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
     let mut signals = Signals::new().map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
     preflight::check()?;
+    raise_descriptor_limit();
     let cannot_watch = |error: io::Error| anyhow!("cannot watch the interfaces (netlink): {error}");
     let mut monitor = Monitor::new().map_err(cannot_watch)?;
     let mut instance = Instance::start(config, verbose)?;
@@ -54,6 +56,15 @@ pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
 pub fn cleanup() -> anyhow::Result<Vec<Report>> {
     preflight::check()?;
     Ok(host::cleanup(datapath::detach_filter)?)
+}
+
+/// A connection takes two descriptors, and the usual soft limit is 1,024: enough for programs that use `select`, which
+/// nothing here does.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!("cannot raise the limit of open files: {error}");
+    }
 }
 
 /// SIGINT and SIGTERM, which mean the same.

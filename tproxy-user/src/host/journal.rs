@@ -89,11 +89,14 @@ impl Journal {
         Ok(Self { store, record, detach_filter, alive: Some(alive) })
     }
 
-    /// Writes `change` down durably, then makes it.
+    /// Writes `change` down durably, then makes it; one that stands already is left alone.
     ///
     /// # Errors
     /// The change was then not made.
     pub fn apply(&mut self, change: Change) -> Result<(), HostError> {
+        if self.record.changes.iter().any(|entry| *entry.change() == change) {
+            return Ok(());
+        }
         let locked = self.store.lock()?;
         let entry = Entry::prepare(change, &locked.living()?)?;
         self.record.changes.push(entry.clone());
