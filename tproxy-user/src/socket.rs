@@ -169,6 +169,9 @@ fn transparent(socket: &Socket, family: Family) -> Result<(), SocketError> {
 
 fn bind_and_listen(socket: &Socket, family: Family) -> Result<(), SocketError> {
     socket.bind(&SocketAddr::new(family.loopback(), 0).into()).map_err(os("bind"))?;
+    // For what it accepts: those connections hold the ports of original destinations, and without the option no daemon
+    // of this host could be started on one of them. Set only now, so that the port just bound is nobody else's.
+    socket.set_reuse_address(true).map_err(os("SO_REUSEADDR"))?;
     socket.listen(BACKLOG).map_err(os("listen"))
 }
 

@@ -164,3 +164,17 @@ fn syn_cookies_do_not_lose_the_connection() {
         }
     }
 }
+
+/// What we accept holds the original destination's port on this host.
+#[test]
+fn a_daemon_can_be_started_on_the_port_of_a_live_connection() {
+    let world = World::new();
+    let tproxy = world.tproxy(&format!("{FORWARDED} --port 80 --action direct"));
+    for (family, wildcard) in [(Family::V4, "0.0.0.0:80"), (Family::V6, "[::]:80")] {
+        let _live = connect(&world.net.client, (family.server(), 80)).unwrap();
+        tproxy.wait_line(&[&family.client().to_string(), "accepted"], PATIENCE).unwrap();
+        let daemon = listen(&world.net.gateway, wildcard.parse::<SocketAddr>().unwrap());
+        connect(&world.net.client, (family.lan(), 80)).unwrap();
+        accept(&daemon);
+    }
+}
