@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: three network namespaces, `tproxy` on the middle one, curl on the first.
 //!
 //! Needs root, `ip`, `curl` and `nginx`. `TPROXY_BIN` names the binary; by default it is the one next to us.
-#![allow(clippy::print_stdout)] // printing is what a demo does
+#![expect(clippy::print_stdout, reason = "printing is what a demo does")]
 
 use std::{error::Error, path::PathBuf, process::ExitCode, thread, time::Duration};
 

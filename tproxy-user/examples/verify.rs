@@ -1,6 +1,7 @@
 //! What the running kernel's verifier makes of each program of the committed object; needs root.
 //!
 //! Names aya although the library keeps that to its datapath: this is a look at the object, not a use of tproxy.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what it is for")]
 
 use std::process::ExitCode;
 
