@@ -31,7 +31,7 @@ pub enum Command {
         after_long_help = "Example:\n  tproxy run --scope forwarded --interface eth1 --to 0.0.0.0/0 --port 80,443 --action direct"
     )]
     Run(Box<Run>),
-    /// Undo what a killed instance left in this network namespace
+    /// Undo what killed instances left in this network namespace
     #[command(after_long_help = "Example:\n  tproxy cleanup")]
     Cleanup,
 }
@@ -39,13 +39,14 @@ pub enum Command {
 /// `tproxy run`
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Which traffic: what arrives for others, what this host sends, or what arrives for this host
+    /// Which traffic the rule looks at
     #[arg(long)]
     scope: ScopeArg,
-    /// Interface that packets arrive by (forwarded) or leave by (outbound; default: all with a route). Repeatable
+    /// Interface that packets arrive by (forwarded: required) or leave by (outbound; default: all with a default or
+    /// connected route). Repeatable
     #[arg(long, value_name = "NAME")]
     interface: Vec<String>,
-    /// Destination prefix or address (default: any). Repeatable
+    /// Destination prefix or address (default: any; 0.0.0.0/0 is all of IPv4, ::/0 all of IPv6). Repeatable
     #[arg(long, value_name = "PREFIX", value_parser = values::prefix)]
     to: Vec<IpNet>,
     /// Source prefix or address (default: any). Repeatable
@@ -57,32 +58,40 @@ pub struct Run {
     /// Destination ports, such as 80,443,8000-8999 (default: any)
     #[arg(long, value_name = "PORTS", value_delimiter = ',', value_parser = values::ports)]
     port: Vec<RangeInclusive<u16>>,
-    /// User id of the sending process (outbound). Repeatable
+    /// User id of the sending process, as a number (outbound). Repeatable
     #[arg(long)]
     uid: Vec<u32>,
     /// cgroup v2 directory of the sending process, or one above it (outbound). Repeatable
     #[arg(long, value_name = "PATH")]
     cgroup: Vec<PathBuf>,
-    /// direct, upstream=ADDR:PORT, respond=TEXT, reject, drop, or pass
-    #[arg(long, value_parser = values::action)]
+    /// What becomes of a connection: direct, upstream=ADDR:PORT, respond=TEXT, reject, drop or pass
+    ///
+    /// direct              relay it to its original destination
+    /// upstream=ADDR:PORT  relay it to this address
+    /// respond=TEXT        answer it: an HTTP request with HTTP, anything else with TEXT on a line
+    /// reject              refuse it (RST)
+    /// drop                discard its packets without an answer
+    /// pass                leave it alone
+    #[arg(long, value_parser = values::action, verbatim_doc_comment)]
     action: Action,
-    /// Whose address the upstream sees
+    /// Whose address the upstream sees (direct and upstream=)
     #[arg(long, default_value = "host")]
     source: Source,
-    /// Who picks the socket: the listener lookup, or tc itself
+    /// Who picks the socket of a steered packet
     #[arg(long, default_value = "sk_lookup")]
     steer: Steer,
-    /// The bits of skb->mark this instance may use
+    /// The bits of the packet mark this instance uses: VALUE marks what it steers, VALUE and one more bit of MASK what
+    /// its own sockets send
     #[arg(long, value_name = "VALUE/MASK", default_value_t = Mark::DEFAULT)]
     mark: Mark,
-    /// Number of the routing table this instance may use
+    /// Number of the routing table this instance uses; it must be empty
     #[arg(long, default_value_t = 29_808)]
     table: u32,
-    /// Preference of this instance's routing rules
+    /// Preference of this instance's routing rules (ip rule); instances may share one
     #[arg(long, default_value_t = 100)]
     priority: u32,
-    /// Worker threads (default: one a CPU)
-    #[arg(long)]
+    /// Worker threads (default: one per CPU)
+    #[arg(long, value_name = "N")]
     workers: Option<usize>,
     /// How long an upstream may take to accept a connection
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::duration)]
@@ -90,21 +99,24 @@ pub struct Run {
     /// How long a connection may carry no byte (RFC 5382 asks a NAT for at least 2h4m)
     #[arg(long, value_name = "TIME", default_value = "2h4m", value_parser = values::duration)]
     idle_timeout: Duration,
-    /// How long live connections may go on after SIGINT or SIGTERM
+    /// How long live connections may go on after SIGINT or SIGTERM; a second signal ends them at once
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration)]
     drain_timeout: Duration,
     /// How log lines are written to stderr
-    #[arg(long, default_value = "text")]
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
-    /// More log: -v for details, -vv for what the eBPF programs say
+    /// Log more: -v for details, -vv also for what the eBPF programs say
     #[arg(short, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ScopeArg {
+    /// Connections that arrive by --interface for addresses that are not this host's
     Forwarded,
+    /// Connections that processes of this host open
     Outbound,
+    /// Connections to this host's own addresses, before the application's listener sees them
     Inbound,
 }
 

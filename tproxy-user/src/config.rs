@@ -91,7 +91,7 @@ pub enum Source {
     Host,
     /// The client's IP address, a port of the kernel's choice.
     Client,
-    /// The client's IP address and port; falls back to [`Source::Client`], counted, when taken.
+    /// The client's IP address and port; another port, counted, when that one is taken.
     ClientPort,
 }
 
@@ -99,10 +99,10 @@ pub enum Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Steer {
-    /// tc marks the packet; the `sk_lookup` program picks the listener.
+    /// tc marks the packet, and the sk_lookup program picks the listener.
     #[default]
     SkLookup,
-    /// tc assigns the socket with `bpf_sk_assign`.
+    /// tc marks the packet, and assigns the socket itself with bpf_sk_assign.
     SkAssign,
 }
 
