@@ -1,4 +1,4 @@
-//! The packet parser: from an IP header to what the datapath decides by. One implementation for the verifier,
+//! The packet parser: from a frame or an IP header to what the datapath decides by. One implementation for the verifier,
 //! for tests and for fuzzing; it reads through [`Reader`] and never past what the headers claim.
 
 use crate::{addr::Addr, flow::Tuple, verdict::Reason};
@@ -52,6 +52,8 @@ pub mod tcp_flag {
     pub const ACK: u8 = 0x10;
 }
 
+const ETHER_TYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHER_TYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const PROTO_ICMP: u8 = 1;
 const PROTO_TCP: u8 = 6;
 const PROTO_ICMPV6: u8 = 58;
@@ -61,12 +63,19 @@ const ICMP_HEADER: usize = 8;
 /// Most IPv6 extension headers looked at; as RFC 8200 orders them there are at most seven.
 const MAX_EXTENSIONS: usize = 7;
 
-/// Parses the packet whose IP header starts at `l3`.
+/// Parses the packet whose IP header starts at `l3`, after an EtherType if it is preceded by a link-layer header.
 ///
 /// # Errors
 /// The reason why this packet is passed.
 #[inline(always)]
 pub fn parse<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Packet, Reason> {
+    if let Some(at) = l3.checked_sub(2) {
+        // A tagged frame is the business of a device above this one.
+        let ether_type = packet.read(at).ok_or(Reason::Malformed)?;
+        if !matches!(ether_type, ETHER_TYPE_IPV4 | ETHER_TYPE_IPV6) {
+            return Err(Reason::OtherProtocol);
+        }
+    }
     let ip = parse_ip(packet, l3)?;
     match ip.protocol {
         PROTO_TCP => parse_tcp(packet, &ip),
@@ -266,6 +275,70 @@ mod tests {
         assert_eq!((packet.kind, packet.l4), (Kind::Syn, 64));
     }
 
+    /// `count` headers of eight bytes in front of a SYN.
+    fn behind_extensions(count: usize) -> Result<Packet, Reason> {
+        let mut payload: Vec<u8> =
+            (1..=count).flat_map(|at| [if at == count { 6 } else { 60 }, 0, 0, 0, 0, 0, 0, 0]).collect();
+        payload.extend(tcp(tcp_flag::SYN, 5));
+        parse(&v6(60, &payload)[..], 0)
+    }
+
+    #[test]
+    fn more_extension_headers_than_there_are_kinds_are_not_looked_through() {
+        assert_eq!(behind_extensions(7).map(|packet| packet.l4), Ok(40 + 7 * 8));
+        for count in [8, 9, 20] {
+            assert_eq!(behind_extensions(count), Err(Reason::OtherProtocol), "{count}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_extension_header_has_its_length() {
+        for (kind, length, size) in
+            [(0, 2, 24), (43, 2, 24), (60, 2, 24), (51, 4, 24), (51, 1, 12), (44, 0, 8)]
+        {
+            let mut payload = vec![0; size];
+            payload[..2].copy_from_slice(&[6, length]);
+            payload.extend(tcp(tcp_flag::SYN, 5));
+            let packet = parse(&v6(kind, &payload)[..], 0);
+            assert_eq!(packet.map(|packet| packet.l4), Ok(40 + size), "{kind}");
+        }
+        let to_the_end = v6(43, &[6, 255, 0, 0]);
+        assert_eq!(parse(&to_the_end[..], 0), Err(Reason::Malformed), "a header longer than the packet");
+    }
+
+    #[test]
+    fn a_jumbogram_is_left_alone() {
+        let mut jumbo = v6(6, &tcp(tcp_flag::SYN, 5));
+        jumbo[4..6].copy_from_slice(&[0, 0]);
+        assert_eq!(parse(&jumbo[..], 0), Err(Reason::Malformed));
+    }
+
+    #[test]
+    fn a_length_that_promises_more_than_there_is_hides_no_header() {
+        for mut packet in [v4(6, 2, &tcp(tcp_flag::SYN, 5)), v6(6, &tcp(tcp_flag::SYN, 5))] {
+            let whole = parse(&packet[..], 0);
+            let length_at = if packet[0] >> 4 == 4 { 2 } else { 4 };
+            packet[length_at..length_at + 2].copy_from_slice(&[0xff, 0xff]);
+            assert!(whole.is_ok());
+            assert_eq!(parse(&packet[..], 0), whole);
+        }
+    }
+
+    #[test]
+    fn only_untagged_frames_with_ip_are_looked_into() {
+        let framed = |ether_type: u16| {
+            let mut frame = vec![0; 12];
+            frame.extend(ether_type.to_be_bytes());
+            frame.extend(v4(6, 0, &tcp(tcp_flag::SYN, 5)));
+            parse(&frame[..], 14).map(|packet| packet.l4)
+        };
+        assert_eq!(framed(0x0800), Ok(34));
+        for (ether_type, what) in [(0x8100, "VLAN"), (0x88a8, "QinQ"), (0x8847, "MPLS"), (0x0806, "ARP")] {
+            assert_eq!(framed(ether_type), Err(Reason::OtherProtocol), "{what}");
+        }
+        assert_eq!(parse(&[0; 13][..], 14), Err(Reason::Malformed));
+    }
+
     #[test]
     fn later_fragments_have_no_ports() {
         let mut first = v4(6, 0, &tcp(tcp_flag::SYN, 5));
@@ -273,6 +346,9 @@ mod tests {
         assert_eq!(parse(&first[..], 0).unwrap().kind, Kind::Syn);
         first[7] = 1;
         assert_eq!(parse(&first[..], 0), Err(Reason::Fragment));
+        let mut first = vec![6, 0, 0, 0x01, 0, 0, 0, 1]; // more fragments
+        first.extend(tcp(tcp_flag::SYN, 5));
+        assert_eq!(parse(&v6(44, &first)[..], 0).unwrap().kind, Kind::Syn);
         let fragment = v6(44, &[6, 0, 0, 0x08, 0, 0, 0, 1]);
         assert_eq!(parse(&fragment[..], 0), Err(Reason::Fragment));
     }

@@ -40,7 +40,7 @@ reasons! {
     OtherProtocol = 0 => "pass_other_protocol",
     /// Passed: truncated, or headers that contradict each other.
     Malformed = 1 => "pass_malformed",
-    /// Passed: not addressed to this host at the link layer, or still tagged for a VLAN device above.
+    /// Passed: not addressed to this host at the link layer, or tagged for or by a VLAN device above.
     NotForUs = 2 => "pass_not_for_us",
     /// Passed: sent by one of our own sockets.
     OwnMark = 3 => "pass_own_mark",

@@ -34,6 +34,10 @@ pub(crate) fn run(ctx: &TcContext, link: LinkLayer) -> i32 {
     if settings::is_own(meta.mark) {
         return pass(Reason::OwnMark);
     }
+    if meta.vlan_present != 0 {
+        // Tagged by a VLAN device above this one; on `lo` nobody would take the tag off.
+        return pass(Reason::NotForUs);
+    }
     let parsed = match packet::read(ctx, link) {
         Ok(parsed) => parsed,
         Err(reason) => return pass(reason),
