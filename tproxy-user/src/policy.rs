@@ -178,4 +178,6 @@ impl Lookups for HostLookups<'_> {
 }
 
 #[cfg(test)]
+pub(crate) mod generate;
+#[cfg(test)]
 mod tests;

@@ -83,6 +83,12 @@ impl Cgroup {
         Ok(Self { path: ids })
     }
 
+    /// The cgroup with these ids from the root's child down.
+    #[cfg(test)]
+    pub(super) fn of(path: &[u64]) -> Self {
+        Self { path: path.to_vec() }
+    }
+
     /// The kernel's id.
     #[must_use]
     pub fn id(&self) -> u64 {

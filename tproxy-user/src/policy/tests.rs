@@ -7,24 +7,10 @@ use tproxy_common::{
     verdict::{Reason, Verdict},
 };
 
-use super::*;
-use crate::config::Source;
-
-fn rule() -> Rule {
-    Rule {
-        name: "r".into(),
-        scope: Scope::Forwarded,
-        interfaces: vec![],
-        from: vec![],
-        to: vec![],
-        except: vec![],
-        ports: vec![],
-        uids: vec![],
-        cgroups: vec![],
-        action: Action::Direct,
-        source: Source::Host,
-    }
-}
+use super::{
+    generate::{INTERFACES, UIDS, address, any_rule, interfaces, port, rule},
+    *,
+};
 
 fn nets(texts: &[&str]) -> Vec<IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -84,6 +70,45 @@ fn the_first_match_wins() {
 }
 
 #[test]
+fn scope_inbound_is_about_the_hosts_own_addresses_and_not_its_own_clients() {
+    let rules = [Rule { scope: Scope::Inbound, ..rule() }];
+    let compiled = Compiled::new(&rules, |_| None, &[]);
+    let hosts = ["192.0.2.1", "127.0.0.1"].map(|text| Addr::from(text.parse::<IpAddr>().unwrap()));
+    let lookups = HostLookups {
+        compiled: &compiled,
+        is_host_address: &|addr| hosts.contains(addr),
+        sender_cgroups: &[],
+    };
+    let verdict = |src, dst| decide(Scope::Inbound, &flow(src, dst, 80), &lookups);
+    assert_eq!(verdict("198.51.100.1", "192.0.2.1"), Verdict::Steer(0));
+    assert_eq!(verdict("198.51.100.1", "8.8.8.8"), Verdict::Pass(Reason::HostAddress));
+    assert_eq!(verdict("192.0.2.1", "192.0.2.1"), Verdict::Pass(Reason::HostAddress));
+    assert_eq!(verdict("127.0.0.1", "127.0.0.1"), Verdict::Pass(Reason::HostAddress));
+}
+
+#[test]
+fn the_deepest_cgroup_of_the_sender_decides_with_the_rules_of_those_above() {
+    let outbound = |action| Rule { scope: Scope::Outbound, action, ..rule() };
+    let rules = [
+        Rule { ports: vec![443..=443], cgroups: vec!["above".into()], ..outbound(Action::Drop) },
+        Rule { cgroups: vec!["above/below".into()], ..outbound(Action::Reject) },
+        Rule { uids: vec![1000], ..outbound(Action::Direct) },
+    ];
+    let [above, below, elsewhere] = [&[1][..], &[1, 2], &[3]].map(Cgroup::of);
+    let compiled = Compiled::new(&rules, |_| None, &[vec![above.clone()], vec![below.clone()], vec![]]);
+    let verdict = |sender: &[Cgroup], port| {
+        let lookups =
+            HostLookups { compiled: &compiled, is_host_address: &|_| false, sender_cgroups: sender };
+        decide(Scope::Outbound, &flow("10.0.0.1", "8.8.8.8", port), &lookups)
+    };
+    assert_eq!(verdict(&[below.clone(), above.clone()], 443), Verdict::Drop, "a rule of the cgroup above");
+    assert_eq!(verdict(&[below, above.clone()], 80), Verdict::Reject);
+    assert_eq!(verdict(&[above], 80), Verdict::Steer(2), "not in the cgroup below");
+    assert_eq!(verdict(&[elsewhere], 443), Verdict::Steer(2));
+    assert_eq!(verdict(&[], 443), Verdict::Steer(2), "no sender known");
+}
+
+#[test]
 fn a_rule_whose_interface_is_absent_matches_nothing() {
     let rules = [rule()];
     let flow = flow("10.0.0.1", "8.8.8.8", 80);
@@ -98,55 +123,55 @@ fn a_rule_whose_interface_is_absent_matches_nothing() {
 }
 
 /// What the rules mean, said once more without tables.
-fn by_walking_the_rules(rules: &[Rule], flow: &Flow) -> Option<u32> {
-    let dst = IpAddr::from(flow.tuple.dst);
-    let src = IpAddr::from(flow.tuple.src);
+fn by_walking_the_rules(rules: &[Rule], hosts: &[IpAddr], scope: Scope, flow: &Flow) -> Verdict {
+    let (src, dst) = (IpAddr::from(flow.tuple.src), IpAddr::from(flow.tuple.dst));
     let port = u16::from_be_bytes(flow.tuple.dport);
+    if port == 0 {
+        return Verdict::Pass(Reason::NeverIntercepted);
+    }
+    let right_side = match scope {
+        Scope::Inbound => hosts.contains(&dst) && !hosts.contains(&src),
+        Scope::Forwarded | Scope::Outbound => !hosts.contains(&dst),
+    };
+    if !right_side {
+        return Verdict::Pass(Reason::HostAddress);
+    }
     let within = |nets: &[IpNet], addr: &IpAddr| nets.iter().any(|net| net.contains(addr));
-    rules
-        .iter()
-        .position(|rule| {
-            rule.scope == Scope::Outbound
-                && (rule.from.is_empty() || within(&rule.from, &src))
-                && (rule.to.is_empty() || within(&rule.to, &dst))
-                && !within(&rule.except, &dst)
-                && (rule.ports.is_empty() || rule.ports.iter().any(|range| range.contains(&port)))
-                && (rule.uids.is_empty() || rule.uids.contains(&flow.uid))
-        })
-        .map(|index| index as u32)
-}
-
-/// Few addresses, so that prefixes nest and flows hit them.
-fn net() -> impl Strategy<Value = IpNet> {
-    let v4 = (0u8..4, 0u8..4, prop::sample::select(vec![0u8, 6, 7, 8, 16, 30, 32]))
-        .prop_map(|(a, d, len)| IpNet::new(IpAddr::from([a + 8, 0, 0, d]), len).unwrap());
-    let v6 = (0u16..3, prop::sample::select(vec![0u8, 15, 16, 127, 128]))
-        .prop_map(|(a, len)| IpNet::new(IpAddr::from([0x2000 + a, 0, 0, 0, 0, 0, 0, a]), len).unwrap());
-    prop_oneof![v4, v6]
-}
-
-fn any_rule() -> impl Strategy<Value = Rule> {
-    let list = || prop::collection::vec(net(), 0..3);
-    let ports = prop::collection::vec((0u16..6, 0u16..3).prop_map(|(from, more)| from..=from + more), 0..3);
-    let scope = prop_oneof![4 => Just(Scope::Outbound), 1 => Just(Scope::Forwarded)];
-    (scope, list(), list(), list(), ports, prop::collection::vec(0u32..3, 0..2)).prop_map(
-        |(scope, from, to, except, ports, uids)| Rule { scope, from, to, except, ports, uids, ..rule() },
-    )
+    let first = rules.iter().position(|rule| {
+        rule.scope == scope
+            && (rule.from.is_empty() || within(&rule.from, &src))
+            && (rule.to.is_empty() || within(&rule.to, &dst))
+            && !within(&rule.except, &dst)
+            && (rule.ports.is_empty() || rule.ports.iter().any(|range| range.contains(&port)))
+            && (rule.uids.is_empty() || rule.uids.contains(&flow.uid))
+            && (rule.interfaces.is_empty() || rule.interfaces.contains(&flow.ifindex.to_string()))
+    });
+    match first.map(|index| (index as u32, &rules[index].action)) {
+        None => Verdict::Pass(Reason::NoRule),
+        Some((_, Action::Pass)) => Verdict::Pass(Reason::RulePass),
+        Some((_, Action::Reject)) => Verdict::Reject,
+        Some((_, Action::Drop)) => Verdict::Drop,
+        Some((index, _)) => Verdict::Steer(index),
+    }
 }
 
 proptest! {
     #[test]
     fn tables_say_what_the_rules_say(
         rules in prop::collection::vec(any_rule(), 0..80),
-        flows in prop::collection::vec((net(), net(), 1u16..8, 0u32..3), 1..30),
+        hosts in prop::collection::vec(address(), 0..4),
+        flows in prop::collection::vec((address(), address(), port(), UIDS, INTERFACES), 1..30),
     ) {
-        let compiled = Compiled::new(&rules, |_| None, &[]);
-        let lookups = HostLookups { compiled: &compiled, is_host_address: &|_| false, sender_cgroups: &[] };
-        for (src, dst, port, uid) in flows {
-            let tuple = Tuple { src: src.addr().into(), dst: dst.addr().into(), sport: [9, 9], dport: port.to_be_bytes() };
-            let flow = Flow { tuple, ifindex: 1, uid };
-            let expected = by_walking_the_rules(&rules, &flow).map_or(Verdict::Pass(Reason::NoRule), Verdict::Steer);
-            prop_assert_eq!(decide(Scope::Outbound, &flow, &lookups), expected);
+        let compiled = Compiled::new(&rules, interfaces, &[]);
+        let is_host_address = |addr: &Addr| hosts.contains(&IpAddr::from(*addr));
+        let lookups = HostLookups { compiled: &compiled, is_host_address: &is_host_address, sender_cgroups: &[] };
+        for (src, dst, port, uid, ifindex) in flows {
+            let tuple = Tuple { src: src.into(), dst: dst.into(), sport: [9, 9], dport: port.to_be_bytes() };
+            let flow = Flow { tuple, ifindex, uid };
+            for scope in [Scope::Forwarded, Scope::Outbound, Scope::Inbound] {
+                let expected = by_walking_the_rules(&rules, &hosts, scope, &flow);
+                prop_assert_eq!(decide(scope, &flow, &lookups), expected, "{:?}", scope);
+            }
         }
     }
 }

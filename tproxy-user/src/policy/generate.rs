@@ -1,0 +1,84 @@
+//! Rules and addresses for tests, so few that rules overlap and flows hit them.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+use tproxy_common::rule::Scope;
+
+use crate::config::{Action, Rule, Source};
+
+/// Any flow that is forwarded, `direct`.
+pub(crate) fn rule() -> Rule {
+    Rule {
+        name: "r".into(),
+        scope: Scope::Forwarded,
+        interfaces: vec![],
+        from: vec![],
+        to: vec![],
+        except: vec![],
+        ports: vec![],
+        uids: vec![],
+        cgroups: vec![],
+        action: Action::Direct,
+        source: Source::Host,
+    }
+}
+
+/// Prefixes that nest.
+pub(crate) fn net() -> impl Strategy<Value = IpNet> {
+    let v4 = (0u8..4, 0u8..4, prop::sample::select(vec![0u8, 6, 7, 8, 16, 30, 32]))
+        .prop_map(|(a, d, len)| IpNet::new(IpAddr::from([a + 8, 0, 0, d]), len).unwrap());
+    let v6 = (0u16..3, prop::sample::select(vec![0u8, 15, 16, 127, 128]))
+        .prop_map(|(a, len)| IpNet::new(IpAddr::from([0x2000 + a, 0, 0, 0, 0, 0, 0, a]), len).unwrap());
+    prop_oneof![v4, v6]
+}
+
+/// An address that such prefixes contain.
+pub(crate) fn address() -> impl Strategy<Value = IpAddr> {
+    net().prop_map(|net| net.addr())
+}
+
+/// A port that such rules name, or nearly.
+pub(crate) fn port() -> impl Strategy<Value = u16> {
+    0u16..9
+}
+
+pub(crate) const UIDS: std::ops::Range<u32> = 0..3;
+
+/// Indices of interfaces, by which rules name them.
+pub(crate) const INTERFACES: std::ops::Range<u32> = 20..23;
+
+/// The interfaces that a rule is limited to, as [`super::Compiled::new`] asks for them.
+pub(crate) fn interfaces(rule: &Rule) -> Option<BTreeSet<u32>> {
+    (!rule.interfaces.is_empty()).then(|| rule.interfaces.iter().map(|name| name.parse().unwrap()).collect())
+}
+
+pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
+    let nets = || prop_oneof![Just(vec![]), prop::collection::vec(net(), 1..3)];
+    let ports = prop::collection::vec((0u16..6, 0u16..3).prop_map(|(from, more)| from..=from + more), 0..3);
+    let scope = prop::sample::select(vec![Scope::Forwarded, Scope::Outbound, Scope::Inbound]);
+    // Of no other scope is a sender known.
+    let scope_and_uids = scope.prop_flat_map(|scope| {
+        let most = if scope == Scope::Outbound { 2 } else { 1 };
+        (Just(scope), prop::collection::vec(UIDS, 0..most))
+    });
+    let interfaces = prop_oneof![
+        2 => Just(vec![]),
+        1 => prop::collection::vec(INTERFACES.prop_map(|index| index.to_string()), 1..3),
+    ];
+    let action = prop::sample::select(vec![Action::Direct, Action::Reject, Action::Drop, Action::Pass]);
+    (scope_and_uids, interfaces, nets(), nets(), nets(), ports, action).prop_map(
+        |((scope, uids), interfaces, from, to, except, ports, action)| Rule {
+            scope,
+            interfaces,
+            from,
+            to,
+            except,
+            ports,
+            uids,
+            action,
+            ..rule()
+        },
+    )
+}
