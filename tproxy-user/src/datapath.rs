@@ -7,6 +7,9 @@ mod attach;
 mod decisions;
 mod log;
 mod tables;
+mod test_run;
+#[cfg(test)]
+mod tests;
 
 use std::{fs::File, io, os::fd::AsRawFd};
 
@@ -17,6 +20,7 @@ use aya::{
     programs::{ProgramError, SkLookup, links::FdLink},
 };
 pub use decisions::DecisionMap;
+pub use test_run::{Course, Ran, Seen};
 use tproxy_common::{
     abi::{self, Control, global, map, program},
     verdict::Reason,

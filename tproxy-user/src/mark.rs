@@ -43,6 +43,12 @@ impl Mark {
         self.value | (clear & clear.wrapping_neg())
     }
 
+    /// Whether a packet with this mark is delivered locally.
+    #[must_use]
+    pub const fn is_steered(self, mark: u32) -> bool {
+        mark & self.mask == self.steer()
+    }
+
     /// The bits compared.
     #[must_use]
     pub const fn mask(self) -> u32 {

@@ -105,7 +105,7 @@ impl Datapath {
 }
 
 /// Headers decide which build of a program reads an interface's packets.
-fn program_for(link: &Link, hook: Direction) -> Result<&'static str, AttachError> {
+pub(super) fn program_for(link: &Link, hook: Direction) -> Result<&'static str, AttachError> {
     match (hook, link.layer) {
         (Direction::Ingress, Layer::Loopback) => Ok(program::LO_INGRESS),
         (Direction::Ingress, Layer::Ethernet) => Ok(program::INGRESS),

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A worker's own handle to the decisions.
-pub struct DecisionMap(HashMap<MapData, Tuple, Decision>);
+pub struct DecisionMap(pub(super) HashMap<MapData, Tuple, Decision>);
 
 impl Datapath {
     /// A further handle.

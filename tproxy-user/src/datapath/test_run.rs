@@ -1,0 +1,112 @@
+//! Asking a loaded program what it would do with a packet, over the maps that it has, without a packet being sent
+//! (`BPF_PROG_TEST_RUN`).
+
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+
+use super::{Datapath, DatapathError, attach::program_for};
+use crate::host::{Direction, links::Link};
+
+/// A packet as a tc hook sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// From its link-layer header on, if the interface has one. The kernel takes the first 14 bytes for an Ethernet
+    /// header in any case: it wants as many, and a whole IP header after an EtherType that promises it, and tells by
+    /// the destination whether the packet is for this host.
+    pub packet: &'a [u8],
+    /// Its mark before.
+    pub mark: u32,
+    /// At egress: the interface it came in by, zero for one that this host sends.
+    pub ingress_ifindex: u32,
+}
+
+/// What a program did with a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// What becomes of it.
+    pub course: Course,
+    /// Its mark after.
+    pub mark: u32,
+    /// Its bytes after.
+    pub packet: Vec<u8>,
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// Left alone.
+    Passed,
+    /// Bears the steer mark, so that it is delivered locally.
+    Steered,
+    /// Turned round, into a reset.
+    Answered,
+    /// Discarded.
+    Dropped,
+}
+
+/// Where a field is in `__sk_buff`, all of which are words.
+mod field {
+    pub(super) const MARK: usize = 8;
+    pub(super) const INGRESS_IFINDEX: usize = 36;
+    pub(super) const IFINDEX: usize = 40;
+}
+
+/// More than any kernel's `__sk_buff`: it gives back all of it or an error.
+const CONTEXT_SIZE: usize = 512;
+
+impl Datapath {
+    /// Runs the program that [`Self::attach`] would attach to this hook; it need not be attached. The calling thread
+    /// is in the interface's network namespace.
+    ///
+    /// All is as with a real packet, counters and decisions included, but for two things: its sender is the superuser,
+    /// in the cgroup of the calling process, and no socket is assigned.
+    ///
+    /// # Errors
+    /// When the kernel cannot run it: too short or too long a packet, no such interface.
+    pub fn test_run(&self, link: &Link, hook: Direction, seen: Seen<'_>) -> Result<Ran, DatapathError> {
+        const NEXT: i32 = -1;
+        const SHOT: i32 = 2;
+        const REDIRECT: i32 = 7;
+        /// What is pushed in front of a packet that has no link-layer header.
+        const ETHERNET: usize = 14;
+
+        let name = program_for(link, hook)?;
+        // As much of it as a caller may fill in.
+        let mut context = [0; field::IFINDEX + 4];
+        for (at, value) in [
+            (field::MARK, seen.mark),
+            (field::INGRESS_IFINDEX, seen.ingress_ifindex),
+            (field::IFINDEX, link.index),
+        ] {
+            context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        let mut context_after = [0; CONTEXT_SIZE];
+        let mut packet = vec![0; seen.packet.len() + ETHERNET];
+        let options = TestRunOptions {
+            data_in: Some(seen.packet),
+            data_out: Some(&mut packet),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut context_after),
+            ..TestRunOptions::default()
+        };
+        let program: Result<&SchedClassifier, _> = self
+            .ebpf
+            .program(name)
+            .unwrap_or_else(|| panic!("the object lacks its own program {name}"))
+            .try_into();
+        let result = program
+            .and_then(|program| program.test_run(options))
+            .map_err(|source| DatapathError::Program { name, source })?;
+        packet.truncate(result.data_size_out as usize);
+        let mark = context_after[field::MARK..].first_chunk().copied().map_or(0, u32::from_ne_bytes);
+        let course = match result.return_value as i32 {
+            NEXT if hook == Direction::Ingress && self.settings.mark.is_steered(mark) => Course::Steered,
+            NEXT => Course::Passed,
+            // An answer is redirected, too; but a packet that is steered stays as it is.
+            REDIRECT if packet.ends_with(seen.packet) => Course::Steered,
+            REDIRECT => Course::Answered,
+            SHOT => Course::Dropped,
+            unknown => unreachable!("{name} returned {unknown}"),
+        };
+        Ok(Ran { course, mark, packet })
+    }
+}

@@ -1,0 +1,320 @@
+//! The loaded programs against the reference: the same parser and policy in user space, on generated packets.
+
+mod frames;
+mod reference;
+
+use std::{cell::RefCell, collections::HashMap, net::IpAddr};
+
+use frames::{ACK, Content, ETHERNET, Frame, Ip, Payload, RST, Tcp, frame, syn};
+use ipnet::IpNet;
+use proptest::{
+    prelude::*,
+    test_runner::{TestCaseError, TestCaseResult, TestRunner},
+};
+use reference::{Expected, Reference};
+use tproxy_common::{abi::Decision, addr::Addr, flow::Tuple};
+
+use super::*;
+use crate::{
+    config::{Action, Rule, Scope},
+    host::{
+        Direction,
+        links::{self, Layer, Link},
+    },
+    netns::Namespace,
+    policy::{
+        Compiled, HostLookups,
+        generate::{INTERFACES, address, any_rule, interfaces, rule},
+    },
+    socket::{black_hole, listener},
+};
+
+/// As MACs, the beginning of an IPv4 and of an IPv6 header: a test run takes the first bytes of every packet for its
+/// Ethernet header, and what is not addressed to the interface is not for us.
+const MACS: [(&str, [u8; 6]); 2] = [("four", [0x46, 0, 0, 44, 0, 0]), ("six", [0x60, 0, 0, 0, 0, 40])];
+
+/// A loaded datapath in a namespace with `lo` and two interfaces.
+struct Rig {
+    datapath: Datapath,
+    lo: Link,
+    links: Vec<(Link, [u8; 6])>,
+    sockets: Vec<socket2::Socket>,
+}
+
+impl Rig {
+    fn run(steer: Steer, test: impl FnOnce(Self) + Send) {
+        let namespace = Namespace::new("prog").unwrap();
+        let mut indices = INTERFACES;
+        let [four, six] = MACS.map(|(name, [a, b, c, d, e, f])| {
+            let index = indices.next().unwrap();
+            format!("name {name} index {index} address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+        });
+        namespace.ip(&format!("link add {four} type veth peer {six}")).unwrap();
+        namespace.enter(|| test(Self::new(steer)));
+    }
+
+    fn new(steer: Steer) -> Self {
+        let mark = Mark::DEFAULT;
+        let mut datapath = Datapath::load(Settings { mark, steer, workers: 1, verbose: false }).unwrap();
+        let mut sockets = vec![];
+        for family in Family::BOTH {
+            let (listener, hole) = (listener(family, mark).unwrap(), black_hole(family, mark).unwrap());
+            datapath.set_listener(0, family, &listener).unwrap();
+            datapath.set_black_hole(family, &hole).unwrap();
+            sockets.extend([listener, hole]);
+        }
+        datapath.attach_lookup().unwrap();
+        let all = links::snapshot().unwrap();
+        let named = |name| all.iter().find(|link| link.name == name).unwrap().clone();
+        let links = MACS.map(|(name, mac)| (named(name), mac)).into();
+        Self { datapath, lo: named("lo"), links, sockets }
+    }
+
+    /// Installs rules for an otherwise fresh datapath.
+    fn install(&mut self, compiled: &Compiled, hosts: &[IpAddr], deciding: bool) {
+        self.datapath.install(compiled).unwrap();
+        self.datapath.set_host_addresses(hosts.iter().map(|addr| IpNet::from(*addr))).unwrap();
+        if deciding { self.datapath.start_deciding() } else { self.datapath.stop_deciding() }.unwrap();
+        let mut map = self.datapath.decisions().unwrap().0;
+        let old: Vec<_> = map.keys().collect::<Result<_, _>>().unwrap();
+        old.iter().for_each(|tuple| map.remove(tuple).unwrap());
+    }
+
+    fn decisions(&self) -> HashMap<Tuple, Decision> {
+        self.datapath.decisions().unwrap().0.iter().collect::<Result<_, _>>().unwrap()
+    }
+}
+
+/// Where a packet is seen.
+#[derive(Debug, Clone, Copy)]
+enum Device {
+    Lo,
+    /// One of [`Rig::links`].
+    Ethernet(usize),
+    /// The same, taken for one without link-layer header.
+    Ip(usize),
+}
+
+#[derive(Debug, Clone)]
+struct Sighting {
+    device: Device,
+    hook: Direction,
+    mark: u32,
+    ingress_ifindex: u32,
+    frame: Frame,
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    rules: Vec<Rule>,
+    hosts: Vec<IpAddr>,
+    deciding: bool,
+    sightings: Vec<Sighting>,
+}
+
+fn device() -> impl Strategy<Value = Device> {
+    prop_oneof![
+        1 => Just(Device::Lo),
+        4 => (0_usize..2).prop_map(Device::Ethernet),
+        2 => (0_usize..2).prop_map(Device::Ip),
+    ]
+}
+
+fn sighting() -> impl Strategy<Value = Sighting> {
+    let hook = prop_oneof![2 => Just(Direction::Ingress), 1 => Just(Direction::Egress)];
+    let mark = Mark::DEFAULT;
+    let mark = prop_oneof![6 => Just(0), 1 => prop::sample::select(vec![7, mark.steer() | 7, mark.own(), mark.own() | 7])];
+    let ingress_ifindex = prop_oneof![4 => Just(0), 1 => INTERFACES];
+    (device(), hook, mark, ingress_ifindex, frame()).prop_map(
+        |(device, hook, mark, ingress_ifindex, frame)| Sighting {
+            device,
+            hook,
+            mark,
+            ingress_ifindex,
+            frame,
+        },
+    )
+}
+
+/// What is seen of a flow: a packet, and perhaps the ACK that follows a SYN.
+fn sightings() -> impl Strategy<Value = Vec<Sighting>> {
+    (sighting(), any::<bool>()).prop_map(|(first, answered)| {
+        let mut ack = first.clone();
+        match &mut ack.frame.content {
+            Content::Ip(Ip { payload: Payload::Tcp(tcp), .. }) if answered => tcp.flags = ACK,
+            _ => return vec![first],
+        }
+        vec![first, ack]
+    })
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    (
+        prop::collection::vec(any_rule(), 0..24),
+        prop::collection::vec(address(), 0..4),
+        prop::bool::weighted(0.95),
+        prop::collection::vec(sightings(), 1..30).prop_map(|sightings| sightings.concat()),
+    )
+        .prop_map(|(rules, hosts, deciding, sightings)| Case { rules, hosts, deciding, sightings })
+}
+
+impl Rig {
+    /// What `sighting` is on this rig: the interface and the packet's bytes.
+    fn spell_out(&self, sighting: &Sighting) -> (Link, Vec<u8>) {
+        let frame = &sighting.frame;
+        match sighting.device {
+            Device::Lo => (self.lo.clone(), frame.bytes([0; 6])),
+            Device::Ethernet(which) => {
+                let (link, mac) = &self.links[which];
+                (link.clone(), frame.bytes(*mac))
+            }
+            Device::Ip(which) => {
+                let (link, mac) = &self.links[which];
+                let mut packet = frame.packet();
+                packet.resize(packet.len().max(ETHERNET), 0);
+                packet[..mac.len()].copy_from_slice(mac);
+                (Link { layer: Layer::Ip, ..link.clone() }, packet)
+            }
+        }
+    }
+
+    fn counted_since(&self, before: &[(Reason, u64)]) -> Vec<Reason> {
+        let after = self.datapath.counters().unwrap();
+        let times = |((reason, after), (_, before)): (&(Reason, u64), &(Reason, u64))| {
+            std::iter::repeat_n(*reason, (after - before) as usize)
+        };
+        after.iter().zip(before).flat_map(times).collect()
+    }
+
+    fn check(&mut self, case: &Case) -> TestCaseResult {
+        let compiled = Compiled::new(&case.rules, interfaces, &[]);
+        self.install(&compiled, &case.hosts, case.deciding);
+        let is_host_address = |addr: &Addr| case.hosts.contains(&IpAddr::from(*addr));
+        let rules =
+            HostLookups { compiled: &compiled, is_host_address: &is_host_address, sender_cgroups: &[] };
+        let settings = self.datapath.settings;
+        let mut reference = Reference::new(rules, settings.mark, settings.steer, case.deciding);
+        for sighting in &case.sightings {
+            let (link, packet) = self.spell_out(sighting);
+            let Sighting { hook, mark, ingress_ifindex, ref frame, .. } = *sighting;
+            if !can_be_run(&packet) {
+                continue;
+            }
+            let seen = Seen { packet: &packet, mark, ingress_ifindex };
+            let to_us = frame.to_us || link.layer == Layer::Ip;
+            let mut expected = reference.sees(&link, hook, to_us, seen);
+            expected.reasons.sort_by_key(|reason| *reason as u32);
+
+            let before = self.datapath.counters().unwrap();
+            let ran =
+                self.datapath.test_run(&link, hook, seen).map_err(|e| TestCaseError::fail(e.to_string()))?;
+            let reasons = self.counted_since(&before);
+            let did = Expected { course: ran.course, mark: ran.mark, reasons };
+            prop_assert_eq!(&did, &expected, "(program, reference) for {:#?}\n{:02x?}", sighting, packet);
+            match ran.course {
+                Course::Passed => prop_assert_eq!(ran.packet, packet),
+                Course::Steered => prop_assert!(ran.packet.ends_with(&packet)),
+                Course::Answered | Course::Dropped => {}
+            }
+        }
+        prop_assert_eq!(&self.decisions(), &reference.decisions);
+        Ok(())
+    }
+}
+
+/// The kernel takes the first bytes for an Ethernet header, and wants a whole IP header after one that promises it.
+fn can_be_run(packet: &[u8]) -> bool {
+    let ip_header = match packet[12..ETHERNET] {
+        [0x08, 0x00] => 20,
+        [0x86, 0xdd] => 40,
+        _ => 0,
+    };
+    packet.len() >= ETHERNET + ip_header
+}
+
+/// Runs a property on a rig, which is too dear to be made for each case.
+fn check<S: Strategy>(cases: u32, strategy: S, test: impl FnMut(S::Value) -> TestCaseResult) {
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let test = RefCell::new(test);
+    if let Err(failure) = TestRunner::new(config).run(&strategy, |case| test.borrow_mut()(case)) {
+        panic!("{failure}");
+    }
+}
+
+#[test]
+fn the_loaded_programs_do_what_the_reference_says() {
+    for steer in [Steer::SkLookup, Steer::SkAssign] {
+        Rig::run(steer, |mut rig| check(200, case(), |case| rig.check(&case)));
+    }
+}
+
+#[test]
+fn nothing_is_taken_whose_listener_is_gone() {
+    Rig::run(Steer::SkLookup, |mut rig| {
+        let everything = Compiled::new(&[rule()], interfaces, &[]);
+        rig.install(&everything, &[], true);
+        let (link, mac) = rig.links[0].clone();
+        let syn = Frame::of(Ip::syn("8.0.0.1".parse().unwrap(), "9.0.0.1".parse().unwrap())).bytes(mac);
+        let see = |rig: &Rig| {
+            let before = rig.datapath.counters().unwrap();
+            let seen = Seen { packet: &syn, mark: 0, ingress_ifindex: 0 };
+            let ran = rig.datapath.test_run(&link, Direction::Ingress, seen).unwrap();
+            (ran.course, rig.counted_since(&before))
+        };
+        assert_eq!(see(&rig), (Course::Steered, vec![Reason::RuleSteer]));
+        rig.sockets.clear();
+        rig.install(&everything, &[], true);
+        assert_eq!(see(&rig), (Course::Passed, vec![Reason::ListenerGone]));
+    });
+}
+
+#[test]
+fn a_refused_syn_is_answered_with_a_proper_reset() {
+    Rig::run(Steer::SkLookup, |mut rig| {
+        let refuse = |scope| Rule { scope, action: Action::Reject, ..rule() };
+        let rules = [refuse(Scope::Forwarded), refuse(Scope::Outbound)];
+        rig.install(&Compiled::new(&rules, interfaces, &[]), &[], true);
+        let (ethernet, mac) = rig.links[0].clone();
+        let bare = Link { layer: Layer::Ip, ..ethernet.clone() };
+        check(300, syn(), |ip| {
+            let Some(answer) = answer_to(&ip) else { return Ok(()) };
+            let (refused, answer) = (Frame::of(ip), Frame::of(answer));
+            for hook in [Direction::Ingress, Direction::Egress] {
+                let frame = refused.bytes(mac);
+                let seen = Seen { packet: &frame, mark: 5, ingress_ifindex: 0 };
+                let mut turned = answer.bytes(mac);
+                turned[..6].copy_from_slice(&frame[6..12]);
+                turned[6..12].copy_from_slice(&frame[..6]);
+                let expected = Ran { course: Course::Answered, mark: 5, packet: turned };
+                prop_assert_eq!(rig.datapath.test_run(&ethernet, hook, seen).unwrap(), expected);
+            }
+            let packet = refused.packet();
+            let seen = Seen { packet: &packet, mark: 5, ingress_ifindex: 0 };
+            let expected = Ran { course: Course::Answered, mark: 5, packet: answer.packet() };
+            prop_assert_eq!(rig.datapath.test_run(&bare, Direction::Egress, seen).unwrap(), expected);
+            Ok(())
+        });
+    });
+}
+
+/// The reset that a SYN gets where nobody listens, of the SYN's length; `None` for a SYN that no rule is asked about.
+fn answer_to(syn: &Ip) -> Option<Ip> {
+    const NO_OPERATION: u8 = 1;
+    let bytes = Frame::of(syn.clone()).packet();
+    let parsed = tproxy_common::packet::parse(&bytes[..], 0).ok()?;
+    if parsed.tuple.src.is_special() || parsed.tuple.dst.is_special() || parsed.tuple.dport == [0, 0] {
+        return None;
+    }
+    let Payload::Tcp(tcp) = &syn.payload else { unreachable!("generated as TCP") };
+    let reset = Tcp {
+        sport: tcp.dport,
+        dport: tcp.sport,
+        sequence: 0,
+        acknowledgement: tcp.sequence.wrapping_add(1),
+        flags: RST | ACK,
+        window: 0,
+        options: vec![[NO_OPERATION; 4]; tcp.options.len()],
+        data: tcp.data.clone(),
+    };
+    Some(Ip { src: syn.dst, dst: syn.src, ttl: 64, payload: Payload::Tcp(reset), ..syn.clone() })
+}
