@@ -3,7 +3,7 @@
 //! Names aya although the library keeps that to its datapath: this is a look at the object, not a use of tproxy.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing is what it is for")]
 
-use std::process::ExitCode;
+use std::{collections::BTreeMap, process::ExitCode};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
@@ -29,10 +29,14 @@ fn main() -> ExitCode {
 
 fn verify() -> Outcome<()> {
     println!(
-        "{:<20} {:>10} {:>10} {:>12} {:>10} {:>10} {:>8}  stack (bytes a function)",
-        "program", "kernel", "jited", "verified", "states", "peak", "ms"
+        "{:<18} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8} {:>6}  stack",
+        "program", "object", "kernel", "jited", "verified", "states", "peak", "time"
     );
-    println!("{:<20} {:>10} {:>10} {:>12}", "", "insns", "bytes", "insns");
+    println!(
+        "{:<18} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8} {:>6}  bytes a function",
+        "", "insns", "insns", "bytes", "insns", "", "", "ms"
+    );
+    let instructions = instructions()?;
     // As an instance that logs sets them: the verifier leaves out what a constant rules out.
     let mut ebpf = EbpfLoader::new()
         .override_global(global::STEER_MARK, &Mark::DEFAULT.steer(), true)
@@ -50,7 +54,8 @@ fn verify() -> Outcome<()> {
         let info = load(&mut ebpf, &name)??;
         let number = |after: &str| number(&log, after).map_or("?".into(), |number| number.to_string());
         println!(
-            "{name:<20} {:>10} {:>10} {:>12} {:>10} {:>10} {:>8}  {}",
+            "{name:<18} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8} {:>6}  {}",
+            instructions[&name],
             info.size_translated().map_or("?".into(), |bytes| (bytes / 8).to_string()),
             info.size_jitted(),
             info.verified_instruction_count().map_or("?".into(), |count| count.to_string()),
@@ -61,6 +66,15 @@ fn verify() -> Outcome<()> {
         );
     }
     Ok(())
+}
+
+/// Of each program as the object has it, with the functions it calls.
+fn instructions() -> Outcome<BTreeMap<String, usize>> {
+    let mut object = aya_obj::Object::parse(OBJECT)?;
+    let sections = object.functions.keys().map(|(section, _)| *section).collect();
+    object.relocate_calls(&sections)?;
+    let count = |program: &aya_obj::Program| object.functions[&program.function_key()].instructions.len();
+    Ok(object.programs.iter().map(|(name, program)| (name.clone(), count(program))).collect())
 }
 
 fn load(ebpf: &mut Ebpf, name: &str) -> Outcome<Result<ProgramInfo, ProgramError>> {
