@@ -133,8 +133,7 @@ fn respond_answers_anything_else_and_silence_with_the_text_and_a_newline() {
 
 #[test]
 fn reject_refuses_at_once() {
-    let world = World::new();
-    for engine in ENGINES {
+    for (world, engine) in [World::new(), World::l3()].iter().flat_map(|world| ENGINES.map(|e| (world, e))) {
         let tproxy = world.tproxy(&format!("{FORWARDED} --port 81 --action reject --steer {engine}"));
         for family in Family::ALL {
             let started = Instant::now();

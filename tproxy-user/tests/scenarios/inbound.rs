@@ -41,6 +41,21 @@ fn direct_hands_the_connection_to_the_application() {
 }
 
 #[test]
+fn an_l3_tun_interface_is_as_good_as_an_ethernet_one() {
+    let world = World::l3();
+    let _application = Nginx::start(&world.net.gateway).unwrap();
+    for engine in ENGINES {
+        let tproxy = world
+            .tproxy(&format!("--scope inbound --port 8080 --action direct --source client --steer {engine}"));
+        for family in Family::ALL {
+            let destination = SocketAddr::new(family.lan(), 8080);
+            world.curl(family.lan(), 8080).assert_nginx(destination, family.client(), &*tproxy);
+            tproxy.wait_line(&[&destination.to_string(), "direct"], PATIENCE).unwrap();
+        }
+    }
+}
+
+#[test]
 fn forwarded_traffic_is_not_inbound() {
     let (world, _application) = host();
     let tproxy = world.tproxy("--scope inbound --action respond=hello");

@@ -25,6 +25,28 @@ fn direct_relays_to_the_original_destination() {
     }
 }
 
+/// Packets that leave by a tun device have no Ethernet header, and `lo`, where they are redirected to, wants one.
+#[test]
+fn an_l3_tun_interface_is_as_good_as_an_ethernet_one() {
+    let world = World::l3();
+    let host = &world.net.client;
+    for engine in ENGINES {
+        let everything = format!("--scope outbound --to 0.0.0.0/0 --to ::/0 --steer {engine}");
+        let tproxy = tproxy_in(host, &format!("{everything} --action direct"));
+        for family in Family::ALL {
+            let destination = SocketAddr::new(family.public(), 8080);
+            curl(host, "", family.public(), 8080).assert_nginx(destination, family.client(), &*tproxy);
+            tproxy.wait_line(&[&destination.to_string(), "direct"], PATIENCE).unwrap();
+        }
+        drop(tproxy);
+        let tproxy = tproxy_in(host, &format!("{everything} --port 81 --action reject"));
+        for family in Family::ALL {
+            let error = connect_within(host, (family.server(), 81), Duration::from_millis(900)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}\n{}", *tproxy);
+        }
+    }
+}
+
 #[test]
 fn the_other_actions_do_what_they_say() {
     let world = World::new();
