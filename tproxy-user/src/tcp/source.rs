@@ -32,7 +32,7 @@ pub(super) enum Sources<'a> {
     /// The kernel must not choose the port: it knows which ports sockets of *ours* with this local address have, not
     /// which ones the client has. A connection from a port that the client itself uses towards the application would
     /// meet the client's connection, ours or not, and reset it.
-    Mirrored { client: ClientAddr, application: SocketAddr, tries_left: u32 },
+    Mirrored { connection: &'a Connection, application: SocketAddr, tries_left: u32 },
 }
 
 impl<'a> Sources<'a> {
@@ -41,7 +41,7 @@ impl<'a> Sources<'a> {
         match (rule.source, rule.scope) {
             (Source::Host, _) => Self::One(UpstreamSource::Host),
             (_, Scope::Inbound) => {
-                Self::Mirrored { client: connection.client, application: upstream, tries_left: PORTS_TRIED }
+                Self::Mirrored { connection, application: upstream, tries_left: PORTS_TRIED }
             }
             (Source::Client, _) => Self::One(UpstreamSource::Client(connection.client.0.ip())),
             (Source::ClientPort, _) => Self::ClientPort(connection),
@@ -52,7 +52,7 @@ impl<'a> Sources<'a> {
         match self {
             Self::One(source) => *source,
             Self::ClientPort(connection) => UpstreamSource::ClientPort(connection.client.0),
-            Self::Mirrored { client, application, tries_left } => {
+            Self::Mirrored { connection: Connection { client, .. }, application, tries_left } => {
                 *tries_left -= 1;
                 UpstreamSource::ClientPort(SocketAddr::new(client.0.ip(), free_port(*client, *application)))
             }
