@@ -1,8 +1,7 @@
 //! One running instance in one network namespace: what it is made of, how it starts, follows the host, and stops.
 
 use std::{
-    collections::BTreeSet,
-    io,
+    io, mem,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,7 +16,7 @@ use crate::{
     datapath::{self, AttachError, Datapath, DatapathError, Settings},
     family::Family,
     host::{
-        Change, Direction, HostError, Identity, Journal, lingering,
+        Change, HostError, Identity, Journal, lingering,
         links::{self, Changed, Link},
         local_table::{self, LocalTable},
         sysctl::Sysctl,
@@ -116,10 +115,10 @@ impl Instance {
             self.set_host_addresses()?;
         }
         if changed.links || changed.routes {
-            let now = look_around()?;
-            self.report_interfaces(&now);
-            self.surroundings = now;
+            let before = mem::replace(&mut self.surroundings, look_around()?);
+            let plan = self.plan.clone();
             self.carry_out()?;
+            self.report_interfaces(&before, &plan);
         }
         Ok(())
     }
@@ -240,17 +239,15 @@ impl Instance {
         Ok(())
     }
 
-    fn report_interfaces(&self, now: &Surroundings) {
-        let used: BTreeSet<u32> = self.plan.hooks.iter().map(|(index, _)| *index).collect();
-        for link in gone(&self.surroundings, now).filter(|link| used.contains(&link.index)) {
+    /// Says which of the interfaces that mattered are gone, and which matter now.
+    fn report_interfaces(&self, before: &Surroundings, plan: &Plan) {
+        let hooked = |plan: &Plan, link: &Link| plan.hooks.iter().any(|(index, _)| *index == link.index);
+        for link in gone(before, &self.surroundings).filter(|link| hooked(plan, link)) {
             tracing::warn!(interface = link.name, "interface disappeared");
         }
-        let wanted = now.plan(&self.config.rules).hooks;
-        for link in &now.links {
-            let hooked =
-                |hooks: &BTreeSet<(u32, Direction)>| hooks.iter().any(|(index, _)| *index == link.index);
-            if hooked(&wanted) && !hooked(&self.plan.hooks) {
-                tracing::info!(interface = link.name, "interface appeared");
+        for link in &self.surroundings.links {
+            if hooked(&self.plan, link) && !hooked(plan, link) {
+                tracing::info!(interface = link.name, "interface appeared: steering is in place on it");
             }
         }
     }
