@@ -430,14 +430,28 @@ fn a_journal_that_cannot_be_written_names_the_path() {
     });
 }
 
+/// Adds an address, and waits until it is the host's: for IPv6 the kernel leaves that to a work queue
+/// (`addrconf_dad_work()`), `nodad` or not.
+fn add_v6_address(address: &str, device: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let wanted = address.split('/').next().unwrap().parse().unwrap();
+    runtime.block_on(async {
+        let mut monitor = Monitor::new().unwrap();
+        run(&format!("ip -6 addr add {address} dev {device} nodad"));
+        while !LocalTable::load(0).unwrap().contains(wanted) {
+            monitor.next().await.unwrap();
+        }
+    });
+}
+
 #[test]
 fn the_local_table_is_what_the_host_takes_for_itself() {
     in_namespace(|| {
         run("ip link add lan0 type veth peer name lan1");
         run("ip addr add 192.0.2.1/24 dev lan0");
-        run("ip -6 addr add 2001:db8::1/64 dev lan0 nodad");
         run("ip link set lan0 up");
         run("ip link set lan1 up");
+        add_v6_address("2001:db8::1/64", "lan0");
         run("ip route add multicast 239.1.0.0/16 dev lan0 table local");
         run("ip route add local 198.51.100.0/24 dev lo table 100");
         run("ip route add local default dev lo table 101");
@@ -545,7 +559,7 @@ fn sockets() -> Vec<String> {
 fn lingering_sockets_with_foreign_addresses_and_our_mark_are_destroyed() {
     in_namespace(|| {
         run(&format!("ip addr add {CLIENT_V4}/32 dev lo"));
-        run(&format!("ip -6 addr add {CLIENT_V6}/128 dev lo nodad"));
+        add_v6_address(&format!("{CLIENT_V6}/128"), "lo");
         run("ip route add local 203.0.113.0/24 dev lo table 2222");
         run("ip rule add to 203.0.113.0/24 lookup 2222");
         run("ip -6 route add local 2001:db8::/64 dev lo table 2222");
