@@ -16,7 +16,7 @@ use crate::{
 
 /// Steers TCP connections to arbitrary destinations into user space, by eBPF instead of iptables.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 110)]
+#[command(name = "tproxy", version, max_term_width = 110)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
