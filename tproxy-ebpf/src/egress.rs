@@ -45,7 +45,7 @@ pub(crate) fn run(ctx: &TcContext, link: LinkLayer) -> i32 {
     match course(ctx, &meta, &parsed) {
         Err(reason) => pass(reason),
         Ok(Course::Redirect(reason)) => redirect_to_lo(ctx, link, &meta, reason),
-        Ok(Course::Reject) => reject::answer(ctx, link, &meta, &parsed, BPF_F_INGRESS.into()),
+        Ok(Course::Reject) => reject::answer(ctx, link, &meta, BPF_F_INGRESS.into()),
         Ok(Course::Drop) => shot(Reason::RuleDrop),
     }
 }

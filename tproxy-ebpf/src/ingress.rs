@@ -61,7 +61,7 @@ pub(crate) fn run(ctx: &TcContext, link: LinkLayer) -> i32 {
             drop(listener);
             steer(ctx, &meta, Reason::RuleSteer)
         }
-        Ok(Course::Reject) => reject::answer(ctx, link, &meta, &parsed, 0),
+        Ok(Course::Reject) => reject::answer(ctx, link, &meta, 0),
         Ok(Course::Drop) => shot(Reason::RuleDrop),
     }
 }

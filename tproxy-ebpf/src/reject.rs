@@ -1,7 +1,12 @@
 //! A SYN is answered with RST by turning it round in place: the kernel itself sends none from an address that is not
 //! its own unless a transparent socket does.
 
-use aya_ebpf::{bindings::BPF_F_RECOMPUTE_CSUM, cty::c_long, helpers::bpf_redirect, programs::TcContext};
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM},
+    cty::c_long,
+    helpers::bpf_redirect,
+    programs::TcContext,
+};
 use tproxy_common::{
     packet::{Packet, tcp_flag},
     verdict::Reason,
@@ -10,7 +15,7 @@ use tproxy_common::{
 use crate::{
     ingress::shot,
     maps::count,
-    packet::{ETHERNET, LinkLayer, Meta},
+    packet::{self, ETHERNET, LinkLayer, Meta},
 };
 
 const SEQUENCE: usize = 4;
@@ -25,13 +30,25 @@ const TTL: u8 = 64;
 /// Sends the answer back where the SYN came from: `direction` 0 is egress of the same device, `BPF_F_INGRESS` is back
 /// into the host.
 #[inline(always)]
-pub(crate) fn answer(ctx: &TcContext, link: LinkLayer, meta: &Meta, packet: &Packet, direction: u64) -> i32 {
-    if turn_round(ctx, link, packet).is_err() {
+pub(crate) fn answer(ctx: &TcContext, link: LinkLayer, meta: &Meta, direction: u64) -> i32 {
+    if tproxy_turn_round(ctx.skb.skb, link.0 as u32) != 0 {
         return shot(Reason::KernelRefused);
     }
     count(Reason::RuleReject);
     // SAFETY: plain numbers.
     unsafe { bpf_redirect(meta.ifindex, direction) as i32 }
+}
+
+/// 0 when done.
+///
+/// External linkage has the verifier check this function once, by itself, and parsing anew lets it forget in the callers
+/// where in the packet each header is: states that differ in nothing else are then one. Linux 6.1 would otherwise give up.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_turn_round(skb: *mut __sk_buff, link: u32) -> u32 {
+    let (ctx, link) = (TcContext::new(skb), LinkLayer(link as usize));
+    let turned = packet::read(&ctx, link).is_ok_and(|packet| turn_round(&ctx, link, &packet).is_ok());
+    u32::from(!turned)
 }
 
 /// Lengths stay as they are (options become NOPs): checksums are then corrected word by word, which holds for
