@@ -349,8 +349,9 @@ fn gone<'a>(before: &'a Surroundings, now: &'a Surroundings) -> impl Iterator<It
     before.links.iter().filter(|link| !now.links.iter().any(|other| other.index == link.index))
 }
 
-/// What was counted, and not nothing.
+/// What was counted, but for zeroes.
 fn in_words(counters: &[(Reason, u64)]) -> String {
     let seen = counters.iter().filter(|(_, count)| *count > 0);
-    seen.map(|(reason, count)| format!("{}={count}", reason.name())).collect::<Vec<_>>().join(" ")
+    let words: Vec<_> = seen.map(|(reason, count)| format!("{}={count}", reason.name())).collect();
+    if words.is_empty() { "none".into() } else { words.join(" ") }
 }

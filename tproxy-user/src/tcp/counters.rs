@@ -183,7 +183,7 @@ impl fmt::Display for Snapshot {
             write!(f, "{separator}{name}={count}")?;
             separator = " ";
         }
-        Ok(())
+        if separator.is_empty() { f.write_str("none") } else { Ok(()) }
     }
 }
 
@@ -199,6 +199,7 @@ mod tests {
         other.accepted.store(1, Relaxed);
         other.ended(End::Undecided);
         let sum: Snapshot = [&one, &other].map(TcpCounters::snapshot).into_iter().sum();
+        assert_eq!(TcpCounters::default().snapshot().to_string(), "none");
         assert_eq!(sum.active(), 1);
         assert_eq!(sum.to_string(), "accepted=3 active=1 eof=1 undecided=1");
     }
