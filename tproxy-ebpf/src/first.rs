@@ -45,7 +45,7 @@ pub(crate) fn first_packet(
     parsed: &Packet,
     history: History,
 ) -> Result<First, Reason> {
-    let first = ask_the_rules(ctx, scope, meta, parsed);
+    let first = ask_the_rules(ctx, scope, meta, parsed, history);
     if history == History::Decided && !matches!(first, Ok(First::Steer(_))) {
         let _ = maps::DECISIONS.remove(parsed.tuple);
     }
@@ -53,9 +53,17 @@ pub(crate) fn first_packet(
 }
 
 #[inline(always)]
-fn ask_the_rules(ctx: &TcContext, scope: Scope, meta: &Meta, parsed: &Packet) -> Result<First, Reason> {
+fn ask_the_rules(
+    ctx: &TcContext,
+    scope: Scope,
+    meta: &Meta,
+    parsed: &Packet,
+    history: History,
+) -> Result<First, Reason> {
     let control = maps::control();
-    if control.deciding == 0 {
+    // A socket of ours in TIME_WAIT would swallow the packet if it passed: early demux attaches the socket to it, and
+    // `ip_forward()` drops a packet that has one.
+    if control.deciding == 0 && history != History::TimeWait {
         return Err(Reason::Draining);
     }
     let sender = matches!(scope, Scope::Outbound).then_some(ctx);

@@ -173,6 +173,11 @@ impl Run {
                     "--scope forwarded needs --interface: name the interface that the clients' packets arrive by",
                 );
             }
+            ScopeArg::Forwarded if self.interface.iter().any(|name| name == "lo") => {
+                return refuse(
+                    "--interface lo has no meaning in --scope forwarded, since nothing is forwarded from there: name another, or use --scope outbound",
+                );
+            }
             ScopeArg::Inbound if !self.interface.is_empty() => {
                 return refuse(
                     "--interface has no meaning in --scope inbound, which takes connections from every interface: leave it out",

@@ -108,7 +108,7 @@ impl Datapath {
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(OBJECT)?;
         attach::load_programs(&mut ebpf)?;
-        with_program(&mut ebpf, program::SK_LOOKUP, SkLookup::load)?;
+        with_program(&mut ebpf, program::SK_LOOKUP, |lookup: &mut SkLookup| patiently(|| lookup.load()))?;
         Ok(Self {
             settings,
             control: take(&mut ebpf, map::CONTROL)?,
@@ -199,6 +199,20 @@ impl Datapath {
         self.links.detach_all();
         self.lookup = None;
     }
+}
+
+/// Loads a program, again when a signal came in between: the verifier then gives up with `EAGAIN` (`do_check()`).
+fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const ATTEMPTS: usize = 5;
+    let interrupted = |result: &Result<(), ProgramError>| matches!(result, Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock);
+    let mut result = load();
+    for _ in 1..ATTEMPTS {
+        if !interrupted(&result) {
+            break;
+        }
+        result = load();
+    }
+    result
 }
 
 /// Without the verifier's log, which is thousands of lines (`-v` shows it).

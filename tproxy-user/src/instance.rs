@@ -115,7 +115,11 @@ impl Instance {
             self.set_host_addresses()?;
         }
         if changed.links || changed.routes {
-            let before = mem::replace(&mut self.surroundings, look_around()?);
+            let now = look_around()?;
+            if now == self.surroundings {
+                return Ok(());
+            }
+            let before = mem::replace(&mut self.surroundings, now);
             let plan = self.plan.clone();
             self.carry_out()?;
             self.report_interfaces(&before, &plan);
@@ -203,7 +207,8 @@ impl Instance {
                 self.journal.apply(change)?;
             }
         }
-        self.attach(&plan)?;
+        // One interface that refuses must not keep the rules from the others.
+        let attached = self.attach(&plan);
         let surroundings = &self.surroundings;
         let compiled = Compiled::new(&self.config.rules, |rule| surroundings.limit(rule), &self.cgroups);
         self.datapath.install(&compiled)?;
@@ -213,7 +218,7 @@ impl Instance {
             }
         }
         self.plan = plan;
-        Ok(())
+        attached
     }
 
     fn attach(&mut self, plan: &Plan) -> Result<(), InstanceError> {
@@ -222,6 +227,7 @@ impl Instance {
                 self.datapath.detach_from(index, hook);
             }
         }
+        let mut outcome = Ok(());
         for (index, hook) in &plan.hooks {
             let Some(link) = self.surroundings.links.iter().find(|link| link.index == *index) else {
                 continue;
@@ -233,10 +239,11 @@ impl Instance {
             match self.datapath.attach(link, *hook) {
                 // Word of its end is on the way.
                 Err(DatapathError::Attach(AttachError::Gone(_))) => {}
-                attached => attached?,
+                Err(error) => outcome = Err(error.into()),
+                Ok(()) => {}
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Says which of the interfaces that mattered are gone, and which matter now.

@@ -21,7 +21,12 @@ pub fn init(format: Format, verbose: u8) {
         _ => "trace,aya=info,aya_obj=info,mio=info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    // Whoever read our stderr may go away; that must not end us.
+    let lines = tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false);
     match format {
         Format::Text => lines.with_ansi(io::stderr().is_terminal()).init(),
         Format::Json => lines.json().flatten_event(true).init(),

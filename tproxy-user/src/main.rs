@@ -1,6 +1,9 @@
 //! The `tproxy` command.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use clap::{Parser as _, error::ErrorKind};
 use tproxy::{
@@ -62,8 +65,8 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the one line that says what is wrong")]
+/// The one line that says what is wrong, if there is anybody to read it.
 fn fail(line: &str, code: u8) -> ExitCode {
-    eprintln!("{line}");
+    let _ = writeln!(io::stderr(), "{line}");
     ExitCode::from(code)
 }

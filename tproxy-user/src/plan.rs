@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What there is at the moment.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// All interfaces.
     pub links: Vec<Link>,
@@ -59,7 +59,10 @@ impl Surroundings {
     pub fn limit(&self, rule: &Rule) -> Option<BTreeSet<u32>> {
         match rule.scope {
             Scope::Inbound => None,
-            Scope::Outbound if rule.interfaces.is_empty() => Some(self.routed.clone()),
+            Scope::Outbound if rule.interfaces.is_empty() => {
+                let routed = self.links.iter().filter(|link| self.routed.contains(&link.index));
+                Some(routed.filter(|link| is_hookable(link)).map(|link| link.index).collect())
+            }
             Scope::Forwarded | Scope::Outbound => {
                 let named = self.links.iter().filter(|link| rule.interfaces.contains(&link.name));
                 Some(named.map(|link| link.index).collect())
@@ -77,7 +80,6 @@ impl Surroundings {
             match rule.scope {
                 Scope::Forwarded => hooks.extend(limit.into_iter().map(|index| (index, Direction::Ingress))),
                 Scope::Outbound => {
-                    loopback.insert(LoopbackSysctl::AcceptLocal);
                     // Only there do packets with a source address of `lo` leave.
                     if limit.contains(&self.loopback()) {
                         loopback.insert(LoopbackSysctl::RouteLocalnet);
@@ -87,12 +89,11 @@ impl Surroundings {
                 Scope::Inbound => {}
             }
             hooks.extend(self.return_leg(rule));
-            if rule.scope == Scope::Inbound && is_spoofed(rule) {
-                loopback.insert(LoopbackSysctl::AcceptLocal);
-            }
         }
+        // What leaves and is ours comes back by `lo`, with the source address of this host.
         if hooks.iter().any(|(_, hook)| *hook == Direction::Egress) {
             hooks.insert((self.loopback(), Direction::Ingress));
+            loopback.insert(LoopbackSysctl::AcceptLocal);
         }
         let names: BTreeMap<u32, &str> = self.links.iter().map(|link| (link.index, &*link.name)).collect();
         let delivering = hooks
@@ -107,20 +108,24 @@ impl Surroundings {
     /// their 4-tuple tells that they are ours. From a server they arrive by any interface; from an application of this
     /// host they leave by any.
     fn return_leg(&self, rule: &Rule) -> impl Iterator<Item = (u32, Direction)> {
-        let hook = match rule.scope {
-            Scope::Forwarded => Direction::Ingress,
-            Scope::Outbound | Scope::Inbound => Direction::Egress,
+        let sides: &[Direction] = match (&rule.action, rule.scope) {
+            _ if !is_spoofed(rule) => &[],
+            // An upstream that is given may be anywhere.
+            (Action::Upstream(_), _) => &[Direction::Ingress, Direction::Egress],
+            (_, Scope::Forwarded) => &[Direction::Ingress],
+            (_, Scope::Outbound | Scope::Inbound) => &[Direction::Egress],
         };
-        let spoofed = is_spoofed(rule);
-        self.links
-            .iter()
-            .filter(move |link| spoofed && matches!(link.layer, Layer::Ethernet | Layer::Ip))
-            .map(move |link| (link.index, hook))
+        let hookable = self.links.iter().filter(|link| is_hookable(link));
+        hookable.flat_map(|link| sides.iter().map(|side| (link.index, *side)))
     }
 
     fn loopback(&self) -> u32 {
         self.links.iter().find(|link| link.layer == Layer::Loopback).map_or(1, |link| link.index)
     }
+}
+
+fn is_hookable(link: &Link) -> bool {
+    matches!(link.layer, Layer::Ethernet | Layer::Ip)
 }
 
 fn is_spoofed(rule: &Rule) -> bool {
@@ -179,6 +184,17 @@ mod tests {
         assert_eq!(classic.hooks, [(1, Ingress), (1, Egress)].into());
         assert_eq!(classic.loopback, [LoopbackSysctl::AcceptLocal, LoopbackSysctl::RouteLocalnet].into());
         assert_eq!(classic.delivering, ["lo".to_owned()].into());
+    }
+
+    #[test]
+    fn an_upstream_that_is_given_may_answer_from_anywhere() {
+        let upstream = |scope| {
+            let action = Action::Upstream("192.0.2.1:1".parse().unwrap());
+            hooks(Rule { action, ..rule(scope, &["eth0"], Source::Client) })
+        };
+        let everywhere = [(1, Ingress), (2, Ingress), (2, Egress), (3, Ingress), (3, Egress)];
+        assert_eq!(upstream(Scope::Forwarded), everywhere);
+        assert_eq!(upstream(Scope::Inbound), everywhere);
     }
 
     #[test]

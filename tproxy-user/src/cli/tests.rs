@@ -32,6 +32,7 @@ fn the_documented_commands_are_accepted() {
 fn mistakes_are_named_on_one_line_with_a_remedy() {
     for (line, says) in [
         ("tproxy run --scope forwarded --action direct", "--interface"),
+        ("tproxy run --scope forwarded --interface lo --action direct", "--scope outbound"),
         ("tproxy run --scope inbound --interface a --action direct", "leave it out"),
         ("tproxy run --scope outbound --action direct --source client", "leave it out"),
         ("tproxy run --scope inbound --action direct --source client-port", "use --source client"),

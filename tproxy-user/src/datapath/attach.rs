@@ -12,7 +12,7 @@ use aya::{
 };
 use tproxy_common::abi::program;
 
-use super::{Datapath, DatapathError, with_program};
+use super::{Datapath, DatapathError, patiently, with_program};
 use crate::{
     host::{
         Direction,
@@ -59,7 +59,7 @@ impl Links {
 
 pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     for name in CLASSIFIERS {
-        with_program(ebpf, name, SchedClassifier::load)?;
+        with_program(ebpf, name, |program: &mut SchedClassifier| patiently(|| program.load()))?;
     }
     Ok(())
 }

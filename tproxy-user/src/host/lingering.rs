@@ -28,7 +28,8 @@ pub fn destroy(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
     let netlink = Netlink::open(NETLINK_SOCK_DIAG).map_err(cannot_list)?;
     let mut destroyed = 0;
     let mut refused = Vec::new();
-    for (family, header) in foreign(&netlink, mark, local)? {
+    for (family, header) in ours(&netlink, mark)?.into_iter().filter(|(_, socket)| is_foreign(socket, local))
+    {
         let socket = request(family, header.socket_id);
         let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(socket));
         match netlink.request(request, 0) {
@@ -45,7 +46,7 @@ pub fn destroy(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
     }
 }
 
-/// How many sockets that [`destroy`] would take are not done: a handshake is under way, nobody has accepted the
+/// How many sockets with the own mark are not done: a handshake is under way, nobody has accepted the
 /// connection yet, or data or a FIN wait to be acknowledged.
 ///
 /// # Errors
@@ -56,10 +57,11 @@ pub fn unfinished(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
         TCP_SYN_RECV => true,
         // A socket without an inode belongs to no process: not yet, or no longer.
         TCP_ESTABLISHED | TCP_CLOSE_WAIT => socket.inode == 0,
-        // The kernel counts an unacknowledged FIN as a byte of the send queue.
-        _ => socket.send_queue > 0,
+        // The kernel counts an unacknowledged FIN as a byte of the send queue. With an address of this host it is
+        // acknowledged without us.
+        _ => socket.send_queue > 0 && is_foreign(socket, local),
     };
-    Ok(foreign(&netlink, mark, local)?.iter().filter(|(_, socket)| is_unfinished(socket)).count())
+    Ok(ours(&netlink, mark)?.iter().filter(|(_, socket)| is_unfinished(socket)).count())
 }
 
 // net/tcp_states.h
@@ -71,21 +73,20 @@ fn cannot_list(source: io::Error) -> HostError {
     HostError::Netlink { action: "list the TCP sockets".into(), source }
 }
 
-/// Sockets with the own mark and a foreign local address.
-fn foreign(
-    netlink: &Netlink,
-    mark: Mark,
-    local: &LocalTable,
-) -> Result<Vec<(u8, InetResponseHeader)>, HostError> {
+/// Whether a socket's local address is not the host's.
+fn is_foreign(socket: &InetResponseHeader, local: &LocalTable) -> bool {
+    let addr = socket.socket_id.source_address.to_canonical();
+    !addr.is_loopback() && !local.contains(addr)
+}
+
+/// Sockets with the own mark.
+fn ours(netlink: &Netlink, mark: Mark) -> Result<Vec<(u8, InetResponseHeader)>, HostError> {
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
         netlink
             .dump(Selection { family, mark }, |answer: SockDiagMessage| {
                 if let SockDiagMessage::InetResponse(socket) = answer {
-                    let addr = socket.header.socket_id.source_address.to_canonical();
-                    if !addr.is_loopback() && !local.contains(addr) {
-                        found.push((family, socket.header));
-                    }
+                    found.push((family, socket.header));
                 }
             })
             .map_err(cannot_list)?;

@@ -13,7 +13,11 @@ use super::{
     connection::{Connection, Ended, client_failed, pending_error},
     source::Sources,
 };
-use crate::socket::{self, SocketError};
+use crate::{
+    config::Scope,
+    flow::{ClientAddr, OriginalDst},
+    socket::{self, SocketError},
+};
 
 /// Connects for a client, from the source that its rule wants. Gives up when the client resets its
 /// connection meanwhile; that it has no more to send is no reason.
@@ -45,8 +49,20 @@ pub(super) async fn connect(
                 Some(another) => source = another,
                 None => return Err(error.into()),
             },
-            connected => return connected.map_err(Ended::from),
+            Err(error) => return Err(error.into()),
+            Ok(stream) => {
+                forget_own(&stream, address, connection);
+                return Ok(stream);
+            }
         }
+    }
+}
+
+/// The datapath remembers a spoofed connection of ours to an application as such. Its handshake is over; later the
+/// client itself may come from the same port.
+fn forget_own(stream: &TcpStream, upstream: SocketAddr, connection: &Connection) {
+    if let (Scope::Inbound, Ok(own)) = (connection.rule().scope, stream.local_addr()) {
+        connection.shared.decisions.borrow_mut().take(ClientAddr(own), OriginalDst(upstream));
     }
 }
 
