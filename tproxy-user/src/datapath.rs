@@ -13,7 +13,7 @@ mod tests;
 
 use std::{fs::File, io, os::fd::AsRawFd};
 
-pub use attach::{AttachError, detach_filter, has_tcx};
+pub use attach::{AttachError, Attachment};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, MapData, MapError, PerCpuArray, SockMap},
@@ -73,6 +73,8 @@ pub struct Settings {
     pub mark: Mark,
     /// Who assigns the socket.
     pub steer: Steer,
+    /// What attaches the tc programs.
+    pub attachment: Attachment,
     /// Number of workers, each with a listener a family.
     pub workers: u32,
     /// Whether the programs log.
@@ -120,6 +122,12 @@ impl Datapath {
             lookup: None,
             ebpf,
         })
+    }
+
+    /// What attaches the tc programs.
+    #[must_use]
+    pub fn attachment(&self) -> Attachment {
+        self.settings.attachment
     }
 
     /// Makes `socket` the listener of a worker. The kernel clears the place when the socket is closed.

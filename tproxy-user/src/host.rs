@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mark::Mark;
 
+pub mod clsact;
 pub mod connections;
 pub mod journal;
 pub mod lingering;
@@ -163,6 +164,12 @@ impl fmt::Display for Owned {
             Self::Table(table) => write!(f, "the same table {table}"),
         }
     }
+}
+
+/// Rules, routes, files and interfaces that somebody took away before us.
+fn is_absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENODEV))
 }
 
 #[cfg(test)]

@@ -13,10 +13,10 @@ use tproxy_common::verdict::Reason;
 
 use crate::{
     config::{Action, Config, Rule, Scope},
-    datapath::{self, AttachError, Datapath, DatapathError, Settings},
+    datapath::{AttachError, Attachment, Datapath, DatapathError, Settings},
     family::Family,
     host::{
-        Change, HostError, Identity, Journal, lingering,
+        Change, Direction, HostError, Identity, Journal, lingering,
         links::{self, Changed, Link},
         local_table::{self, LocalTable},
         sysctl::Sysctl,
@@ -71,14 +71,18 @@ impl Instance {
     /// # Errors
     /// [`InstanceError`]; the host is then as it was.
     pub fn start(config: Config, verbose: bool) -> Result<Self, InstanceError> {
+        Self::start_with(Attachment::of_this_kernel(), config, verbose)
+    }
+
+    fn start_with(attachment: Attachment, config: Config, verbose: bool) -> Result<Self, InstanceError> {
         let surroundings = look_around()?;
         require_interfaces(&config.rules, &surroundings)?;
         let cgroups = resolve_cgroups(&config.rules)?;
         let Config { mark, table, priority, steer, .. } = config;
-        let journal = Journal::begin(Identity { mark, table, priority }, datapath::detach_filter)?;
+        let journal = Journal::begin(Identity { mark, table, priority })?;
         let sockets = LingeringSockets { config: config.clone() };
         let workers = config.workers as u32;
-        let mut datapath = Datapath::load(Settings { mark, steer, workers, verbose })?;
+        let mut datapath = Datapath::load(Settings { mark, steer, attachment, workers, verbose })?;
         if verbose {
             datapath.forward_logs()?;
         }
@@ -222,9 +226,10 @@ impl Instance {
     }
 
     fn attach(&mut self, plan: &Plan) -> Result<(), InstanceError> {
-        for (index, hook) in self.datapath.attached() {
-            if !plan.hooks.contains(&(index, hook)) {
-                self.datapath.detach_from(index, hook);
+        for (link, hook) in self.datapath.attached() {
+            if !plan.hooks.contains(&(link.index, hook)) {
+                self.datapath.detach_from(link.index, hook);
+                self.journal.revert(&tc_filter(&link, hook))?;
             }
         }
         let mut outcome = Ok(());
@@ -232,9 +237,8 @@ impl Instance {
             let Some(link) = self.surroundings.links.iter().find(|link| link.index == *index) else {
                 continue;
             };
-            if !datapath::has_tcx() {
-                let filter = Change::TcFilter { interface: link.name.clone(), direction: *hook };
-                self.journal.apply(filter)?;
+            if self.datapath.attachment() == Attachment::Clsact {
+                self.journal.apply(tc_filter(link, *hook))?;
             }
             match self.datapath.attach(link, *hook) {
                 // Word of its end is on the way.
@@ -348,6 +352,10 @@ fn resolve_cgroups(rules: &[Rule]) -> Result<Vec<Vec<Cgroup>>, CgroupError> {
     rules.iter().map(|rule| rule.cgroups.iter().map(|path| Cgroup::resolve(path)).collect()).collect()
 }
 
+fn tc_filter(link: &Link, hook: Direction) -> Change {
+    Change::TcFilter { interface: link.name.clone(), index: link.index, direction: hook }
+}
+
 fn rules_for(iif: &str) -> impl Iterator<Item = Change> {
     Family::available().map(|family| Change::Rule { family, iif: iif.to_owned() })
 }
@@ -362,3 +370,6 @@ fn in_words(counters: &[(Reason, u64)]) -> String {
     let words: Vec<_> = seen.map(|(reason, count)| format!("{}={count}", reason.name())).collect();
     if words.is_empty() { "none".into() } else { words.join(" ") }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     config::Config,
-    datapath,
     host::{self, Report, links::Monitor, preflight},
     instance::Instance,
 };
@@ -55,7 +54,7 @@ pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
 /// What could not be undone.
 pub fn cleanup() -> anyhow::Result<Vec<Report>> {
     preflight::check()?;
-    Ok(host::cleanup(datapath::detach_filter)?)
+    Ok(host::cleanup()?)
 }
 
 /// A connection takes two descriptors, and the usual soft limit is 1,024: enough for programs that use `select`, which

@@ -6,7 +6,7 @@ use aya::{
     Ebpf,
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType,
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError},
     },
     util::KernelVersion,
 };
@@ -15,7 +15,7 @@ use tproxy_common::abi::program;
 use super::{Datapath, DatapathError, patiently, with_program};
 use crate::{
     host::{
-        Direction,
+        Direction, clsact,
         links::{Layer, Link},
     },
     mark::Mark,
@@ -49,7 +49,7 @@ const CLASSIFIERS: [&str; 5] =
 
 /// Links by interface index and hook; dropping one detaches.
 #[derive(Default)]
-pub(super) struct Links(BTreeMap<(u32, Direction), SchedClassifierLink>);
+pub(super) struct Links(BTreeMap<(u32, Direction), (Link, SchedClassifierLink)>);
 
 impl Links {
     pub(super) fn detach_all(&mut self) {
@@ -74,21 +74,13 @@ impl Datapath {
             return Ok(());
         }
         let name = program_for(link, hook)?;
-        let mark = self.settings.mark;
+        let options = self.settings.attachment.options(self.settings.mark);
         let attached = with_program(&mut self.ebpf, name, |program: &mut SchedClassifier| {
-            let id = if has_tcx() {
-                let last = TcAttachOptions::TcxOrder(LinkOrder::default());
-                program.attach_with_options(&link.name, attach_type(hook), last)
-            } else {
-                add_clsact(&link.name)?;
-                let (priority, handle) = filter_of(mark);
-                let options = NlOptions { priority, handle, classid: None };
-                program.attach_with_options(&link.name, attach_type(hook), TcAttachOptions::Netlink(options))
-            }?;
+            let id = program.attach_with_options(&link.name, attach_type(hook), options)?;
             program.take_link(id)
         });
         let attached = attached.map_err(|error| refused(link, hook, error))?;
-        self.links.0.insert((link.index, hook), attached);
+        self.links.0.insert((link.index, hook), (link.clone(), attached));
         Ok(())
     }
 
@@ -97,10 +89,10 @@ impl Datapath {
         self.links.0.remove(&(ifindex, hook));
     }
 
-    /// What is attached: interface indices and hooks.
+    /// What is attached: interfaces and hooks.
     #[must_use]
-    pub fn attached(&self) -> Vec<(u32, Direction)> {
-        self.links.0.keys().copied().collect()
+    pub fn attached(&self) -> Vec<(Link, Direction)> {
+        self.links.0.iter().map(|((_, hook), (link, _))| (link.clone(), *hook)).collect()
     }
 }
 
@@ -123,34 +115,34 @@ const fn attach_type(hook: Direction) -> TcAttachType {
     }
 }
 
-/// Whether tc programs are attached by links, which vanish with the process (tcx, Linux 6.6), rather than as clsact
-/// filters, which stay.
-#[must_use]
-pub fn has_tcx() -> bool {
-    KernelVersion::current().is_ok_and(|running| running >= KernelVersion::new(6, 6, 0))
+/// What attaches the tc programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attachment {
+    /// Links, which vanish with the process (Linux 6.6).
+    Tcx,
+    /// Filters of a clsact qdisc, which stay: the journal has to have [`Change::TcFilter`] first.
+    ///
+    /// [`Change::TcFilter`]: crate::host::Change::TcFilter
+    Clsact,
 }
 
-/// Removes the clsact filter of the instance with this mark, where a dead process left one.
-///
-/// # Errors
-/// `NotFound` when there is no such filter or no such interface, otherwise the kernel's.
-pub fn detach_filter(interface: &str, hook: Direction, mark: Mark) -> io::Result<()> {
-    let (priority, handle) = filter_of(mark);
-    let link = SchedClassifierLink::attached(interface, attach_type(hook), priority, handle, None)?;
-    aya::programs::links::Link::detach(link).map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))
-}
+impl Attachment {
+    /// The better one that the running kernel has.
+    #[must_use]
+    pub fn of_this_kernel() -> Self {
+        let tcx = KernelVersion::current().is_ok_and(|running| running >= KernelVersion::new(6, 6, 0));
+        if tcx { Self::Tcx } else { Self::Clsact }
+    }
 
-/// Where an instance's filter is in the list of its hook: told by its mark, since all bear the same name.
-fn filter_of(mark: Mark) -> (u16, TcHandle) {
-    let bits = mark.steer();
-    let folded = (bits >> 16) as u16 ^ bits as u16;
-    (folded | 1, TcHandle::new(0, 1))
-}
-
-fn add_clsact(interface: &str) -> Result<(), TcError> {
-    match tc::qdisc_add_clsact(interface) {
-        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        other => other,
+    fn options(self, mark: Mark) -> TcAttachOptions {
+        match self {
+            Self::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
+            Self::Clsact => TcAttachOptions::Netlink(NlOptions {
+                priority: clsact::PRIORITY,
+                handle: clsact::handle(mark).into(),
+                classid: None,
+            }),
+        }
     }
 }
 
@@ -158,6 +150,9 @@ fn refused(link: &Link, hook: Direction, error: DatapathError) -> DatapathError 
     let source = match error {
         DatapathError::Program { source: ProgramError::SyscallError(error), .. } => error.io_error,
         DatapathError::Program { source: ProgramError::TcError(TcError::IoError(error)), .. } => error,
+        DatapathError::Program { source: ProgramError::TcError(TcError::NetlinkError(error)), .. } => {
+            error.raw_os_error().map_or_else(|| io::Error::other(error), io::Error::from_raw_os_error)
+        }
         DatapathError::Program { source, .. } => io::Error::other(source),
         other => return other,
     };

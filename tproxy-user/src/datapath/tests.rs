@@ -55,7 +55,14 @@ impl Rig {
 
     fn new(steer: Steer) -> Self {
         let mark = Mark::DEFAULT;
-        let mut datapath = Datapath::load(Settings { mark, steer, workers: 1, verbose: false }).unwrap();
+        let mut datapath = Datapath::load(Settings {
+            mark,
+            steer,
+            attachment: Attachment::of_this_kernel(),
+            workers: 1,
+            verbose: false,
+        })
+        .unwrap();
         let mut sockets = vec![];
         for family in Family::BOTH {
             let (listener, hole) = (listener(family, mark).unwrap(), black_hole(family, mark).unwrap());

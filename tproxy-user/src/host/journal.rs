@@ -5,11 +5,11 @@
 //! (Two files, because the list is replaced as a whole.) The directory itself is locked while anything in it,
 //! or anything it describes, changes.
 
-use std::{fs::File, io, path::Path};
+use std::{fs::File, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, HostError, Owned, policy};
+use super::{HostError, Owned, policy};
 use crate::mark::Mark;
 
 mod change;
@@ -38,10 +38,6 @@ pub struct Identity {
     pub priority: u32,
 }
 
-/// Detaches the tc filter of the instance with this mark from an interface; needed only where filters
-/// survive the process (before Linux 6.6). `NotFound` when there is none.
-pub type DetachFilter = fn(interface: &str, direction: Direction, mark: Mark) -> io::Result<()>;
-
 /// The guard of everything this instance changes on the host: undone when dropped, also by a panic, and by
 /// the next start if the process is killed.
 ///
@@ -50,7 +46,6 @@ pub type DetachFilter = fn(interface: &str, direction: Direction, mark: Mark) ->
 pub struct Journal {
     store: Store,
     record: Record,
-    detach_filter: DetachFilter,
     /// Held as long as the instance lives; `None` once everything is undone.
     alive: Option<File>,
 }
@@ -62,18 +57,14 @@ impl Journal {
     /// [`HostError::InUse`] names a living instance that owns part of it, [`HostError::MarkTaken`] and
     /// [`HostError::TableTaken`] what is somebody else's; [`HostError::Journal`] when it cannot be written.
     /// The host is then as it was.
-    pub fn begin(identity: Identity, detach_filter: DetachFilter) -> Result<Self, HostError> {
-        Self::begin_in(Path::new(ROOT), identity, detach_filter)
+    pub fn begin(identity: Identity) -> Result<Self, HostError> {
+        Self::begin_in(Path::new(ROOT), identity)
     }
 
-    pub(super) fn begin_in(
-        root: &Path,
-        identity: Identity,
-        detach_filter: DetachFilter,
-    ) -> Result<Self, HostError> {
+    pub(super) fn begin_in(root: &Path, identity: Identity) -> Result<Self, HostError> {
         let store = Store::of_this_namespace(root)?;
         let locked = store.lock()?;
-        for report in reclaim::dead(&locked, detach_filter)? {
+        for report in reclaim::dead(&locked)? {
             tracing::info!("left over from an earlier run: {report}");
             if let Report::NotUndone { error, .. } = report {
                 return Err(error);
@@ -86,7 +77,7 @@ impl Journal {
         let record = Record::new(identity)?;
         let alive = locked.claim(&record)?;
         drop(locked);
-        Ok(Self { store, record, detach_filter, alive: Some(alive) })
+        Ok(Self { store, record, alive: Some(alive) })
     }
 
     /// Writes `change` down durably, then makes it; one that stands already is left alone.
@@ -120,7 +111,7 @@ impl Journal {
         };
         let locked = self.store.lock()?;
         let others = locked.living_but(&self.record)?;
-        self.record.changes[at].undo(&self.record.identity, &others, self.detach_filter)?;
+        self.record.changes[at].undo(&self.record.identity, &others)?;
         self.record.changes.remove(at);
         locked.save(&self.record)
     }
@@ -138,7 +129,7 @@ impl Journal {
         let Some(alive) = self.alive.take() else { return Ok(()) };
         let locked = self.store.lock()?;
         let others = locked.living_but(&self.record)?;
-        let undone = self.record.undo(|_| true, &others, self.detach_filter);
+        let undone = self.record.undo(|_| true, &others);
         let outcome = match undone.failed {
             None => locked.remove(&self.record.identity),
             Some(error) => locked.save(&self.record).and(Err(error)),

@@ -116,9 +116,9 @@ fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Er
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// The answer to a request of which only the acknowledgement counts.
+/// An answer of which only counts that there is one.
 #[derive(Debug)]
-struct Ignored;
+pub(super) struct Ignored;
 
 impl NetlinkDeserializable for Ignored {
     type Error = std::convert::Infallible;

@@ -1,6 +1,8 @@
 //! Against the kernel, in network namespaces that vanish with the thread that made them.
 //! What the host looks like is asked of iproute2, which shares no code with us.
 
+mod clsact;
+
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
@@ -49,7 +51,7 @@ fn run(command: &str) -> String {
 }
 
 /// Everything a journal may change.
-fn host() -> [String; 7] {
+fn host() -> [String; 8] {
     [
         "ip -4 rule",
         "ip -6 rule",
@@ -58,6 +60,7 @@ fn host() -> [String; 7] {
         "cat /proc/sys/net/ipv4/conf/lo/accept_local",
         "cat /proc/sys/net/ipv4/conf/lo/rp_filter",
         "cat /proc/sys/net/ipv6/conf/lo/accept_ra",
+        "tc qdisc show dev lo",
     ]
     .map(run)
 }
@@ -73,11 +76,11 @@ impl Root {
     }
 
     fn begin(&self) -> Result<Journal, HostError> {
-        Journal::begin_in(&self.0, IDENTITY, no_filter)
+        Journal::begin_in(&self.0, IDENTITY)
     }
 
     fn cleanup(&self) -> Vec<Report> {
-        cleanup_in(&self.0, no_filter).unwrap()
+        cleanup_in(&self.0).unwrap()
     }
 
     /// The only journal in it.
@@ -94,10 +97,6 @@ impl Drop for Root {
     }
 }
 
-fn no_filter(_: &str, _: Direction, _: Mark) -> io::Result<()> {
-    Err(io::ErrorKind::NotFound.into())
-}
-
 fn accept_local() -> Change {
     let sysctl = Sysctl::new("lo", Family::V4, "accept_local").unwrap();
     Change::Sysctl { sysctl, value: "1".into() }
@@ -111,7 +110,7 @@ fn changes() -> Vec<Change> {
         changes.push(Change::Rule { family, iif: "lo".into() });
         changes.push(Change::Rule { family, iif: "later0".into() });
     }
-    changes.push(Change::TcFilter { interface: "lo".into(), direction: Direction::Ingress });
+    changes.push(Change::TcFilter { interface: "lo".into(), index: 1, direction: Direction::Ingress });
     changes
 }
 
@@ -158,7 +157,7 @@ impl Drop for Victim {
 #[ignore = "what Victim runs; of no use by itself"]
 fn victim() {
     let Some(root) = std::env::var_os(ROOT_OF_VICTIM) else { return };
-    let mut journal = Journal::begin_in(Path::new(&root), IDENTITY, no_filter).unwrap();
+    let mut journal = Journal::begin_in(Path::new(&root), IDENTITY).unwrap();
     apply_all(&mut journal);
     writeln!(io::stdout(), "changed").unwrap();
     // Until killed; should the parent die first, stdin ends.
@@ -240,25 +239,6 @@ fn an_interface_that_disappears_is_no_obstacle() {
 }
 
 #[test]
-fn a_filter_on_record_is_detached() {
-    static DETACHED: AtomicU32 = AtomicU32::new(0);
-    in_namespace(|| {
-        let root = Root::new();
-        let detach = |interface: &str, direction, mark: Mark| {
-            assert_eq!((interface, direction), ("lo", Direction::Egress));
-            DETACHED.store(mark.steer(), Ordering::Relaxed);
-            Ok(())
-        };
-        let mut journal = Journal::begin_in(&root.0, IDENTITY, detach).unwrap();
-        let filter = Change::TcFilter { interface: "lo".into(), direction: Direction::Egress };
-        journal.apply(filter).unwrap();
-        assert_eq!(DETACHED.load(Ordering::Relaxed), 0);
-        journal.undo().unwrap();
-        assert_eq!(DETACHED.load(Ordering::Relaxed), IDENTITY.mark.steer());
-    });
-}
-
-#[test]
 fn a_value_that_somebody_else_changed_since_is_left() {
     in_namespace(|| {
         let root = Root::new();
@@ -283,7 +263,7 @@ fn kill_9_is_made_good_by_cleanup() {
         drop(victim);
         assert_ne!(host(), before);
         let undone = root.cleanup();
-        assert_eq!(undone.len(), changes().len() - 1, "all but the filter that never was: {undone:?}");
+        assert_eq!(undone.len(), changes().len(), "{undone:?}");
         assert!(
             undone.iter().all(|report| matches!(report, Report::Undone { pid: named, .. } if *named == pid))
         );
@@ -363,7 +343,7 @@ fn a_second_instance_is_refused_by_name_of_the_first() {
             ("--table", Identity { mark: other_mark, priority: 333, ..IDENTITY }),
         ];
         for (flag, identity) in same {
-            let error = Journal::begin_in(&root.0, identity, no_filter).unwrap_err();
+            let error = Journal::begin_in(&root.0, identity).unwrap_err();
             assert!(matches!(error, HostError::InUse { pid, .. } if pid == victim.pid()), "{error:?}");
             assert!(error.to_string().contains(flag), "{error}");
         }
@@ -379,7 +359,7 @@ fn two_instances_coexist_and_the_last_restores_what_they_share() {
         let second = Identity { mark: "0x8000/0xc000".parse().unwrap(), table: 3333, priority: 333 };
         let mut first = root.begin().unwrap();
         first.apply(accept_local()).unwrap();
-        let mut second = Journal::begin_in(&root.0, second, no_filter).unwrap();
+        let mut second = Journal::begin_in(&root.0, second).unwrap();
         second.apply(accept_local()).unwrap();
         first.undo().unwrap();
         assert_eq!(host()[4], "1\n", "the second still needs it");

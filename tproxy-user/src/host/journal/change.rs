@@ -1,13 +1,13 @@
 //! One change of the host: what it is, how it is made, how it is taken back.
 
-use std::{fmt, io};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DetachFilter, Identity, Record};
+use super::{Identity, Record};
 use crate::family::Family;
 use crate::host::{
-    Direction, HostError,
+    Direction, HostError, clsact, is_absent,
     policy::{self, Deed},
     sysctl::Sysctl,
 };
@@ -35,10 +35,12 @@ pub enum Change {
         /// The value it takes.
         value: String,
     },
-    /// A clsact filter that outlives the process. Only recorded: the datapath attaches it afterwards.
+    /// A clsact qdisc for a filter that outlives the process. The datapath attaches the filter afterwards.
     TcFilter {
         /// Name of the interface.
         interface: String,
+        /// Its index, by which it is known whatever it is called.
+        index: u32,
         /// Where it is attached.
         direction: Direction,
     },
@@ -49,6 +51,15 @@ impl Change {
     pub(super) fn routes(&self) -> bool {
         matches!(self, Self::Rule { .. } | Self::LocalRoute { .. })
     }
+
+    /// Whether both are about the same sysctl, or the clsact qdisc of the same interface.
+    fn meets(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Sysctl { sysctl, .. }, Self::Sysctl { sysctl: other, .. }) => sysctl == other,
+            (Self::TcFilter { index, .. }, Self::TcFilter { index: other, .. }) => index == other,
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for Change {
@@ -57,16 +68,19 @@ impl fmt::Display for Change {
             Self::Rule { family, iif } => write!(f, "{family} rule for packets from {iif}"),
             Self::LocalRoute { family } => write!(f, "{family} local default route"),
             Self::Sysctl { sysctl, .. } => write!(f, "sysctl {sysctl}"),
-            Self::TcFilter { interface, direction } => write!(f, "tc {direction} filter on {interface}"),
+            Self::TcFilter { interface, direction, .. } => write!(f, "tc {direction} filter on {interface}"),
         }
     }
 }
+
+/// The interface had no clsact qdisc; where it had one, nothing is noted and nothing removed.
+const NO_QDISC: &str = "no clsact";
 
 /// A change on record, with what it takes to go back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
     change: Change,
-    /// Value of a sysctl before any instance touched it.
+    /// Before any instance touched it: value of a sysctl, or [`NO_QDISC`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     before: Option<String>,
 }
@@ -83,13 +97,19 @@ pub(super) enum Undone {
 impl Entry {
     /// `living` are the instances on record, this one among them.
     pub(super) fn prepare(change: Change, living: &[Record]) -> Result<Self, HostError> {
-        let before = match &change {
-            Change::Sysctl { sysctl, .. } => {
-                // Where several instances need the same value, the last to leave restores it.
-                let original = living.iter().find_map(|record| record.original(sysctl));
-                Some(original.map_or_else(|| sysctl.read(), |value| Ok(value.to_owned()))?)
+        // Where several instances need the same, the last to leave restores it.
+        let original = living.iter().find_map(|record| record.original(&change)).map(str::to_owned);
+        let before = match (&change, original) {
+            (_, Some(original)) => Some(original),
+            (Change::Sysctl { sysctl, .. }, None) => Some(sysctl.read()?),
+            (Change::TcFilter { index, .. }, None) => {
+                let exists = clsact::exists(*index).map_err(|source| HostError::Netlink {
+                    action: format!("look for the {change}"),
+                    source,
+                })?;
+                (!exists).then(|| NO_QDISC.to_owned())
             }
-            _ => None,
+            (Change::Rule { .. } | Change::LocalRoute { .. }, None) => None,
         };
         Ok(Self { change, before })
     }
@@ -103,23 +123,27 @@ impl Entry {
             Change::Rule { family, iif } => policy::rule(Deed::Add, identity, *family, iif),
             Change::LocalRoute { family } => policy::local_route(Deed::Add, identity, *family),
             Change::Sysctl { sysctl, value } => return sysctl.write(value),
+            Change::TcFilter { index, .. } if self.before.is_some() => clsact::add(*index),
             Change::TcFilter { .. } => Ok(()),
         }
         .map_err(|source| HostError::Netlink { action: format!("add the {}", self.change), source })
     }
 
     /// `others` are the living instances but for the one whose change this is.
-    pub(super) fn undo(
-        &self,
-        identity: &Identity,
-        others: &[Record],
-        detach_filter: DetachFilter,
-    ) -> Result<Undone, HostError> {
+    pub(super) fn undo(&self, identity: &Identity, others: &[Record]) -> Result<Undone, HostError> {
         let removed = match &self.change {
             Change::Rule { family, iif } => policy::rule(Deed::Delete, identity, *family, iif),
             Change::LocalRoute { family } => policy::local_route(Deed::Delete, identity, *family),
             Change::Sysctl { sysctl, value } => return self.restore(sysctl, value, others),
-            Change::TcFilter { interface, direction } => detach_filter(interface, *direction, identity.mark),
+            Change::TcFilter { index, direction, .. } => {
+                let removed = clsact::remove_filter(*index, *direction, identity.mark);
+                // The last filter takes the qdisc along; of a stopped datapath none is left by now.
+                match removed {
+                    Err(error) if !is_absent(&error) => Err(error),
+                    _ if self.before.is_none() || self.is_needed(others) => removed,
+                    _ => clsact::remove_unused(*index),
+                }
+            }
         };
         match removed {
             Ok(()) => Ok(Undone::Gone),
@@ -130,9 +154,8 @@ impl Entry {
 
     fn restore(&self, sysctl: &Sysctl, value: &str, others: &[Record]) -> Result<Undone, HostError> {
         let Some(before) = &self.before else { return Ok(Undone::Nothing) };
-        let needed = others.iter().any(|record| record.original(sysctl).is_some());
         match sysctl.read() {
-            Ok(now) if now == value && now != *before && !needed => {
+            Ok(now) if now == value && now != *before && !self.is_needed(others) => {
                 sysctl.write(before).map(|()| Undone::Gone)
             }
             Ok(_) => Ok(Undone::Nothing),
@@ -141,16 +164,11 @@ impl Entry {
         }
     }
 
-    pub(super) fn original(&self, wanted: &Sysctl) -> Option<&str> {
-        match &self.change {
-            Change::Sysctl { sysctl, .. } if sysctl == wanted => self.before.as_deref(),
-            _ => None,
-        }
+    fn is_needed(&self, others: &[Record]) -> bool {
+        others.iter().any(|record| record.original(&self.change).is_some())
     }
-}
 
-/// Rules, routes, files and interfaces that somebody took away before us.
-fn is_absent(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-        || matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENODEV))
+    pub(super) fn original(&self, change: &Change) -> Option<&str> {
+        if self.change.meets(change) { self.before.as_deref() } else { None }
+    }
 }

@@ -3,7 +3,7 @@
 use std::{fmt, path::Path};
 
 use super::{
-    Change, DetachFilter, ROOT,
+    Change, ROOT,
     store::{Found, Locked, Record, Store, boot_id},
 };
 use crate::{
@@ -94,24 +94,21 @@ impl fmt::Display for Report {
 ///
 /// # Errors
 /// [`HostError::Journal`] when the journals cannot be read. What cannot be undone is a [`Report::NotUndone`].
-pub fn cleanup(detach_filter: DetachFilter) -> Result<Vec<Report>, HostError> {
-    cleanup_in(Path::new(ROOT), detach_filter)
+pub fn cleanup() -> Result<Vec<Report>, HostError> {
+    cleanup_in(Path::new(ROOT))
 }
 
-pub(in crate::host) fn cleanup_in(
-    root: &Path,
-    detach_filter: DetachFilter,
-) -> Result<Vec<Report>, HostError> {
+pub(in crate::host) fn cleanup_in(root: &Path) -> Result<Vec<Report>, HostError> {
     let store = Store::of_this_namespace(root)?;
     let locked = store.lock()?;
-    let mut reports = dead(&locked, detach_filter)?;
+    let mut reports = dead(&locked)?;
     let running = |record: Record| Report::Running { pid: record.pid, mark: record.identity.mark };
     reports.extend(locked.living()?.into_iter().map(running));
     Ok(reports)
 }
 
 /// Takes back what the dead left.
-pub(super) fn dead(locked: &Locked<'_>, detach_filter: DetachFilter) -> Result<Vec<Report>, HostError> {
+pub(super) fn dead(locked: &Locked<'_>) -> Result<Vec<Report>, HostError> {
     let boot = boot_id()?;
     let mut reports = Vec::new();
     for found in locked.journals()? {
@@ -122,28 +119,24 @@ pub(super) fn dead(locked: &Locked<'_>, detach_filter: DetachFilter) -> Result<V
                 reports.push(Report::Unreadable { path, reason });
             }
             Found::Dead(record) if record.boot != boot => locked.remove(&record.identity)?,
-            Found::Dead(record) => reports.extend(bury(locked, record, detach_filter)?),
+            Found::Dead(record) => reports.extend(bury(locked, record)?),
         }
     }
     locked.sweep()?;
     Ok(reports)
 }
 
-fn bury(
-    locked: &Locked<'_>,
-    mut record: Record,
-    detach_filter: DetachFilter,
-) -> Result<Vec<Report>, HostError> {
+fn bury(locked: &Locked<'_>, mut record: Record) -> Result<Vec<Report>, HostError> {
     let pid = record.pid;
     let living = locked.living_but(&record)?;
     let had_routes = record.changes.iter().any(|entry| entry.change().routes());
-    let mut undoing = record.undo(Change::routes, &living, detach_filter);
+    let mut undoing = record.undo(Change::routes, &living);
     if had_routes && undoing.gone.is_empty() && undoing.failed.is_none() {
         // The kernel gives the inode of a namespace that is gone to the next one, and this is not the one
         // that was changed: its sysctls are its own.
         record.changes.clear();
     }
-    let rest = record.undo(|_| true, &living, detach_filter);
+    let rest = record.undo(|_| true, &living);
     undoing.gone.extend(rest.gone);
     let mut reports: Vec<_> = undoing.gone.into_iter().map(|change| Report::Undone { pid, change }).collect();
     match undoing.failed.or(rest.failed) {

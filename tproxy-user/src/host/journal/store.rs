@@ -11,13 +11,10 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DetachFilter, Identity,
+    Identity,
     change::{Change, Entry, Undone},
 };
-use crate::{
-    host::{HostError, sysctl::Sysctl},
-    mark::Mark,
-};
+use crate::{host::HostError, mark::Mark};
 
 /// What one instance did.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,18 +38,13 @@ impl Record {
         Ok(Self { pid: std::process::id(), boot: boot_id()?, identity, changes: Vec::new() })
     }
 
-    /// Value that `sysctl` had before this instance, if it changed it.
-    pub(super) fn original(&self, sysctl: &Sysctl) -> Option<&str> {
-        self.changes.iter().find_map(|entry| entry.original(sysctl))
+    /// What this instance found where `change` is made too, if it did not leave it so.
+    pub(super) fn original(&self, change: &Change) -> Option<&str> {
+        self.changes.iter().find_map(|entry| entry.original(change))
     }
 
     /// Takes back the changes that are `chosen`, last one first.
-    pub(super) fn undo(
-        &mut self,
-        chosen: fn(&Change) -> bool,
-        others: &[Self],
-        detach_filter: DetachFilter,
-    ) -> Undoing {
+    pub(super) fn undo(&mut self, chosen: fn(&Change) -> bool, others: &[Self]) -> Undoing {
         let mut undoing = Undoing::default();
         let mut left = Vec::new();
         while let Some(entry) = self.changes.pop() {
@@ -60,7 +52,7 @@ impl Record {
                 left.push(entry);
                 continue;
             }
-            match entry.undo(&self.identity, others, detach_filter) {
+            match entry.undo(&self.identity, others) {
                 Ok(Undone::Gone) => undoing.gone.push(entry.change().clone()),
                 Ok(Undone::Nothing) => {}
                 Err(error) => {

@@ -1,0 +1,74 @@
+//! What a kernel without tcx does, on one that has it.
+
+use std::{io::Read, net::IpAddr, net::TcpStream};
+
+use super::*;
+use crate::{
+    config::{Source, Steer, Timeouts},
+    netns::{self, Topology},
+};
+
+fn config(steer: Steer, mark: &str, number: u32, port: u16, text: &str) -> Config {
+    let rule = Rule {
+        name: "1".into(),
+        scope: Scope::Forwarded,
+        interfaces: vec!["lan".into()],
+        from: vec![],
+        to: vec![],
+        except: vec![],
+        ports: vec![port..=port],
+        uids: vec![],
+        cgroups: vec![],
+        action: Action::Respond(text.into()),
+        source: Source::Host,
+    };
+    let second = Duration::from_secs(1);
+    Config {
+        rules: vec![rule],
+        mark: mark.parse().unwrap(),
+        table: number,
+        priority: number,
+        steer,
+        workers: 1,
+        timeouts: Timeouts { connect: second, idle: 10 * second, drain: second },
+    }
+}
+
+/// What somebody who stays silent is told.
+fn told(net: &Topology, to: IpAddr, port: u16) -> String {
+    let mut text = String::new();
+    let connected = net.client.enter(|| TcpStream::connect((to, port)));
+    connected
+        .and_then(|mut stream| stream.read_to_string(&mut text))
+        .unwrap_or_else(|error| panic!("{error}"));
+    text
+}
+
+#[test]
+fn clsact_filters_do_what_tcx_links_do_and_go_with_their_instance() {
+    for steer in [Steer::SkLookup, Steer::SkAssign] {
+        let net = Topology::three().unwrap();
+        let tc = || {
+            ["qdisc show", "filter show dev lan ingress", "filter show dev wan ingress"]
+                .map(|what| net.gateway.run(&format!("tc {what}")).unwrap())
+        };
+        let start =
+            |config| net.gateway.enter(|| Instance::start_with(Attachment::Clsact, config, false)).unwrap();
+        let before = tc();
+        let first = start(config(steer, "0x2/0x3", 1000, 80, "first"));
+        // Bits 0 and 16 of a mark are as good as any.
+        let second = start(config(steer, "0x10000/0x30000", 1001, 81, "second"));
+        for family in netns::Family::ALL {
+            assert_eq!(told(&net, family.public(), 80), "first\n");
+            assert_eq!(told(&net, family.public(), 81), "second\n");
+        }
+        net.gateway.enter(|| first.stop()).unwrap();
+        for family in netns::Family::ALL {
+            assert_eq!(told(&net, family.public(), 81), "second\n");
+        }
+        let [_, lan, _] = tc();
+        assert!(lan.contains("handle 0x10000 ") && !lan.contains("handle 0x2 "), "{lan}");
+        net.gateway.enter(|| second.stop()).unwrap();
+        assert_eq!(tc(), before);
+    }
+}
