@@ -1,8 +1,10 @@
 //! Clients that use a source port again at once, and SYN cookies.
 
 use std::{
-    io::Read,
+    io::{ErrorKind, Read},
     net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Instant,
 };
 
 use rustix::process::Signal;
@@ -15,15 +17,24 @@ const CLIENT_PORT: u16 = 40_000;
 /// Connects from a port of our choice, as busy clients and NAT gateways come to do.
 #[track_caller]
 fn connect_from(world: &World, port: u16, to: SocketAddr, context: &dyn std::fmt::Display) -> TcpStream {
-    let socket = world
-        .net
-        .client
-        .enter(|| Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP)))
-        .unwrap();
-    socket.set_reuse_address(true).unwrap();
     let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
-    socket.bind(&SocketAddr::new(family.client(), port).into()).unwrap();
-    socket.connect_timeout(&to.into(), PATIENCE).unwrap_or_else(|error| panic!("{to}: {error}\n{context}"));
+    let attempt = || {
+        let open = || Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP));
+        let socket = world.net.client.enter(open).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&SocketAddr::new(family.client(), port).into()).unwrap();
+        socket.connect_timeout(&to.into(), PATIENCE).map(|()| socket)
+    };
+    let started = Instant::now();
+    let socket = loop {
+        match attempt() {
+            // The connection before is in LAST_ACK until the acknowledgement of its FIN has come.
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable && started.elapsed() < PATIENCE => {
+                thread::yield_now();
+            }
+            connected => break connected.unwrap_or_else(|error| panic!("{to}: {error}\n{context}")),
+        }
+    };
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket.into()
 }
