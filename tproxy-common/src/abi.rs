@@ -2,7 +2,7 @@
 
 use crate::{
     addr::Addr,
-    flow::Tuple,
+    flow::{Protocol, Tuple},
     rule::{RuleIndex, RuleSet, Scope, SetId},
 };
 
@@ -14,8 +14,12 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// `SockMap`, indexed by `listener_index` and `black_hole_index`.
     pub const LISTENERS: &str = "LISTENERS";
-    /// `LruHashMap<Tuple, Decision>`.
+    /// `LruHashMap<Tuple, Decision>`, of TCP.
     pub const DECISIONS: &str = "DECISIONS";
+    /// `LruHashMap<Tuple, Memory>`, of UDP.
+    pub const MEMORY: &str = "MEMORY";
+    /// `LruHashMap<FragmentKey, u32>`: the `FragmentCourse` of a datagram whose first fragment was seen.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// `LpmTrie<Addr, u32>`: the host's own addresses.
     pub const HOST_ADDRESSES: &str = "HOST_ADDRESSES";
     /// `LpmTrie<SlotAddr, SetId>`.
@@ -64,6 +68,8 @@ pub mod global {
     pub const WORKERS: &str = "WORKERS";
     /// `u8`: 1 when tc assigns sockets itself.
     pub const SK_ASSIGN: &str = "SK_ASSIGN";
+    /// `u64`: nanoseconds for which a silent UDP flow is remembered.
+    pub const MEMORY_LIFETIME: &str = "MEMORY_LIFETIME";
 }
 
 /// Rule tables exist twice; a reload fills the slot that is not active and then flips [`Control::slot`].
@@ -79,12 +85,34 @@ pub struct Control {
     pub deciding: u32,
     /// Bit `n` set: some rule names a cgroup at depth `n` of the hierarchy.
     pub cgroup_depths: u32,
-    /// 1 when some rule has the scope `inbound`.
-    pub inbound: u32,
+    /// The bit [`scope_bit`] is set of each scope and protocol that some rule has.
+    pub scopes: u32,
 }
 
-/// In [`Decision::worker`]: no worker's, but a connection of our own to an application of this host.
+impl Control {
+    /// What holds before the loader has spoken.
+    pub const NOTHING: Self = Self { slot: 0, deciding: 0, cgroup_depths: 0, scopes: 0 };
+
+    /// Whether some rule is about this scope and protocol.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(&self, scope: Scope, protocol: Protocol) -> bool {
+        self.scopes & scope_bit(scope, protocol) != 0
+    }
+}
+
+/// Bit of [`Control::scopes`].
+#[inline(always)]
+#[must_use]
+pub const fn scope_bit(scope: Scope, protocol: Protocol) -> u32 {
+    1 << (scope as u32 * 2 + protocol as u32)
+}
+
+/// In [`Decision::worker`] and [`Memory::worker`]: no worker's, but a flow of our own to an application of this host.
 pub const APPLICATION: u32 = u32::MAX;
+
+/// In [`Memory::worker`]: nobody's, the flow was left alone.
+pub const PASSED: u32 = u32::MAX - 1;
 
 /// A flow was decided: its handshake belongs to a listener, its connection to this rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +123,44 @@ pub struct Decision {
     /// The worker of the CPU that saw the first packet. The rest of the handshake has to meet the same listener: a SYN
     /// cookie is valid only for one that sent cookies lately (`tcp_synq_no_recent_overflow`).
     pub worker: u32,
+}
+
+/// What is remembered of a UDP flow, none of whose packets says that it is the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Memory {
+    /// When its last datagram was seen without a socket of its own, in nanoseconds since boot (`CLOCK_MONOTONIC`).
+    pub seen: u64,
+    /// The rule, in the slot that was active.
+    pub rule: RuleIndex,
+    /// The worker whose listener receives it until a socket of its own does; [`PASSED`]; or [`APPLICATION`].
+    pub worker: u32,
+}
+
+/// What identifies the fragments of one datagram (RFC 791, 3.2; RFC 8200, 4.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Identification, as it lies in the header; IPv4's 16 bits come first.
+    pub id: [u8; 4],
+    /// Number of the protocol; the rest is zero.
+    pub protocol: [u8; 4],
+}
+
+/// What the fragments of a datagram do after its first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FragmentCourse {
+    /// They pass.
+    Pass = 0,
+    /// They are delivered locally, where the kernel puts them together.
+    Steer = 1,
+    /// They are discarded: the datagram was dropped or rejected.
+    Drop = 2,
 }
 
 /// An address within a slot of the rule tables, the data of an LPM key.
@@ -144,15 +210,15 @@ pub enum Unrestricted {
     Cgroup = 3,
 }
 
-/// The set of the rules of a scope. Ids below [`FIRST_FREE_SET`] have fixed meanings.
+/// The set of the rules of a scope and protocol. Ids below [`FIRST_FREE_SET`] have fixed meanings.
 #[inline(always)]
 #[must_use]
-pub const fn scope_set(scope: Scope) -> SetId {
-    4 + scope as u32
+pub const fn scope_set(scope: Scope, protocol: Protocol) -> SetId {
+    4 + scope as u32 * 2 + protocol as u32
 }
 
 /// First id that a compiled table may use freely.
-pub const FIRST_FREE_SET: SetId = 7;
+pub const FIRST_FREE_SET: SetId = 10;
 
 /// Sets there is room for in each slot, unless the loader makes the map larger. The slots are interleaved so that
 /// a larger map needs no other index.
@@ -192,26 +258,28 @@ pub enum Family {
 /// Most workers that can be addressed.
 pub const MAX_WORKERS: u32 = 1024;
 
+/// A worker's listener: a socket that listens, or for UDP one that is not connected.
+#[inline(always)]
+#[must_use]
+pub const fn listener_index(worker: u32, protocol: Protocol, family: Family) -> u32 {
+    (1 + worker) * 4 + protocol as u32 * 2 + family as u32
+}
+
 /// The listener that swallows what scope `inbound` drops.
 #[inline(always)]
 #[must_use]
-pub const fn black_hole_index(family: Family) -> u32 {
-    family as u32
-}
-
-/// A worker's listener.
-#[inline(always)]
-#[must_use]
-pub const fn listener_index(worker: u32, family: Family) -> u32 {
-    2 + worker * 2 + family as u32
+pub const fn black_hole_index(protocol: Protocol, family: Family) -> u32 {
+    protocol as u32 * 2 + family as u32
 }
 
 /// Size of `LISTENERS`.
-pub const MAX_LISTENERS: u32 = 2 + MAX_WORKERS * 2;
+pub const MAX_LISTENERS: u32 = (1 + MAX_WORKERS) * 4;
 
 const _: () = {
     assert!(size_of::<Tuple>() == 36);
     assert!(size_of::<Decision>() == 8);
+    assert!(size_of::<Memory>() == 16);
+    assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<SlotAddr>() == 20);
     assert!(size_of::<SlotKey>() == 8);
     assert!(size_of::<CgroupKey>() == 16);
@@ -221,7 +289,7 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Addr, CgroupKey, Control, Decision, RuleSet, SlotAddr, SlotKey, Tuple};
+    use super::{Addr, CgroupKey, Control, Decision, FragmentKey, Memory, RuleSet, SlotAddr, SlotKey, Tuple};
 
     macro_rules! pod {
         ($($type:ty)*) => {$(
@@ -230,5 +298,5 @@ mod pod {
         )*};
     }
 
-    pod! { Addr CgroupKey Control Decision RuleSet SlotAddr SlotKey Tuple }
+    pod! { Addr CgroupKey Control Decision FragmentKey Memory RuleSet SlotAddr SlotKey Tuple }
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     addr::Addr,
-    flow::Flow,
+    flow::{Flow, Protocol},
     rule::{ActionKind, RuleIndex, RuleSet, Scope, first_common},
     verdict::{Reason, Verdict},
 };
@@ -13,8 +13,8 @@ use crate::{
 pub trait Lookups {
     /// Whether packets to `addr` are delivered on this host by its own routing.
     fn is_host_address(&self, addr: &Addr) -> bool;
-    /// Rules of a scope.
-    fn by_scope(&self, scope: Scope) -> Option<&RuleSet>;
+    /// Rules of a scope and protocol.
+    fn by_scope(&self, scope: Scope, protocol: Protocol) -> Option<&RuleSet>;
     /// Rules that a source address satisfies.
     fn by_source(&self, addr: &Addr) -> Option<&RuleSet>;
     /// Rules that a destination address satisfies.
@@ -58,7 +58,7 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
 
 #[inline(always)]
 fn first_match<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Option<RuleIndex> {
-    let scoped = tables.by_scope(scope)?;
+    let scoped = tables.by_scope(scope, flow.protocol)?;
     let source = tables.by_source(&flow.tuple.src)?;
     let destination = tables.by_destination(&flow.tuple.dst)?;
     let port = tables.by_port(u16::from_be_bytes(flow.tuple.dport))?;

@@ -18,6 +18,11 @@ pub enum Scope {
     Inbound = 2,
 }
 
+impl Scope {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Forwarded, Self::Outbound, Self::Inbound];
+}
+
 /// What the datapath does with a flow that a rule selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -26,7 +31,7 @@ pub enum ActionKind {
     Pass = 0,
     /// Deliver it to a listener.
     Steer = 1,
-    /// Answer with RST.
+    /// Answer with RST or ICMP port unreachable.
     Reject = 2,
     /// Discard it.
     Drop = 3,

@@ -4,7 +4,7 @@ use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use tproxy_common::{
     abi::Decision,
-    flow::Flow,
+    flow::{Flow, Protocol},
     packet::Packet,
     policy::decide,
     rule::Scope,
@@ -68,7 +68,7 @@ fn ask_the_rules(
     }
     let sender = matches!(scope, Scope::Outbound).then_some(ctx);
     let uid = sender.map_or(0, TcContext::get_socket_uid);
-    let flow = Flow { tuple: parsed.tuple, ifindex: meta.ifindex, uid };
+    let flow = Flow { protocol: Protocol::Tcp, tuple: parsed.tuple, ifindex: meta.ifindex, uid };
     match decide(scope, &flow, &Tables { control, sender }) {
         Verdict::Pass(reason) => Err(reason),
         Verdict::Reject => Ok(First::Reject),

@@ -4,6 +4,7 @@
 use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
 use tproxy_common::{
     abi::{APPLICATION, Decision},
+    flow::Protocol,
     packet::{Kind, Packet},
     rule::Scope,
     verdict::Reason,
@@ -94,7 +95,7 @@ pub(crate) fn run_loopback(ctx: &TcContext) -> i32 {
 /// `net.ipv4.tcp_fwmark_accept`: its replies would be taken for ours.
 #[inline(always)]
 fn remember_own(ctx: &TcContext, meta: &Meta) {
-    if maps::control().inbound == 0 {
+    if !maps::control().has(Scope::Inbound, Protocol::Tcp) {
         return;
     }
     if let Ok(Packet { tuple, kind: Kind::Syn, .. }) = packet::read(ctx, ETHERNET) {

@@ -5,7 +5,7 @@ use aya_ebpf::{bindings::sk_action, programs::SkLookupContext};
 use tproxy_common::{
     abi::{APPLICATION, Decision, Family, black_hole_index, listener_index},
     addr::Addr,
-    flow::{Flow, Tuple},
+    flow::{Flow, Protocol, Tuple},
     policy::decide,
     rule::Scope,
     verdict::{Reason, Verdict},
@@ -47,21 +47,21 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
     // SAFETY: the value is copied at once.
     match unsafe { maps::DECISIONS.get(tuple) }.copied() {
         Some(Decision { worker: APPLICATION, .. }) => return PASS,
-        Some(Decision { worker, .. }) => return assign(ctx, listener_index(worker, family)),
+        Some(Decision { worker, .. }) => return assign(ctx, listener_index(worker, Protocol::Tcp, family)),
         None => {}
     }
     let control = maps::control();
-    if control.inbound == 0 || control.deciding == 0 {
+    if !control.has(Scope::Inbound, Protocol::Tcp) || control.deciding == 0 {
         return PASS;
     }
-    let flow = Flow { tuple, ifindex: lookup.ingress_ifindex, uid: 0 };
+    let flow = Flow { protocol: Protocol::Tcp, tuple, ifindex: lookup.ingress_ifindex, uid: 0 };
     match decide(Scope::Inbound, &flow, &Tables { control, sender: None }) {
         Verdict::Pass(_) => PASS,
         Verdict::Steer(rule) => {
             let worker = this_cpu_worker();
             let _ = maps::DECISIONS.insert(tuple, Decision { rule, worker }, 0);
             count(Reason::RuleSteer);
-            assign(ctx, listener_index(worker, family))
+            assign(ctx, listener_index(worker, Protocol::Tcp, family))
         }
         Verdict::Reject => {
             count(Reason::RuleReject);
@@ -69,7 +69,7 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
         }
         Verdict::Drop => {
             count(Reason::RuleDrop);
-            assign(ctx, black_hole_index(family))
+            assign(ctx, black_hole_index(Protocol::Tcp, family))
         }
     }
 }

@@ -42,8 +42,7 @@ pub(crate) static ACTIONS: Array<u8, { MAX_RULES * SLOTS as usize }> = Array::ne
 /// The loader's word, read once a packet.
 #[inline(always)]
 pub(crate) fn control() -> Control {
-    const NOTHING: Control = Control { slot: 0, deciding: 0, cgroup_depths: 0, inbound: 0 };
-    CONTROL.get(0).copied().unwrap_or(NOTHING)
+    CONTROL.get(0).copied().unwrap_or(Control::NOTHING)
 }
 
 /// Counts a packet under its reason.

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use tproxy_common::{
     abi::{Family, listener_index},
     addr::Addr,
-    flow::Tuple,
+    flow::{Protocol, Tuple},
 };
 
 use crate::{maps, settings};
@@ -74,7 +74,7 @@ impl Socket {
     /// A worker's listener, if it is alive: the kernel clears a slot of a sockmap when its socket is closed.
     #[inline(always)]
     pub(crate) fn listener(worker: u32, family: Family) -> Option<Self> {
-        let index = listener_index(worker, family);
+        let index = listener_index(worker, Protocol::Tcp, family);
         // SAFETY: a sockmap lookup in tc returns null or an acquired socket.
         let found = unsafe {
             bpf_map_lookup_elem(

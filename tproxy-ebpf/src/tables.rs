@@ -11,6 +11,7 @@ use tproxy_common::{
         set_index,
     },
     addr::Addr,
+    flow::Protocol,
     policy::Lookups,
     rule::{ActionKind, RuleIndex, RuleSet, Scope, SetId},
 };
@@ -50,8 +51,8 @@ impl Lookups for Tables<'_> {
     }
 
     #[inline(always)]
-    fn by_scope(&self, scope: Scope) -> Option<&RuleSet> {
-        self.set(scope_set(scope))
+    fn by_scope(&self, scope: Scope, protocol: Protocol) -> Option<&RuleSet> {
+        self.set(scope_set(scope, protocol))
     }
 
     #[inline(always)]

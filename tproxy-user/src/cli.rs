@@ -6,15 +6,19 @@ use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use rustix::process::{Resource, Rlimit, getrlimit};
 use tproxy_common::abi::MAX_WORKERS;
 
 use crate::{
-    config::{Action, Config, Rule, Scope, Source, Steer, Timeouts},
+    config::{Action, Config, Nat, Protocols, Rule, Scope, SessionLimits, Source, Steer, Timeouts},
     logging::Format,
     mark::Mark,
 };
 
-/// Steers TCP connections to arbitrary destinations into user space, by eBPF instead of iptables.
+/// UDP sessions at most where descriptors set no lower limit: what each takes of kernel memory adds up.
+const MOST_SESSIONS: usize = 65_536;
+
+/// Steers TCP connections and UDP datagrams to arbitrary destinations into user space, by eBPF instead of iptables.
 #[derive(Debug, Parser)]
 #[command(name = "tproxy", version, max_term_width = 110)]
 pub struct Cli {
@@ -42,6 +46,9 @@ pub struct Run {
     /// Which traffic the rule looks at
     #[arg(long)]
     scope: ScopeArg,
+    /// Which protocols the rule looks at
+    #[arg(long, value_name = "PROTOCOL", default_value = "both")]
+    proto: Protocols,
     /// Interface that packets arrive by (forwarded: required) or leave by (outbound; default: all with a default or
     /// connected route). Repeatable
     #[arg(long, value_name = "NAME")]
@@ -64,12 +71,12 @@ pub struct Run {
     /// cgroup v2 directory of the sending process, or one above it (outbound). Repeatable
     #[arg(long, value_name = "PATH")]
     cgroup: Vec<PathBuf>,
-    /// What becomes of a connection: direct, upstream=ADDR:PORT, respond=TEXT, reject, drop or pass
+    /// What becomes of a flow: direct, upstream=ADDR:PORT, respond=TEXT, reject, drop or pass
     ///
     /// direct              relay it to its original destination
     /// upstream=ADDR:PORT  relay it to this address
-    /// respond=TEXT        answer it: an HTTP request with HTTP, anything else with TEXT on a line
-    /// reject              refuse it (RST)
+    /// respond=TEXT        answer it: an HTTP request with HTTP, a datagram with TEXT, anything else with TEXT on a line
+    /// reject              refuse it (RST, or ICMP port unreachable)
     /// drop                discard its packets without an answer
     /// pass                leave it alone
     #[arg(long, value_parser = values::action, verbatim_doc_comment)]
@@ -77,6 +84,9 @@ pub struct Run {
     /// Whose address the upstream sees (direct and upstream=)
     #[arg(long, default_value = "host")]
     source: Source,
+    /// Which upstream socket a client's UDP datagrams leave by (action direct; with upstream= always per destination)
+    #[arg(long, default_value = "endpoint-independent")]
+    nat: Nat,
     /// Who picks the socket of a steered packet
     #[arg(long, default_value = "sk_lookup")]
     steer: Steer,
@@ -99,6 +109,18 @@ pub struct Run {
     /// How long a connection may carry no byte (RFC 5382 asks a NAT for at least 2h4m)
     #[arg(long, value_name = "TIME", default_value = "2h4m", value_parser = values::duration)]
     idle_timeout: Duration,
+    /// How long a UDP session may carry no datagram, as long as only one side has sent
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration)]
+    udp_timeout: Duration,
+    /// How long a UDP session may carry no datagram, once both sides have sent
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = values::duration)]
+    udp_stream_timeout: Duration,
+    /// Most UDP sessions at once; each takes two descriptors (default: as many as a quarter of the descriptors allows)
+    #[arg(long, value_name = "N")]
+    udp_sessions: Option<usize>,
+    /// Most UDP sessions at once of one client address (default: a quarter of --udp-sessions)
+    #[arg(long, value_name = "N")]
+    udp_sessions_per_client: Option<usize>,
     /// How long live connections may go on after SIGINT or SIGTERM; a second signal ends them at once
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration)]
     drain_timeout: Duration,
@@ -139,6 +161,7 @@ impl Run {
                 ScopeArg::Outbound => Scope::Outbound,
                 ScopeArg::Inbound => Scope::Inbound,
             },
+            protocols: self.proto,
             interfaces: self.interface,
             from: self.from,
             to: self.to,
@@ -148,7 +171,9 @@ impl Run {
             cgroups: self.cgroup,
             action: self.action,
             source: self.source,
+            nat: self.nat,
         };
+        let total = self.udp_sessions.unwrap_or_else(default_sessions);
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Config {
             rules: vec![rule],
@@ -161,6 +186,12 @@ impl Run {
                 connect: self.connect_timeout,
                 idle: self.idle_timeout,
                 drain: self.drain_timeout,
+                udp: self.udp_timeout,
+                udp_stream: self.udp_stream_timeout,
+            },
+            sessions: SessionLimits {
+                total,
+                per_client: self.udp_sessions_per_client.unwrap_or(total.div_ceil(4)).min(total),
             },
         })
     }
@@ -222,6 +253,13 @@ impl Run {
                 );
             }
         }
+        if self.udp_sessions == Some(0) || self.udp_sessions_per_client == Some(0) {
+            return refuse("--udp-sessions and --udp-sessions-per-client must be at least 1");
+        }
+        let speaks_udp = self.proto != Protocols::Tcp;
+        if !speaks_udp && self.nat != Nat::default() {
+            return refuse("--nat is about UDP: leave it out, or use --proto udp or both");
+        }
         if !(1..=MAX_WORKERS as usize).contains(&self.workers.unwrap_or(1)) {
             return refuse("--workers must be between 1 and 1024");
         }
@@ -237,6 +275,12 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// Half of the descriptors for UDP, two for each session. The rest is for connections.
+fn default_sessions() -> usize {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    maximum.map_or(MOST_SESSIONS, |maximum| (maximum as usize / 4).clamp(1, MOST_SESSIONS))
 }
 
 fn share_a_family(from: &[IpNet], to: &[IpNet]) -> bool {

@@ -3,6 +3,7 @@
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
+use tproxy_common::flow::Protocol;
 pub use tproxy_common::rule::Scope;
 
 use crate::mark::Mark;
@@ -22,8 +23,10 @@ pub struct Config {
     pub steer: Steer,
     /// Worker threads, each with its own listeners and runtime.
     pub workers: usize,
-    /// Time limits of a connection and of the stop.
+    /// Time limits of connections, UDP sessions, and of the stop.
     pub timeouts: Timeouts,
+    /// How many UDP sessions there may be.
+    pub sessions: SessionLimits,
 }
 
 /// One rule: which flows, and what becomes of them.
@@ -33,6 +36,8 @@ pub struct Rule {
     pub name: Arc<str>,
     /// Which traffic the rule looks at.
     pub scope: Scope,
+    /// Which protocols it is about.
+    pub protocols: Protocols,
     /// Interfaces by name; empty means the scope's default.
     pub interfaces: Vec<String>,
     /// Source prefixes; empty means any.
@@ -51,6 +56,65 @@ pub struct Rule {
     pub action: Action,
     /// Whose address the upstream sees.
     pub source: Source,
+    /// Which upstream socket a UDP datagram leaves by.
+    pub nat: Nat,
+}
+
+impl Rule {
+    /// A rule for every flow of a scope.
+    #[must_use]
+    pub fn new(name: &str, scope: Scope, action: Action) -> Self {
+        Self {
+            name: name.into(),
+            scope,
+            protocols: Protocols::default(),
+            interfaces: vec![],
+            from: vec![],
+            to: vec![],
+            except: vec![],
+            ports: vec![],
+            uids: vec![],
+            cgroups: vec![],
+            action,
+            source: Source::default(),
+            nat: Nat::default(),
+        }
+    }
+}
+
+/// The protocols of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Protocols {
+    /// TCP only.
+    Tcp,
+    /// UDP only.
+    Udp,
+    /// TCP and UDP.
+    #[default]
+    Both,
+}
+
+impl Protocols {
+    /// Whether `protocol` is one of them.
+    #[must_use]
+    pub const fn include(self, protocol: Protocol) -> bool {
+        match self {
+            Self::Tcp => matches!(protocol, Protocol::Tcp),
+            Self::Udp => matches!(protocol, Protocol::Udp),
+            Self::Both => true,
+        }
+    }
+}
+
+/// How a client's UDP endpoint is mapped to upstream sockets, in the words of RFC 4787, 4.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Nat {
+    /// One for each client address and port, whatever the destination: every peer sees the same endpoint, and whoever
+    /// sends to that endpoint reaches the client.
+    #[default]
+    EndpointIndependent,
+    /// One for each client address and port and each destination, which alone may answer.
+    PerDestination,
 }
 
 /// What becomes of a flow.
@@ -62,7 +126,7 @@ pub enum Action {
     Upstream(SocketAddr),
     /// Intercept, and answer with this text.
     Respond(Arc<str>),
-    /// Refuse: RST for TCP.
+    /// Refuse: RST for TCP, ICMP port unreachable for UDP.
     Reject,
     /// Discard silently.
     Drop,
@@ -115,4 +179,17 @@ pub struct Timeouts {
     pub idle: Duration,
     /// For live connections to end after a stop was asked for.
     pub drain: Duration,
+    /// For a UDP session without a datagram, as long as there was none in one of its directions.
+    pub udp: Duration,
+    /// For a UDP session without a datagram, once there was one in each direction.
+    pub udp_stream: Duration,
+}
+
+/// How many UDP sessions there may be at once. Each takes at most two descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// In all.
+    pub total: usize,
+    /// Of one client address.
+    pub per_client: usize,
 }

@@ -23,6 +23,7 @@ pub use decisions::DecisionMap;
 pub use test_run::{Course, Ran, Seen};
 use tproxy_common::{
     abi::{self, Control, global, map, program},
+    flow::Protocol,
     verdict::Reason,
 };
 
@@ -114,7 +115,7 @@ impl Datapath {
         Ok(Self {
             settings,
             control: take(&mut ebpf, map::CONTROL)?,
-            state: Control { slot: 0, deciding: 0, cgroup_depths: 0, inbound: 0 },
+            state: Control::NOTHING,
             counters: take(&mut ebpf, map::COUNTERS)?,
             listeners: take(&mut ebpf, map::LISTENERS)?,
             tables: tables::RuleTables::take(&mut ebpf)?,
@@ -133,22 +134,28 @@ impl Datapath {
     /// Makes `socket` the listener of a worker. The kernel clears the place when the socket is closed.
     ///
     /// # Errors
-    /// When the socket does not listen, or is no TCP socket.
+    /// When a TCP socket does not listen, or a UDP socket is not bound.
     pub fn set_listener(
         &mut self,
         worker: u32,
+        protocol: Protocol,
         family: Family,
         socket: &impl AsRawFd,
     ) -> Result<(), DatapathError> {
-        self.set_socket(abi::listener_index(worker, family.into()), socket)
+        self.set_socket(abi::listener_index(worker, protocol, family.into()), socket)
     }
 
     /// Makes `socket` the one that swallows what scope `inbound` drops.
     ///
     /// # Errors
     /// As for [`Self::set_listener`].
-    pub fn set_black_hole(&mut self, family: Family, socket: &impl AsRawFd) -> Result<(), DatapathError> {
-        self.set_socket(abi::black_hole_index(family.into()), socket)
+    pub fn set_black_hole(
+        &mut self,
+        protocol: Protocol,
+        family: Family,
+        socket: &impl AsRawFd,
+    ) -> Result<(), DatapathError> {
+        self.set_socket(abi::black_hole_index(protocol, family.into()), socket)
     }
 
     fn set_socket(&mut self, index: u32, socket: &impl AsRawFd) -> Result<(), DatapathError> {

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use socket2::Socket;
-use tproxy_common::verdict::Reason;
+use tproxy_common::{flow::Protocol, verdict::Reason};
 
 use crate::{
     config::{Action, Config, Rule, Scope},
@@ -293,7 +293,7 @@ fn start_workers(
         for family in Family::available() {
             let listener = socket::listener(family, config.mark)?;
             bound.extend(listener.local_addr().ok().and_then(|addr| addr.as_socket()));
-            datapath.set_listener(worker as u32, family, &listener)?;
+            datapath.set_listener(worker as u32, Protocol::Tcp, family, &listener)?;
             own.push(listener);
         }
         listeners.push(own);
@@ -330,7 +330,7 @@ fn open_black_holes(config: &Config, datapath: &mut Datapath) -> Result<Vec<Sock
     }
     let open = |family| {
         let hole = socket::black_hole(family, config.mark)?;
-        datapath.set_black_hole(family, &hole)?;
+        datapath.set_black_hole(Protocol::Tcp, family, &hole)?;
         Ok(hole)
     };
     Family::available().map(open).collect()

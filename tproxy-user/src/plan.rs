@@ -153,17 +153,9 @@ mod tests {
 
     fn rule(scope: Scope, interfaces: &[&str], source: Source) -> Rule {
         Rule {
-            name: "r".into(),
-            scope,
             interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(),
-            from: vec![],
-            to: vec![],
-            except: vec![],
-            ports: vec![],
-            uids: vec![],
-            cgroups: vec![],
-            action: Action::Direct,
             source,
+            ..Rule::new("r", scope, Action::Direct)
         }
     }
 

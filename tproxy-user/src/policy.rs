@@ -11,8 +11,9 @@ pub use cgroup::{Cgroup, CgroupError};
 use ipnet::IpNet;
 pub use sets::Sets;
 use tproxy_common::{
-    abi::{Unrestricted, scope_set},
+    abi::{Unrestricted, scope_bit, scope_set},
     addr::Addr,
+    flow::Protocol,
     policy::Lookups,
     rule::{ActionKind, RuleIndex, RuleSet, Scope, SetId},
 };
@@ -55,8 +56,9 @@ impl Compiled {
         sets.fix(Unrestricted::Interface as SetId, select(indexed(), |rule| interfaces(rule).is_none()));
         sets.fix(Unrestricted::Uid as SetId, select(indexed(), |rule| rule.uids.is_empty()));
         sets.fix(Unrestricted::Cgroup as SetId, select(indexed(), |rule| rule.cgroups.is_empty()));
-        for scope in [Scope::Forwarded, Scope::Outbound, Scope::Inbound] {
-            sets.fix(scope_set(scope), select(indexed(), |rule| rule.scope == scope));
+        for (scope, protocol) in scopes_and_protocols() {
+            let is_about = |rule: &Rule| rule.scope == scope && rule.protocols.include(protocol);
+            sets.fix(scope_set(scope, protocol), select(indexed(), is_about));
         }
         let ports = indexed()
             .flat_map(|(index, rule)| rule.ports.iter().cloned().flatten().map(move |port| (port, index)));
@@ -82,15 +84,26 @@ impl Compiled {
         self.cgroups.keys().fold(0, |depths, cgroup| depths | 1 << cgroup.depth())
     }
 
-    /// Whether some rule has this scope.
+    /// Whether some rule has this scope and protocol.
     #[must_use]
-    pub fn has_scope(&self, scope: Scope) -> bool {
-        self.set(scope_set(scope)).is_some_and(|rules| *rules != RuleSet::EMPTY)
+    pub fn has_scope(&self, scope: Scope, protocol: Protocol) -> bool {
+        self.set(scope_set(scope, protocol)).is_some_and(|rules| *rules != RuleSet::EMPTY)
+    }
+
+    /// The bits [`scope_bit`] of every scope and protocol that some rule has.
+    #[must_use]
+    pub fn scopes(&self) -> u32 {
+        let named = scopes_and_protocols().filter(|(scope, protocol)| self.has_scope(*scope, *protocol));
+        named.map(|(scope, protocol)| scope_bit(scope, protocol)).sum()
     }
 
     fn set(&self, id: SetId) -> Option<&RuleSet> {
         self.sets.get(id as usize)
     }
+}
+
+fn scopes_and_protocols() -> impl Iterator<Item = (Scope, Protocol)> {
+    Scope::ALL.into_iter().flat_map(|scope| Protocol::ALL.map(|protocol| (scope, protocol)))
 }
 
 /// What the datapath does for an action.
@@ -142,8 +155,8 @@ impl Lookups for HostLookups<'_> {
         (self.is_host_address)(addr)
     }
 
-    fn by_scope(&self, scope: Scope) -> Option<&RuleSet> {
-        self.compiled.set(scope_set(scope))
+    fn by_scope(&self, scope: Scope, protocol: Protocol) -> Option<&RuleSet> {
+        self.compiled.set(scope_set(scope, protocol))
     }
 
     fn by_source(&self, addr: &Addr) -> Option<&RuleSet> {

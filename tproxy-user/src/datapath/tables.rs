@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use tproxy_common::{
     abi::{self, CgroupKey, SLOT_BITS, SLOTS, SlotAddr, SlotKey, Unrestricted, map},
     addr::Addr,
-    rule::{RuleSet, Scope, SetId},
+    rule::{RuleSet, SetId},
 };
 
 use super::{Datapath, DatapathError, in_map, take};
@@ -120,7 +120,7 @@ impl Datapath {
         self.tables.fill(next, rules)?;
         self.state.slot = next;
         self.state.cgroup_depths = rules.cgroup_depths();
-        self.state.inbound = rules.has_scope(Scope::Inbound).into();
+        self.state.scopes = rules.scopes();
         self.publish()
     }
 

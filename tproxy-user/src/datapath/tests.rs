@@ -12,7 +12,11 @@ use proptest::{
     test_runner::{TestCaseError, TestCaseResult, TestRunner},
 };
 use reference::{Expected, Reference};
-use tproxy_common::{abi::Decision, addr::Addr, flow::Tuple};
+use tproxy_common::{
+    abi::Decision,
+    addr::Addr,
+    flow::{Protocol, Tuple},
+};
 
 use super::*;
 use crate::{
@@ -66,8 +70,8 @@ impl Rig {
         let mut sockets = vec![];
         for family in Family::BOTH {
             let (listener, hole) = (listener(family, mark).unwrap(), black_hole(family, mark).unwrap());
-            datapath.set_listener(0, family, &listener).unwrap();
-            datapath.set_black_hole(family, &hole).unwrap();
+            datapath.set_listener(0, Protocol::Tcp, family, &listener).unwrap();
+            datapath.set_black_hole(Protocol::Tcp, family, &hole).unwrap();
             sockets.extend([listener, hole]);
         }
         datapath.attach_lookup().unwrap();

@@ -4,23 +4,15 @@ use std::{io::Read, net::IpAddr, net::TcpStream};
 
 use super::*;
 use crate::{
-    config::{Source, Steer, Timeouts},
+    config::{SessionLimits, Steer, Timeouts},
     netns::{self, Topology},
 };
 
 fn config(steer: Steer, mark: &str, number: u32, port: u16, text: &str) -> Config {
     let rule = Rule {
-        name: "1".into(),
-        scope: Scope::Forwarded,
         interfaces: vec!["lan".into()],
-        from: vec![],
-        to: vec![],
-        except: vec![],
         ports: vec![port..=port],
-        uids: vec![],
-        cgroups: vec![],
-        action: Action::Respond(text.into()),
-        source: Source::Host,
+        ..Rule::new("1", Scope::Forwarded, Action::Respond(text.into()))
     };
     let second = Duration::from_secs(1);
     Config {
@@ -30,7 +22,14 @@ fn config(steer: Steer, mark: &str, number: u32, port: u16, text: &str) -> Confi
         priority: number,
         steer,
         workers: 1,
-        timeouts: Timeouts { connect: second, idle: 10 * second, drain: second },
+        timeouts: Timeouts {
+            connect: second,
+            idle: 10 * second,
+            drain: second,
+            udp: second,
+            udp_stream: second,
+        },
+        sessions: SessionLimits { total: 16, per_client: 16 },
     }
 }
 

@@ -4,25 +4,13 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use tproxy_common::rule::Scope;
+use tproxy_common::{flow::Protocol, rule::Scope};
 
-use crate::config::{Action, Rule, Source};
+use crate::config::{Action, Protocols, Rule};
 
 /// Any flow that is forwarded, `direct`.
 pub(crate) fn rule() -> Rule {
-    Rule {
-        name: "r".into(),
-        scope: Scope::Forwarded,
-        interfaces: vec![],
-        from: vec![],
-        to: vec![],
-        except: vec![],
-        ports: vec![],
-        uids: vec![],
-        cgroups: vec![],
-        action: Action::Direct,
-        source: Source::Host,
-    }
+    Rule::new("r", Scope::Forwarded, Action::Direct)
 }
 
 /// Prefixes that nest.
@@ -68,9 +56,11 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
         1 => prop::collection::vec(INTERFACES.prop_map(|index| index.to_string()), 1..3),
     ];
     let action = prop::sample::select(vec![Action::Direct, Action::Reject, Action::Drop, Action::Pass]);
-    (scope_and_uids, interfaces, nets(), nets(), nets(), ports, action).prop_map(
-        |((scope, uids), interfaces, from, to, except, ports, action)| Rule {
+    let protocols = prop::sample::select(vec![Protocols::Tcp, Protocols::Udp, Protocols::Both]);
+    (scope_and_uids, protocols, interfaces, nets(), nets(), nets(), ports, action).prop_map(
+        |((scope, uids), protocols, interfaces, from, to, except, ports, action)| Rule {
             scope,
+            protocols,
             interfaces,
             from,
             to,
@@ -81,4 +71,9 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
             ..rule()
         },
     )
+}
+
+/// Either.
+pub(crate) fn protocol() -> impl Strategy<Value = Protocol> {
+    prop::sample::select(Protocol::ALL.to_vec())
 }

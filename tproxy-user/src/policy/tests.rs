@@ -2,13 +2,13 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 use tproxy_common::{
-    flow::{Flow, Tuple},
+    flow::{Flow, Protocol, Tuple},
     policy::decide,
     verdict::{Reason, Verdict},
 };
 
 use super::{
-    generate::{INTERFACES, UIDS, address, any_rule, interfaces, port, rule},
+    generate::{INTERFACES, UIDS, address, any_rule, interfaces, port, protocol, rule},
     *,
 };
 
@@ -19,7 +19,7 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 fn flow(src: &str, dst: &str, port: u16) -> Flow {
     let addr = |text: &str| text.parse::<IpAddr>().unwrap().into();
     let tuple = Tuple { src: addr(src), dst: addr(dst), sport: [1, 1], dport: port.to_be_bytes() };
-    Flow { tuple, ifindex: 7, uid: 1000 }
+    Flow { protocol: Protocol::Tcp, tuple, ifindex: 7, uid: 1000 }
 }
 
 fn verdict(rules: &[Rule], flow: &Flow) -> Verdict {
@@ -139,6 +139,7 @@ fn by_walking_the_rules(rules: &[Rule], hosts: &[IpAddr], scope: Scope, flow: &F
     let within = |nets: &[IpNet], addr: &IpAddr| nets.iter().any(|net| net.contains(addr));
     let first = rules.iter().position(|rule| {
         rule.scope == scope
+            && rule.protocols.include(flow.protocol)
             && (rule.from.is_empty() || within(&rule.from, &src))
             && (rule.to.is_empty() || within(&rule.to, &dst))
             && !within(&rule.except, &dst)
@@ -160,15 +161,15 @@ proptest! {
     fn tables_say_what_the_rules_say(
         rules in prop::collection::vec(any_rule(), 0..80),
         hosts in prop::collection::vec(address(), 0..4),
-        flows in prop::collection::vec((address(), address(), port(), UIDS, INTERFACES), 1..30),
+        flows in prop::collection::vec((protocol(), address(), address(), port(), UIDS, INTERFACES), 1..30),
     ) {
         let compiled = Compiled::new(&rules, interfaces, &[]);
         let is_host_address = |addr: &Addr| hosts.contains(&IpAddr::from(*addr));
         let lookups = HostLookups { compiled: &compiled, is_host_address: &is_host_address, sender_cgroups: &[] };
-        for (src, dst, port, uid, ifindex) in flows {
+        for (protocol, src, dst, port, uid, ifindex) in flows {
             let tuple = Tuple { src: src.into(), dst: dst.into(), sport: [9, 9], dport: port.to_be_bytes() };
-            let flow = Flow { tuple, ifindex, uid };
-            for scope in [Scope::Forwarded, Scope::Outbound, Scope::Inbound] {
+            let flow = Flow { protocol, tuple, ifindex, uid };
+            for scope in Scope::ALL {
                 let expected = by_walking_the_rules(&rules, &hosts, scope, &flow);
                 prop_assert_eq!(decide(scope, &flow, &lookups), expected, "{:?}", scope);
             }

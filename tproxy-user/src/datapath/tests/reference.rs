@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tproxy_common::{
     abi::{APPLICATION, Decision},
-    flow::{Flow, Tuple},
+    flow::{Flow, Protocol, Tuple},
     packet::{self, Kind, Packet},
     policy::decide,
     rule::{RuleIndex, Scope},
@@ -95,7 +95,7 @@ impl<'a> Reference<'a> {
         }
         let mut after = mark;
         if let Ok(Packet { kind: Kind::Syn, tuple, .. }) = parsed
-            && self.rules.compiled.has_scope(Scope::Inbound)
+            && self.rules.compiled.has_scope(Scope::Inbound, Protocol::Tcp)
         {
             self.decisions.insert(tuple, Decision { rule: 0, worker: APPLICATION });
             after = self.unmarked(mark);
@@ -147,7 +147,7 @@ impl<'a> Reference<'a> {
         if let Some(decision) = self.decisions.get(tuple) {
             return decision.worker != APPLICATION;
         }
-        if !self.rules.compiled.has_scope(Scope::Inbound) || !self.deciding {
+        if !self.rules.compiled.has_scope(Scope::Inbound, Protocol::Tcp) || !self.deciding {
             return false;
         }
         match self.ask(Scope::Inbound, link, tuple) {
@@ -172,7 +172,7 @@ impl<'a> Reference<'a> {
         if !self.deciding {
             return Verdict::Pass(Reason::Draining);
         }
-        let flow = Flow { tuple: *tuple, ifindex: link.index, uid: SUPERUSER };
+        let flow = Flow { protocol: Protocol::Tcp, tuple: *tuple, ifindex: link.index, uid: SUPERUSER };
         decide(scope, &flow, &self.rules)
     }
 

@@ -38,22 +38,11 @@ pub(super) struct Rig {
 }
 
 pub(super) fn rule(action: Action, source: Source) -> Rule {
-    Rule {
-        name: "test".into(),
-        scope: Scope::Forwarded,
-        interfaces: vec![],
-        from: vec![],
-        to: vec![],
-        except: vec![],
-        ports: vec![],
-        uids: vec![],
-        cgroups: vec![],
-        action,
-        source,
-    }
+    Rule { source, ..Rule::new("test", Scope::Forwarded, action) }
 }
 
-pub(super) const TIMEOUTS: Timeouts = Timeouts { connect: PATIENCE, idle: PATIENCE, drain: PATIENCE };
+pub(super) const TIMEOUTS: Timeouts =
+    Timeouts { connect: PATIENCE, idle: PATIENCE, drain: PATIENCE, udp: PATIENCE, udp_stream: PATIENCE };
 
 impl Rig {
     pub(super) fn new(action: Action) -> Self {
