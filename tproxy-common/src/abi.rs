@@ -87,11 +87,13 @@ pub struct Control {
     pub cgroup_depths: u32,
     /// The bit [`scope_bit`] is set of each scope and protocol that some rule has.
     pub scopes: u32,
+    /// 1 when some rule spoofs UDP clients, whose replies then come in by any interface.
+    pub spoofing: u32,
 }
 
 impl Control {
     /// What holds before the loader has spoken.
-    pub const NOTHING: Self = Self { slot: 0, deciding: 0, cgroup_depths: 0, scopes: 0 };
+    pub const NOTHING: Self = Self { slot: 0, deciding: 0, cgroup_depths: 0, scopes: 0, spoofing: 0 };
 
     /// Whether some rule is about this scope and protocol.
     #[inline(always)]
@@ -110,6 +112,10 @@ pub const fn scope_bit(scope: Scope, protocol: Protocol) -> u32 {
 
 /// In [`Decision::worker`] and [`Memory::worker`]: no worker's, but a flow of our own to an application of this host.
 pub const APPLICATION: u32 = u32::MAX;
+
+/// In [`Memory::rule`]: no rule selects the datagram, it is to be sent on as it is. Fragments of it were taken before the
+/// first one, which says so, was seen.
+pub const CARRY: RuleIndex = RuleIndex::MAX;
 
 /// In [`Memory::worker`]: nobody's, the flow was left alone.
 pub const PASSED: u32 = u32::MAX - 1;
@@ -157,7 +163,7 @@ pub struct FragmentKey {
 pub enum FragmentCourse {
     /// They pass.
     Pass = 0,
-    /// They are delivered locally, where the kernel puts them together.
+    /// They are delivered locally, where the kernel puts them together. So is then the first, whatever its own course.
     Steer = 1,
     /// They are discarded: the datagram was dropped or rejected.
     Drop = 2,
@@ -283,7 +289,7 @@ const _: () = {
     assert!(size_of::<SlotAddr>() == 20);
     assert!(size_of::<SlotKey>() == 8);
     assert!(size_of::<CgroupKey>() == 16);
-    assert!(size_of::<Control>() == 16);
+    assert!(size_of::<Control>() == 20);
     assert!(size_of::<RuleSet>() == 520);
 };
 

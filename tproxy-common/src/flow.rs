@@ -15,6 +15,16 @@ pub enum Protocol {
 impl Protocol {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// In an IP header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
 }
 
 /// Source, destination, and ports of a packet.

@@ -1,7 +1,12 @@
 //! The packet parser: from a frame or an IP header to what the datapath decides by. One implementation for the verifier,
 //! for tests and for fuzzing; it reads through [`Reader`] and never past what the headers claim.
 
-use crate::{addr::Addr, flow::Tuple, verdict::Reason};
+use crate::{
+    abi::FragmentKey,
+    addr::Addr,
+    flow::{Protocol, Tuple},
+    verdict::Reason,
+};
 
 /// Bounds-checked access to a packet.
 pub trait Reader {
@@ -18,13 +23,61 @@ impl Reader for [u8] {
 /// What a packet is to the datapath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
+    /// The flow's protocol.
+    pub protocol: Protocol,
     /// The flow, in the direction of this packet. Of an ICMP error: the direction that leads to whoever sent
-    /// the packet it quotes.
+    /// the packet it quotes. Of a later fragment: without ports.
     pub tuple: Tuple,
     /// What it says about the flow.
     pub kind: Kind,
-    /// Offset of the TCP or ICMP header from the packet's start.
+    /// Which piece of a packet it is.
+    pub piece: Piece,
+    /// Offset of the TCP, UDP or ICMP header from the packet's start.
     pub l4: usize,
+    /// How many routers may still forward it: IPv4's TTL, IPv6's hop limit.
+    pub hops: u8,
+}
+
+impl Packet {
+    /// No packet: what is there before one is parsed.
+    pub const NOTHING: Self = Self {
+        protocol: Protocol::Tcp,
+        tuple: Tuple { src: Addr([0; 16]), dst: Addr([0; 16]), sport: [0; 2], dport: [0; 2] },
+        kind: Kind::Other,
+        piece: Piece::Whole,
+        l4: 0,
+        hops: 0,
+    };
+
+    /// What the other fragments of the same packet have in common with this one, if it is one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn fragment(&self) -> Option<FragmentKey> {
+        match self.piece {
+            Piece::Whole => None,
+            Piece::First { id } | Piece::Later { id } => {
+                let Tuple { src, dst, .. } = self.tuple;
+                Some(FragmentKey { src, dst, id, protocol: [0, 0, 0, self.protocol.number()] })
+            }
+        }
+    }
+}
+
+/// Which piece of a packet a fragment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// All of it.
+    Whole,
+    /// The first, which has the ports.
+    First {
+        /// As in [`FragmentKey`].
+        id: [u8; 4],
+    },
+    /// Any other.
+    Later {
+        /// As in [`FragmentKey`].
+        id: [u8; 4],
+    },
 }
 
 /// What a packet says about its flow.
@@ -36,6 +89,10 @@ pub enum Kind {
     Ack,
     /// Any other TCP segment.
     Other,
+    /// A UDP datagram. Whether it is its flow's first it does not say.
+    Datagram,
+    /// A fragment without a TCP or UDP header.
+    LaterFragment,
     /// An ICMP error that quotes a packet of the flow.
     IcmpError,
 }
@@ -55,9 +112,11 @@ pub mod tcp_flag {
 const ETHER_TYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHER_TYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const PROTO_ICMP: u8 = 1;
-const PROTO_TCP: u8 = 6;
+const PROTO_TCP: u8 = Protocol::Tcp.number();
+const PROTO_UDP: u8 = Protocol::Udp.number();
 const PROTO_ICMPV6: u8 = 58;
 const TCP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
 
 /// Most IPv6 extension headers looked at; as RFC 8200 orders them there are at most seven.
@@ -78,7 +137,9 @@ pub fn parse<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Packet, Reason
     }
     let ip = parse_ip(packet, l3)?;
     match ip.protocol {
+        PROTO_TCP | PROTO_UDP if matches!(ip.piece, Piece::Later { .. }) => Ok(later_fragment(&ip)),
         PROTO_TCP => parse_tcp(packet, &ip),
+        PROTO_UDP => parse_udp(packet, &ip),
         PROTO_ICMP | PROTO_ICMPV6 => parse_icmp_error(packet, &ip),
         _ => Err(Reason::OtherProtocol),
     }
@@ -89,6 +150,8 @@ struct Ip {
     src: Addr,
     dst: Addr,
     protocol: u8,
+    hops: u8,
+    piece: Piece,
     l4: usize,
     /// Where the packet ends by its own account, which may be before its last byte (link-layer padding).
     end: usize,
@@ -114,13 +177,13 @@ fn parse_v4<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Ip, Reason> {
     if header_len < 20 || total_len < header_len {
         return Err(Reason::Malformed);
     }
-    if u16::from_be_bytes([header[6], header[7]]) & 0x1fff != 0 {
-        return Err(Reason::Fragment);
-    }
+    let (more, offset) = (header[6] & 0x20 != 0, u16::from_be_bytes([header[6], header[7]]) & 0x1fff);
     Ok(Ip {
         src: Addr::from_v4([header[12], header[13], header[14], header[15]]),
         dst: Addr::from_v4([header[16], header[17], header[18], header[19]]),
         protocol: header[9],
+        hops: header[8],
+        piece: piece(more, offset, [header[4], header[5], 0, 0]),
         l4: l3 + header_len,
         end: l3 + total_len,
     })
@@ -135,20 +198,33 @@ fn parse_v6<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Ip, Reason> {
         // An IPv4-mapped address never belongs on the wire (RFC 4942, 2.2), and would be taken for IPv4 here.
         return Err(Reason::Malformed);
     }
-    let (protocol, l4) = skip_extensions(packet, lengths[6], l3 + 40)?;
+    let (protocol, l4, piece) = skip_extensions(packet, lengths[6], l3 + 40)?;
     let end = l3 + 40 + u16::from_be_bytes([lengths[4], lengths[5]]) as usize;
-    Ok(Ip { src, dst, protocol, l4, end })
+    Ok(Ip { src, dst, protocol, hops: lengths[7], piece, l4, end })
 }
 
 #[inline(always)]
-fn skip_extensions<R: Reader + ?Sized>(packet: &R, first: u8, l4: usize) -> Result<(u8, usize), Reason> {
+const fn piece(more: bool, offset: u16, id: [u8; 4]) -> Piece {
+    match (offset, more) {
+        (0, false) => Piece::Whole,
+        (0, true) => Piece::First { id },
+        _ => Piece::Later { id },
+    }
+}
+
+#[inline(always)]
+fn skip_extensions<R: Reader + ?Sized>(
+    packet: &R,
+    first: u8,
+    l4: usize,
+) -> Result<(u8, usize, Piece), Reason> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
     const AUTHENTICATION: u8 = 51;
     const DESTINATION: u8 = 60;
 
-    let (mut protocol, mut offset) = (first, l4);
+    let (mut protocol, mut offset, mut fragment) = (first, l4, Piece::Whole);
     for _ in 0..MAX_EXTENSIONS {
         let units = match protocol {
             HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION => {
@@ -157,16 +233,33 @@ fn skip_extensions<R: Reader + ?Sized>(packet: &R, first: u8, l4: usize) -> Resu
             _ => break,
         };
         offset += match protocol {
-            FRAGMENT if u16::from_be_bytes([units[2], units[3]]) & 0xfff8 != 0 => {
-                return Err(Reason::Fragment);
+            FRAGMENT => {
+                let id = packet.read(offset + 4).ok_or(Reason::Malformed)?;
+                fragment = piece(units[3] & 1 != 0, u16::from_be_bytes([units[2], units[3]]) & 0xfff8, id);
+                8
             }
-            FRAGMENT => 8,
             AUTHENTICATION => (units[1] as usize + 2) * 4,
             _ => (units[1] as usize + 1) * 8,
         };
         protocol = units[0];
+        if matches!(fragment, Piece::Later { .. }) {
+            // What follows is data, whatever it looks like.
+            break;
+        }
     }
-    Ok((protocol, offset))
+    Ok((protocol, offset, fragment))
+}
+
+#[inline(always)]
+const fn later_fragment(ip: &Ip) -> Packet {
+    Packet {
+        protocol: if ip.protocol == PROTO_TCP { Protocol::Tcp } else { Protocol::Udp },
+        tuple: Tuple { src: ip.src, dst: ip.dst, sport: [0, 0], dport: [0, 0] },
+        kind: Kind::LaterFragment,
+        piece: ip.piece,
+        l4: ip.l4,
+        hops: ip.hops,
+    }
 }
 
 #[inline(always)]
@@ -183,7 +276,22 @@ fn parse_tcp<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Result<Packet, Reason> 
         tcp_flag::ACK => Kind::Ack,
         _ => Kind::Other,
     };
-    Ok(Packet { tuple, kind, l4: ip.l4 })
+    Ok(Packet { protocol: Protocol::Tcp, tuple, kind, piece: ip.piece, l4: ip.l4, hops: ip.hops })
+}
+
+#[inline(always)]
+fn parse_udp<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Result<Packet, Reason> {
+    let header: [u8; UDP_HEADER] = packet.read(ip.l4).ok_or(Reason::Malformed)?;
+    let length = u16::from_be_bytes([header[4], header[5]]) as usize;
+    // A first fragment holds a part of what the length counts.
+    let needed = if matches!(ip.piece, Piece::Whole) { length } else { UDP_HEADER };
+    if length < UDP_HEADER || ip.l4 + needed > ip.end {
+        return Err(Reason::Malformed);
+    }
+    let tuple =
+        Tuple { src: ip.src, dst: ip.dst, sport: [header[0], header[1]], dport: [header[2], header[3]] };
+    let kind = Kind::Datagram;
+    Ok(Packet { protocol: Protocol::Udp, tuple, kind, piece: ip.piece, l4: ip.l4, hops: ip.hops })
 }
 
 #[inline(always)]
@@ -197,14 +305,18 @@ fn parse_icmp_error<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Result<Packet, R
         return Err(Reason::OtherProtocol);
     }
     let quoted = parse_ip(packet, ip.l4 + ICMP_HEADER)?;
-    if quoted.protocol != PROTO_TCP {
-        return Err(Reason::OtherProtocol);
-    }
+    let protocol = match (quoted.protocol, quoted.piece) {
+        (_, Piece::Later { .. }) => return Err(Reason::Fragment),
+        (PROTO_TCP, _) => Protocol::Tcp,
+        (PROTO_UDP, _) => Protocol::Udp,
+        _ => return Err(Reason::OtherProtocol),
+    };
     // Only the first eight bytes of the quoted TCP header are certain to be there (RFC 792).
     let ports: [u8; 4] = packet.read(quoted.l4).ok_or(Reason::Malformed)?;
     let sent =
         Tuple { src: quoted.src, dst: quoted.dst, sport: [ports[0], ports[1]], dport: [ports[2], ports[3]] };
-    Ok(Packet { tuple: sent.reversed(), kind: Kind::IcmpError, l4: ip.l4 })
+    let tuple = sent.reversed();
+    Ok(Packet { protocol, tuple, kind: Kind::IcmpError, piece: Piece::Whole, l4: ip.l4, hops: ip.hops })
 }
 
 #[cfg(test)]
@@ -344,13 +456,65 @@ mod tests {
         let mut first = v4(6, 0, &tcp(tcp_flag::SYN, 5));
         first[6] = 0x20; // more fragments
         assert_eq!(parse(&first[..], 0).unwrap().kind, Kind::Syn);
+        let key = parse(&first[..], 0).unwrap().fragment();
+        assert!(key.is_some());
         first[7] = 1;
-        assert_eq!(parse(&first[..], 0), Err(Reason::Fragment));
+        let later = parse(&first[..], 0).unwrap();
+        assert_eq!((later.kind, later.fragment()), (Kind::LaterFragment, key));
+        assert_eq!((later.tuple.sport, later.tuple.dport), ([0, 0], [0, 0]));
         let mut first = vec![6, 0, 0, 0x01, 0, 0, 0, 1]; // more fragments
         first.extend(tcp(tcp_flag::SYN, 5));
-        assert_eq!(parse(&v6(44, &first)[..], 0).unwrap().kind, Kind::Syn);
-        let fragment = v6(44, &[6, 0, 0, 0x08, 0, 0, 0, 1]);
-        assert_eq!(parse(&fragment[..], 0), Err(Reason::Fragment));
+        let first = parse(&v6(44, &first)[..], 0).unwrap();
+        assert_eq!(first.kind, Kind::Syn);
+        let later = parse(&v6(44, &[6, 0, 0, 0x08, 0, 0, 0, 1])[..], 0).unwrap();
+        assert_eq!((later.kind, later.fragment()), (Kind::LaterFragment, first.fragment()));
+        let mut atomic = vec![6, 0, 0, 0, 0, 0, 0, 1]; // RFC 6946: neither offset nor more
+        atomic.extend(tcp(tcp_flag::SYN, 5));
+        assert_eq!(parse(&v6(44, &atomic)[..], 0).unwrap().piece, Piece::Whole);
+        // What a later fragment begins with is no extension header.
+        let data = v6(44, &[60, 0, 0, 0x08, 0, 0, 0, 1, 17, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(parse(&data[..], 0), Err(Reason::OtherProtocol));
+    }
+
+    fn udp(length: u16, payload: usize) -> Vec<u8> {
+        let mut p = vec![0x30, 0x39, 0, 53, (length >> 8) as u8, length as u8, 0, 0];
+        p.resize(8 + payload, 7);
+        p
+    }
+
+    #[test]
+    fn a_datagram_with_its_hops() {
+        for payload in [0, 1, 100] {
+            for packet in
+                [v4(17, 2, &udp(8 + payload, payload.into())), v6(17, &udp(8 + payload, payload.into()))]
+            {
+                let parsed = parse(&packet[..], 0).unwrap();
+                assert_eq!((parsed.protocol, parsed.kind, parsed.hops), (Protocol::Udp, Kind::Datagram, 64));
+                assert_eq!((parsed.tuple.sport, parsed.tuple.dport), ([0x30, 0x39], [0, 53]));
+            }
+        }
+        for (length, payload) in [(7, 10), (0, 10), (19, 10), (0xffff, 10)] {
+            assert_eq!(parse(&v4(17, 0, &udp(length, payload))[..], 0), Err(Reason::Malformed), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_first_fragment_holds_a_part_of_its_datagram() {
+        let mut first = v4(17, 0, &udp(4008, 1472));
+        assert_eq!(parse(&first[..], 0), Err(Reason::Malformed));
+        first[6] = 0x20;
+        assert_eq!(parse(&first[..], 0).unwrap().kind, Kind::Datagram);
+    }
+
+    #[test]
+    fn an_icmp_error_quotes_tcp_or_udp() {
+        let mut error = vec![3, 3, 0, 0, 0, 0, 0, 0];
+        error.extend(v4(17, 0, &udp(8, 0)));
+        let packet = parse(&v4(1, 0, &error)[..], 0).unwrap();
+        assert_eq!((packet.protocol, packet.kind), (Protocol::Udp, Kind::IcmpError));
+        assert_eq!(packet.tuple.sport, [0, 53]);
+        error[8 + 9] = 47;
+        assert_eq!(parse(&v4(1, 0, &error)[..], 0), Err(Reason::OtherProtocol), "GRE");
     }
 
     #[test]
@@ -401,7 +565,7 @@ mod tests {
         #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200), l3 in 0usize..20) {
             if let Ok(packet) = parse(&bytes[..], l3) {
-                prop_assert!(packet.l4 < bytes.len());
+                prop_assert!(packet.l4 <= bytes.len());
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use crate::{
     addr::Addr,
-    flow::{Flow, Protocol},
+    flow::{Flow, Protocol, Tuple},
     rule::{ActionKind, RuleIndex, RuleSet, Scope, first_common},
     verdict::{Reason, Verdict},
 };
@@ -34,15 +34,16 @@ pub trait Lookups {
 /// What becomes of a flow whose first packet is seen in `scope`.
 #[inline(always)]
 pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
-    if flow.tuple.dst.is_special() || flow.tuple.src.is_special() || flow.tuple.dport == [0, 0] {
+    if is_never_intercepted(flow) {
         return Verdict::Pass(Reason::NeverIntercepted);
     }
     // Scope `inbound` is about the host's own addresses, the others about everything else.
     if tables.is_host_address(&flow.tuple.dst) != matches!(scope, Scope::Inbound) {
         return Verdict::Pass(Reason::HostAddress);
     }
-    // A local client is none of scope `inbound`'s business, and may be our own connection to the application.
-    if matches!(scope, Scope::Inbound) && tables.is_host_address(&flow.tuple.src) {
+    // A local client is none of scope `inbound`'s business, and may be our own connection to the application. In scope
+    // `forwarded` somebody feigns an address of ours.
+    if !matches!(scope, Scope::Outbound) && tables.is_host_address(&flow.tuple.src) {
         return Verdict::Pass(Reason::HostAddress);
     }
     let Some(rule) = first_match(scope, flow, tables) else {
@@ -54,6 +55,48 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
         ActionKind::Drop => Verdict::Drop,
         ActionKind::Pass => Verdict::Pass(Reason::RulePass),
     }
+}
+
+#[inline(always)]
+fn is_never_intercepted(flow: &Flow) -> bool {
+    let Tuple { src, dst, sport, dport } = flow.tuple;
+    let is_special = src.is_special() || dst.is_special() || dport == [0, 0];
+    // Nobody can answer to port 0.
+    is_special || matches!(flow.protocol, Protocol::Udp) && (sport == [0, 0] || is_dhcp(&dst, dport))
+}
+
+/// RFC 2131, 4.1; RFC 8415, 7.2
+#[inline(always)]
+fn is_dhcp(dst: &Addr, dport: [u8; 2]) -> bool {
+    let ports = if dst.is_v4() { [67, 68] } else { [546, 547] };
+    ports.contains(&u16::from_be_bytes(dport))
+}
+
+/// Whether a rule may select the datagram of which a fragment is seen in scope `forwarded` before the one with the ports.
+#[inline(always)]
+pub fn may_select<L: Lookups>(flow: &Flow, tables: &L) -> bool {
+    let Tuple { src, dst, .. } = flow.tuple;
+    if src.is_special() || dst.is_special() || tables.is_host_address(&dst) || tables.is_host_address(&src) {
+        return false;
+    }
+    first_addressed(flow, tables).is_some()
+}
+
+/// Whether such a fragment may be of a reply to an upstream socket that bears its client's address.
+#[inline(always)]
+pub fn may_be_reply<L: Lookups>(flow: &Flow, tables: &L) -> bool {
+    let clients = (tables.by_scope(Scope::Forwarded, flow.protocol), tables.by_source(&flow.tuple.dst));
+    matches!(clients, (Some(forwarded), Some(from_it)) if first_common(&[forwarded, from_it]).is_some())
+}
+
+#[inline(always)]
+fn first_addressed<L: Lookups>(flow: &Flow, tables: &L) -> Option<RuleIndex> {
+    first_common(&[
+        tables.by_scope(Scope::Forwarded, flow.protocol)?,
+        tables.by_source(&flow.tuple.src)?,
+        tables.by_destination(&flow.tuple.dst)?,
+        tables.by_interface(flow.ifindex)?,
+    ])
 }
 
 #[inline(always)]

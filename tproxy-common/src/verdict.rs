@@ -9,7 +9,7 @@ pub enum Verdict {
     Pass(Reason),
     /// Deliver it to a listener, on behalf of this rule.
     Steer(RuleIndex),
-    /// Answer with RST.
+    /// Answer with RST, or ICMP port unreachable.
     Reject,
     /// Discard it.
     Drop,
@@ -70,10 +70,20 @@ reasons! {
     RuleReject = 15 => "reject_rule",
     /// Dropped, by rule.
     RuleDrop = 16 => "drop_rule",
-    /// Passed: a later fragment, which has no ports.
+    /// Passed: a later fragment of a packet that passed or was never seen.
     Fragment = 17 => "pass_fragment",
     /// Discarded after the kernel refused what steering or rejecting needs.
     KernelRefused = 18 => "drop_kernel_refused",
+    /// Passed: a UDP flow that passed before, or its replies.
+    Remembered = 19 => "pass_remembered",
+    /// Passed: first datagram, but no router would forward it further; the kernel reports it (traceroute).
+    Expiring = 20 => "pass_expiring",
+    /// Steered: a later fragment of a packet that is steered, or may be.
+    SteerFragment = 21 => "steer_fragment",
+    /// Dropped: a later fragment of a packet that was dropped or rejected.
+    DropFragment = 22 => "drop_fragment",
+    /// Steered, to be sent on as it is: no rule selects the datagram, but fragments of it were taken before its first.
+    Carried = 23 => "steer_carried",
 }
 
 #[cfg(test)]

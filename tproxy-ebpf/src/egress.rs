@@ -1,37 +1,40 @@
 //! tc egress: packets of the host's own processes (scope `outbound`), and an application's replies to a client whose
 //! address an upstream socket of ours bears (scope `inbound` with a spoofed source). Both are redirected to `lo`.
+//! UDP flows that leave on their own are remembered, so that their replies are not taken for new ones.
 
 use aya_ebpf::{
-    bindings::BPF_F_INGRESS,
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
     helpers::{bpf_redirect, bpf_skb_change_head},
     programs::TcContext,
 };
 use tproxy_common::{
+    abi::FragmentCourse,
+    flow::Protocol,
     packet::{Kind, Packet},
     rule::Scope,
     verdict::Reason,
 };
 
 use crate::{
-    first::{First, History, first_packet},
-    ingress::{pass, shot},
-    maps::count,
-    ownership::{self, Owner},
+    fragments,
+    maps::{self, count},
+    memory::{self, Known},
+    outcome::{History, Outcome, deliver, pass, redirected, shot},
+    ownership::{self, Owner, Socket},
     packet::{self, ETHERNET, LinkLayer, Meta, NO_LINK_LAYER},
-    reject, settings,
+    settings,
 };
 
 const LOOPBACK_IFINDEX: u32 = 1;
 
-enum Course {
-    Redirect(Reason),
-    Reject,
-    Drop,
-}
-
-pub(crate) fn run(ctx: &TcContext, link: LinkLayer) -> i32 {
+/// As on ingress; and what is forwarded is no flow of this host's processes.
+///
+/// Not inlined: its stack is then free for what comes after.
+#[inline(never)]
+pub(crate) fn known(ctx: &TcContext, link: LinkLayer) -> Outcome {
     let meta = Meta::of(ctx);
     if settings::is_own(meta.mark) {
+        remember_own(ctx, link);
         return pass(Reason::OwnMark);
     }
     if meta.vlan_present != 0 {
@@ -42,53 +45,105 @@ pub(crate) fn run(ctx: &TcContext, link: LinkLayer) -> i32 {
         Ok(parsed) => parsed,
         Err(reason) => return pass(reason),
     };
-    match course(ctx, &meta, &parsed) {
-        Err(reason) => pass(reason),
-        Ok(Course::Redirect(reason)) => redirect_to_lo(ctx, link, &meta, reason),
-        Ok(Course::Reject) => reject::answer(ctx, link, &meta, BPF_F_INGRESS.into()),
-        Ok(Course::Drop) => shot(Reason::RuleDrop),
+    match (parsed.kind, parsed.protocol) {
+        // An ICMP error that this host sends is about a packet it received, never about one of ours.
+        (Kind::IcmpError, _) => pass(Reason::NotOurs),
+        (Kind::LaterFragment, _) => later_fragment(&parsed),
+        (_, Protocol::Tcp) => segment(ctx, &meta, &parsed),
+        (_, Protocol::Udp) => datagram(ctx, &meta, &parsed),
+    }
+}
+
+/// Turns the packet round: it enters the host again by `lo`, marked for local delivery.
+#[inline(always)]
+pub(crate) fn redirect_to_lo(ctx: &TcContext, link: LinkLayer) -> i32 {
+    let meta = Meta::of(ctx);
+    if link == NO_LINK_LAYER && push_ethernet(ctx, &meta).is_err() {
+        count(Reason::KernelRefused);
+        return TC_ACT_SHOT;
+    }
+    ctx.set_mark(settings::steered(meta.mark));
+    // SAFETY: plain numbers.
+    redirected(unsafe { bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS.into()) })
+}
+
+/// What an upstream socket of ours sends that is not connected has replies that scope `inbound` would take for new flows.
+/// (A connected one is found before `sk_lookup` is asked; and a session's replies must not be remembered, lest the next
+/// datagram of its client pass for an answer.)
+#[inline(always)]
+fn remember_own(ctx: &TcContext, link: LinkLayer) {
+    if maps::control().has(Scope::Inbound, Protocol::Udp)
+        && let Ok(Packet { tuple, kind: Kind::Datagram, .. }) = packet::read(ctx, link)
+        && ownership::sender_is_unconnected(ctx)
+        && memory::recall(&tuple) == Known::Nothing
+    {
+        memory::passed(&tuple);
     }
 }
 
 /// SYN decides, sockets remember.
 #[inline(always)]
-fn course(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Result<Course, Reason> {
+fn segment(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
+    let begin = |history| {
+        if was_sent_here(meta) { Outcome::First(history) } else { pass(Reason::NotOurs) }
+    };
     match (ownership::owner(ctx, &parsed.tuple), parsed.kind) {
-        // An ICMP error that this host sends is about a packet it received, never about one of ours.
-        (_, Kind::IcmpError) => Err(Reason::NotOurs),
-        (Owner::Connection(_), _) => Ok(Course::Redirect(Reason::SocketOwned)),
-        (Owner::Nobody, Kind::Syn) => begin(ctx, meta, parsed, History::Nothing),
-        (Owner::TimeWait, Kind::Syn) => begin(ctx, meta, parsed, History::TimeWait),
-        (Owner::Decision(_), Kind::Syn) => begin(ctx, meta, parsed, History::Decided),
-        (Owner::TimeWait, _) => Ok(Course::Redirect(Reason::SocketOwned)),
-        (Owner::Decision(_), Kind::Ack) => Ok(Course::Redirect(Reason::Decided)),
-        (Owner::Nobody | Owner::Decision(_), _) => Err(Reason::NotOurs),
+        (Owner::Connection(_), _) => deliver(Reason::SocketOwned),
+        (Owner::Nobody, Kind::Syn) => begin(History::Nothing),
+        (Owner::TimeWait, Kind::Syn) => begin(History::TimeWait),
+        (Owner::Decision(_), Kind::Syn) => begin(History::Decided),
+        (Owner::TimeWait, _) => deliver(Reason::SocketOwned),
+        (Owner::Decision(_), Kind::Ack) => deliver(Reason::Decided),
+        (Owner::Nobody | Owner::Decision(_), _) => pass(Reason::NotOurs),
     }
 }
 
+/// The first datagram decides; then the flow is remembered, until a socket of its own does.
 #[inline(always)]
-fn begin(ctx: &TcContext, meta: &Meta, parsed: &Packet, history: History) -> Result<Course, Reason> {
-    if meta.ingress_ifindex != 0 {
-        // Forwarded: it came in by another interface, and no process of this host sent it.
-        return Err(Reason::NotOurs);
+fn datagram(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
+    match memory::recall(&parsed.tuple) {
+        Known::Passed | Known::Application => {
+            fragments::follow(parsed, FragmentCourse::Pass);
+            return pass(Reason::Remembered);
+        }
+        Known::Steered(worker) if was_sent_here(meta) => {
+            let listener = Socket::listener(worker, Protocol::Udp, ownership::family(&parsed.tuple.dst));
+            if listener.is_none() {
+                return pass(Reason::ListenerGone);
+            }
+            fragments::follow(parsed, FragmentCourse::Steer);
+            return deliver(Reason::Decided);
+        }
+        Known::Steered(_) | Known::Nothing => {}
     }
-    Ok(match first_packet(ctx, Scope::Outbound, meta, parsed, history)? {
-        First::Steer(_) => Course::Redirect(Reason::RuleSteer),
-        First::Reject => Course::Reject,
-        First::Drop => Course::Drop,
-    })
+    if ownership::datagram_owner(ctx, &parsed.tuple).is_some() {
+        fragments::follow(parsed, FragmentCourse::Steer);
+        return deliver(Reason::SocketOwned);
+    }
+    if was_sent_here(meta) {
+        return Outcome::First(History::Nothing);
+    }
+    if !memory::is_reply(&parsed.tuple) {
+        memory::passed(&parsed.tuple);
+    }
+    fragments::follow(parsed, FragmentCourse::Pass);
+    pass(Reason::NotOurs)
 }
 
-/// Turns the packet round: it enters the host again by `lo`, marked for local delivery.
+/// This host fragments what it sends itself in order: the first was seen.
 #[inline(always)]
-fn redirect_to_lo(ctx: &TcContext, link: LinkLayer, meta: &Meta, reason: Reason) -> i32 {
-    if link == NO_LINK_LAYER && push_ethernet(ctx, meta).is_err() {
-        return shot(Reason::KernelRefused);
+fn later_fragment(parsed: &Packet) -> Outcome {
+    match fragments::course(parsed) {
+        Some(FragmentCourse::Steer) => deliver(Reason::SteerFragment),
+        Some(FragmentCourse::Drop) => shot(Reason::DropFragment),
+        Some(FragmentCourse::Pass) | None => pass(Reason::Fragment),
     }
-    ctx.set_mark(settings::steered(meta.mark));
-    count(reason);
-    // SAFETY: plain numbers.
-    unsafe { bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS.into()) as i32 }
+}
+
+/// What is forwarded came in by another interface, and no process of this host sent it.
+#[inline(always)]
+const fn was_sent_here(meta: &Meta) -> bool {
+    meta.ingress_ifindex == 0
 }
 
 /// `lo` is a device with Ethernet headers, and `bpf_redirect` to such a one frees a packet that has none.

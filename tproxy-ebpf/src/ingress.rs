@@ -1,120 +1,50 @@
 //! tc ingress: packets that arrive for others (scope `forwarded`), replies to spoofed upstream sockets, ICMP errors
-//! about our flows; and on `lo`, what egress redirected and what we send ourselves.
+//! about our flows.
 
-use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 use tproxy_common::{
-    abi::{APPLICATION, Decision},
-    flow::Protocol,
-    packet::{Kind, Packet},
-    rule::Scope,
+    abi::FragmentCourse,
+    flow::{Flow, Protocol},
+    packet::{Kind, Packet, Piece},
+    policy::{may_be_reply, may_select},
     verdict::Reason,
 };
 
 use crate::{
-    first::{First, History, first_packet},
-    maps::{self, count},
+    fragments, maps,
+    memory::{self, Known},
+    outcome::{History, NEXT, Outcome, deliver, pass, shot},
     ownership::{self, Owner, Socket},
-    packet::{self, ETHERNET, LinkLayer, Meta},
-    reject, settings,
+    packet::{self, LinkLayer, Meta},
+    settings,
+    tables::Tables,
 };
 
-/// TCX_NEXT, which is TC_ACT_UNSPEC: the packet goes on to other programs, and then into the stack.
-pub(crate) const NEXT: i32 = -1;
+pub(crate) const PACKET_HOST: u32 = 0;
 
-const PACKET_HOST: u32 = 0;
-
-/// What to do with a packet, and why.
-enum Course {
-    /// Deliver it to the connection that owns it.
-    Deliver(Socket),
-    /// Deliver it locally; the kernel finds the socket.
-    DeliverAny(Reason),
-    /// Deliver a first packet to this listener.
-    Begin(Socket),
-    Reject,
-    Drop,
-}
-
-pub(crate) fn run(ctx: &TcContext, link: LinkLayer) -> i32 {
+/// A packet that is not its flow's first is delivered if, and only if, a socket of ours owns the flow.
+///
+/// Not inlined: its stack is then free for what comes after.
+#[inline(never)]
+pub(crate) fn known(ctx: &TcContext, link: LinkLayer) -> Outcome {
     let meta = Meta::of(ctx);
     let parsed = match addressed_to_us(&meta).and_then(|()| packet::read(ctx, link)) {
         Ok(parsed) => parsed,
         Err(reason) => return pass(reason),
     };
-    match course(ctx, &meta, &parsed) {
-        Err(reason) => pass(reason),
-        Ok(Course::DeliverAny(reason)) => steer(ctx, &meta, reason),
-        Ok(Course::Deliver(socket)) => {
-            if settings::sk_assign() && parsed.kind != Kind::IcmpError && socket.is_full() {
-                socket.assign(ctx);
-            }
-            drop(socket);
-            steer(
-                ctx,
-                &meta,
-                if parsed.kind == Kind::IcmpError { Reason::IcmpError } else { Reason::SocketOwned },
-            )
-        }
-        Ok(Course::Begin(listener)) => {
-            if settings::sk_assign() {
-                listener.assign(ctx);
-            }
-            drop(listener);
-            steer(ctx, &meta, Reason::RuleSteer)
-        }
-        Ok(Course::Reject) => reject::answer(ctx, link, &meta, 0),
-        Ok(Course::Drop) => shot(Reason::RuleDrop),
+    match (parsed.kind, parsed.protocol) {
+        (Kind::LaterFragment, _) => later_fragment(&meta, &parsed),
+        (_, Protocol::Tcp) => segment(ctx, &parsed),
+        (_, Protocol::Udp) => datagram(ctx, &parsed),
     }
 }
 
-/// On `lo`: packets that egress redirected, and those of our own connections to applications of this host.
-pub(crate) fn run_loopback(ctx: &TcContext) -> i32 {
-    let meta = Meta::of(ctx);
-    if settings::is_own(meta.mark) {
-        remember_own(ctx, &meta);
-        return pass(Reason::OwnMark);
-    }
-    if !settings::is_steered(meta.mark) {
-        return NEXT;
-    }
-    // Its Ethernet destination is the gateway it was sent to, so the stack takes it for somebody else's.
-    if ctx.skb.change_type(PACKET_HOST).is_err() {
-        return shot(Reason::KernelRefused);
-    }
-    if settings::sk_assign()
-        && let Ok(parsed) = packet::read(ctx, ETHERNET)
-    {
-        assign_redirected(ctx, &parsed);
-    }
+/// Marks a packet so that policy routing delivers it locally.
+#[inline(always)]
+pub(crate) fn steer(ctx: &TcContext) -> i32 {
+    let mark = Meta::of(ctx).mark;
+    ctx.set_mark(settings::steered(mark));
     NEXT
-}
-
-/// `sk_lookup` sees no mark, and a spoofed connection of ours to an application looks like a client's: it would be
-/// intercepted again, without end. (Nor does the interface tell: for an IPv4 packet through `lo`, `inet_iif` is the
-/// interface that has the address.) The application's socket must not inherit the own mark, either, which it would with
-/// `net.ipv4.tcp_fwmark_accept`: its replies would be taken for ours.
-#[inline(always)]
-fn remember_own(ctx: &TcContext, meta: &Meta) {
-    if !maps::control().has(Scope::Inbound, Protocol::Tcp) {
-        return;
-    }
-    if let Ok(Packet { tuple, kind: Kind::Syn, .. }) = packet::read(ctx, ETHERNET) {
-        let _ = maps::DECISIONS.insert(tuple, Decision { rule: 0, worker: APPLICATION }, 0);
-        ctx.set_mark(settings::unmarked(meta.mark));
-    }
-}
-
-#[inline(always)]
-fn assign_redirected(ctx: &TcContext, parsed: &Packet) {
-    match ownership::owner(ctx, &parsed.tuple) {
-        Owner::Connection(socket) if socket.is_full() => {
-            socket.assign(ctx);
-        }
-        Owner::Decision(listener) => {
-            listener.assign(ctx);
-        }
-        _ => {}
-    }
 }
 
 /// Not for another host of the link, and not still tagged for a VLAN device above this one.
@@ -126,47 +56,86 @@ fn addressed_to_us(meta: &Meta) -> Result<(), Reason> {
     if settings::is_own(meta.mark) { Err(Reason::OwnMark) } else { Ok(()) }
 }
 
-#[inline(always)]
-fn begin(ctx: &TcContext, meta: &Meta, parsed: &Packet, history: History) -> Result<Course, Reason> {
-    Ok(match first_packet(ctx, Scope::Forwarded, meta, parsed, history)? {
-        // The kernel has to see the socket in TIME_WAIT first, to end it; a listener that is assigned hides it.
-        First::Steer(_) if history == History::TimeWait => Course::DeliverAny(Reason::RuleSteer),
-        First::Steer(listener) => Course::Begin(listener),
-        First::Reject => Course::Reject,
-        First::Drop => Course::Drop,
-    })
-}
-
 /// SYN decides, sockets remember.
 #[inline(always)]
-fn course(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Result<Course, Reason> {
+fn segment(ctx: &TcContext, parsed: &Packet) -> Outcome {
     match (ownership::owner(ctx, &parsed.tuple), parsed.kind) {
-        (Owner::Connection(socket), _) => Ok(Course::Deliver(socket)),
-        (Owner::Nobody, Kind::Syn) => begin(ctx, meta, parsed, History::Nothing),
-        (Owner::TimeWait, Kind::Syn) => begin(ctx, meta, parsed, History::TimeWait),
-        (Owner::Decision(_), Kind::Syn) => begin(ctx, meta, parsed, History::Decided),
-        (Owner::TimeWait, Kind::IcmpError) => Ok(Course::DeliverAny(Reason::IcmpError)),
-        (Owner::TimeWait, _) => Ok(Course::DeliverAny(Reason::SocketOwned)),
-        (Owner::Decision(_), Kind::Ack) => Ok(Course::DeliverAny(Reason::Decided)),
-        (Owner::Nobody | Owner::Decision(_), _) => Err(Reason::NotOurs),
+        (Owner::Connection(socket), _) => deliver_to(ctx, parsed, socket),
+        (Owner::Nobody, Kind::Syn) => Outcome::First(History::Nothing),
+        (Owner::TimeWait, Kind::Syn) => Outcome::First(History::TimeWait),
+        (Owner::Decision(_), Kind::Syn) => Outcome::First(History::Decided),
+        (Owner::TimeWait, Kind::IcmpError) => deliver(Reason::IcmpError),
+        (Owner::TimeWait, _) => deliver(Reason::SocketOwned),
+        (Owner::Decision(_), Kind::Ack) => deliver(Reason::Decided),
+        (Owner::Nobody | Owner::Decision(_), _) => pass(Reason::NotOurs),
+    }
+}
+
+/// The first datagram decides; then the flow is remembered, until a socket of its own does.
+#[inline(always)]
+fn datagram(ctx: &TcContext, parsed: &Packet) -> Outcome {
+    if parsed.kind == Kind::Datagram {
+        match memory::recall(&parsed.tuple) {
+            Known::Passed | Known::Application => {
+                fragments::follow(parsed, FragmentCourse::Pass);
+                return pass(Reason::Remembered);
+            }
+            // The socket of its own may be there already, and the kernel looks for that first.
+            Known::Steered(worker) => {
+                let listener = Socket::listener(worker, Protocol::Udp, ownership::family(&parsed.tuple.dst));
+                if listener.is_none() {
+                    return pass(Reason::ListenerGone);
+                }
+                fragments::follow(parsed, FragmentCourse::Steer);
+                return deliver(Reason::Decided);
+            }
+            Known::Nothing => {}
+        }
+    }
+    match (ownership::datagram_owner(ctx, &parsed.tuple), parsed.kind) {
+        (Some(socket), _) => deliver_to(ctx, parsed, socket),
+        (None, Kind::IcmpError) => pass(Reason::NotOurs),
+        // Forwarding ends here; the kernel says so to the sender, who may be tracing the route.
+        (None, _) if parsed.hops <= 1 => pass(Reason::Expiring),
+        (None, _) => Outcome::First(History::Nothing),
     }
 }
 
 #[inline(always)]
-fn steer(ctx: &TcContext, meta: &Meta, reason: Reason) -> i32 {
-    count(reason);
-    ctx.set_mark(settings::steered(meta.mark));
-    NEXT
+fn deliver_to(ctx: &TcContext, parsed: &Packet, socket: Socket) -> Outcome {
+    fragments::follow(parsed, FragmentCourse::Steer);
+    if parsed.kind == Kind::IcmpError {
+        return deliver(Reason::IcmpError);
+    }
+    // One that is assigned to a fragment is lost when the packet is put together.
+    if settings::sk_assign() && socket.is_full() && parsed.piece == Piece::Whole {
+        socket.assign(ctx);
+    }
+    deliver(Reason::SocketOwned)
+}
+
+/// Without ports, it can only do what the first one did. When that has not come yet and a rule may select the datagram, it
+/// is delivered: the kernel keeps it until the others are there.
+#[inline(always)]
+fn later_fragment(meta: &Meta, parsed: &Packet) -> Outcome {
+    let course = fragments::course(parsed).unwrap_or_else(|| {
+        let delivered = parsed.protocol == Protocol::Udp && may_be_ours(meta, parsed);
+        let course = if delivered { FragmentCourse::Steer } else { FragmentCourse::Pass };
+        fragments::follow(parsed, course);
+        course
+    });
+    match course {
+        FragmentCourse::Pass => pass(Reason::Fragment),
+        FragmentCourse::Steer => deliver(Reason::SteerFragment),
+        FragmentCourse::Drop => shot(Reason::DropFragment),
+    }
 }
 
 #[inline(always)]
-pub(crate) fn pass(reason: Reason) -> i32 {
-    count(reason);
-    NEXT
-}
-
-#[inline(always)]
-pub(crate) fn shot(reason: Reason) -> i32 {
-    count(reason);
-    TC_ACT_SHOT
+fn may_be_ours(meta: &Meta, parsed: &Packet) -> bool {
+    let control = maps::control();
+    let tables = Tables { control, sender: None };
+    let flow = Flow { protocol: Protocol::Udp, tuple: parsed.tuple, ifindex: meta.ifindex, uid: 0 };
+    control.deciding != 0 && may_select(&flow, &tables)
+        || control.spoofing != 0 && may_be_reply(&flow, &tables)
 }

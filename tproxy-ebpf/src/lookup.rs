@@ -1,9 +1,12 @@
-//! `sk_lookup`: which listener receives a connection. For a flow that tc decided, the worker's of this CPU; in scope
-//! `inbound` the rules are asked here. Also runs for lookups that tc itself makes (see `ownership`).
+//! `sk_lookup`: which listener receives a flow. For one that tc decided, the worker's it chose; in scope `inbound` the
+//! rules are asked here. Also runs for lookups that tc itself makes (see `ownership`).
 
-use aya_ebpf::{bindings::sk_action, programs::SkLookupContext};
+use aya_ebpf::{
+    bindings::{bpf_sk_lookup, sk_action},
+    programs::SkLookupContext,
+};
 use tproxy_common::{
-    abi::{APPLICATION, Decision, Family, black_hole_index, listener_index},
+    abi::{APPLICATION, Control, Decision, black_hole_index, listener_index},
     addr::Addr,
     flow::{Flow, Protocol, Tuple},
     policy::decide,
@@ -13,65 +16,136 @@ use tproxy_common::{
 
 use crate::{
     maps::{self, count},
-    ownership::this_cpu_worker,
+    memory::{self, Known},
+    ownership::{family, is_host_address, this_cpu_worker, worker_of_client},
     tables::Tables,
 };
 
 const PASS: u32 = sk_action::SK_PASS;
-/// The lookup finds no socket, and the kernel answers with RST.
+/// The lookup finds no socket, and the kernel answers with RST or ICMP port unreachable.
 const REFUSE: u32 = sk_action::SK_DROP;
 
 const AF_INET: u32 = 2;
-const IPPROTO_TCP: u32 = 6;
+const IPPROTO_TCP: u32 = Protocol::Tcp.number() as u32;
+const IPPROTO_UDP: u32 = Protocol::Udp.number() as u32;
+
+/// Who receives the flow.
+enum Receiver {
+    Worker(u32),
+    BlackHole,
+    Nobody,
+    /// Whoever would without us.
+    NotOurs,
+}
 
 pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
     // SAFETY: the context outlives the program's run; every field read becomes a checked context access.
     let lookup = unsafe { &*ctx.lookup };
+    let protocol = match lookup.protocol {
+        IPPROTO_TCP => Protocol::Tcp,
+        IPPROTO_UDP => Protocol::Udp,
+        _ => return PASS,
+    };
     // Without an interface there is no packet: somebody asks sock_diag who would receive one.
-    if lookup.protocol != IPPROTO_TCP || lookup.ingress_ifindex == 0 {
+    if lookup.ingress_ifindex == 0 {
         return PASS;
     }
-    let family = if lookup.family == AF_INET { Family::V4 } else { Family::V6 };
-    let (src, dst) = match family {
-        Family::V4 => {
-            (Addr::from_v4(lookup.remote_ip4.to_ne_bytes()), Addr::from_v4(lookup.local_ip4.to_ne_bytes()))
-        }
-        Family::V6 => (v6(&raw const lookup.remote_ip6), v6(&raw const lookup.local_ip6)),
+    let flow = Flow { protocol, tuple: tuple(lookup), ifindex: lookup.ingress_ifindex, uid: 0 };
+    let receiver = match protocol {
+        Protocol::Tcp => connection(&flow),
+        Protocol::Udp => datagram(&flow),
     };
-    let tuple = Tuple {
-        src,
-        dst,
-        sport: lookup.remote_port.to_ne_bytes(),
-        dport: (lookup.local_port as u16).to_be_bytes(),
-    };
+    let family = family(&flow.tuple.dst);
+    match receiver {
+        Receiver::NotOurs => PASS,
+        Receiver::Nobody => REFUSE,
+        Receiver::Worker(worker) => assign(ctx, listener_index(worker, protocol, family)),
+        Receiver::BlackHole => assign(ctx, black_hole_index(protocol, family)),
+    }
+}
+
+#[inline(always)]
+fn connection(flow: &Flow) -> Receiver {
     // SAFETY: the value is copied at once.
-    match unsafe { maps::DECISIONS.get(tuple) }.copied() {
-        Some(Decision { worker: APPLICATION, .. }) => return PASS,
-        Some(Decision { worker, .. }) => return assign(ctx, listener_index(worker, Protocol::Tcp, family)),
+    match unsafe { maps::DECISIONS.get(flow.tuple) }.copied() {
+        Some(Decision { worker: APPLICATION, .. }) => return Receiver::NotOurs,
+        Some(Decision { worker, .. }) => return Receiver::Worker(worker),
         None => {}
     }
     let control = maps::control();
     if !control.has(Scope::Inbound, Protocol::Tcp) || control.deciding == 0 {
-        return PASS;
+        return Receiver::NotOurs;
     }
-    let flow = Flow { protocol: Protocol::Tcp, tuple, ifindex: lookup.ingress_ifindex, uid: 0 };
-    match decide(Scope::Inbound, &flow, &Tables { control, sender: None }) {
-        Verdict::Pass(_) => PASS,
+    ask_the_rules(control, flow).unwrap_or(Receiver::NotOurs)
+}
+
+#[inline(always)]
+fn datagram(flow: &Flow) -> Receiver {
+    match memory::recall(&flow.tuple) {
+        Known::Passed | Known::Application => return Receiver::NotOurs,
+        Known::Steered(worker) => return Receiver::Worker(worker),
+        Known::Nothing => {}
+    }
+    let control = maps::control();
+    let inbound = control.has(Scope::Inbound, Protocol::Udp);
+    if !inbound && !control.has(Scope::Outbound, Protocol::Udp) || memory::is_reply(&flow.tuple) {
+        return Receiver::NotOurs;
+    }
+    if inbound
+        && control.deciding != 0
+        && let Ok(receiver) = ask_the_rules(control, flow)
+    {
+        return receiver;
+    }
+    // What the host's own sockets receive; scope `outbound` must not take their replies for new flows. tc's own lookups are
+    // about other addresses.
+    if is_host_address(&flow.tuple.dst) {
+        memory::passed(&flow.tuple);
+    }
+    Receiver::NotOurs
+}
+
+#[inline(always)]
+fn ask_the_rules(control: Control, flow: &Flow) -> Result<Receiver, Reason> {
+    match decide(Scope::Inbound, flow, &Tables { control, sender: None }) {
+        Verdict::Pass(reason) => Err(reason),
         Verdict::Steer(rule) => {
-            let worker = this_cpu_worker();
-            let _ = maps::DECISIONS.insert(tuple, Decision { rule, worker }, 0);
+            let worker = match flow.protocol {
+                Protocol::Tcp => {
+                    let worker = this_cpu_worker();
+                    let _ = maps::DECISIONS.insert(flow.tuple, Decision { rule, worker }, 0);
+                    worker
+                }
+                Protocol::Udp => {
+                    let worker = worker_of_client(&flow.tuple);
+                    memory::steered(&flow.tuple, rule, worker);
+                    worker
+                }
+            };
             count(Reason::RuleSteer);
-            assign(ctx, listener_index(worker, Protocol::Tcp, family))
+            Ok(Receiver::Worker(worker))
         }
         Verdict::Reject => {
             count(Reason::RuleReject);
-            REFUSE
+            Ok(Receiver::Nobody)
         }
         Verdict::Drop => {
             count(Reason::RuleDrop);
-            assign(ctx, black_hole_index(Protocol::Tcp, family))
+            Ok(Receiver::BlackHole)
         }
     }
+}
+
+/// The packet's addresses and ports.
+#[inline(always)]
+fn tuple(lookup: &bpf_sk_lookup) -> Tuple {
+    let (src, dst) = if lookup.family == AF_INET {
+        (Addr::from_v4(lookup.remote_ip4.to_ne_bytes()), Addr::from_v4(lookup.local_ip4.to_ne_bytes()))
+    } else {
+        (v6(&raw const lookup.remote_ip6), v6(&raw const lookup.local_ip6))
+    };
+    let (sport, dport) = (lookup.remote_port.to_ne_bytes(), (lookup.local_port as u16).to_be_bytes());
+    Tuple { src, dst, sport, dport }
 }
 
 /// Four words of the context as an address. Volatile, because the verifier takes context accesses at constant offsets

@@ -1,8 +1,9 @@
 //! tproxy's eBPF programs.
 //!
 //! The way of a packet: an entry point below → `packet` parses it → `ownership` asks whether a socket of ours
-//! owns its flow → for a first packet `first` asks the policy, whose questions `tables` answers → `ingress` or `egress` carries
-//! the verdict out → in the network namespace's listener lookup, `lookup` picks the listener.
+//! owns its flow, and of UDP `memory` whether the flow is known → for a first packet `first` asks the policy, whose
+//! questions `tables` answers → `ingress` or `egress` carries the verdict out, and `fragments` has the rest of a
+//! fragmented packet follow → in the network namespace's listener lookup, `lookup` picks the listener.
 //!
 //! Only built for the bpf target; the policy and the parser live in `tproxy-common`, where they are tested.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -12,11 +13,19 @@ mod egress;
 #[cfg(target_arch = "bpf")]
 mod first;
 #[cfg(target_arch = "bpf")]
+mod fragments;
+#[cfg(target_arch = "bpf")]
 mod ingress;
 #[cfg(target_arch = "bpf")]
 mod lookup;
 #[cfg(target_arch = "bpf")]
+mod loopback;
+#[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod memory;
+#[cfg(target_arch = "bpf")]
+mod outcome;
 #[cfg(target_arch = "bpf")]
 mod ownership;
 #[cfg(target_arch = "bpf")]

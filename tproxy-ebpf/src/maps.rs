@@ -5,7 +5,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use tproxy_common::{
-    abi::{CgroupKey, Control, Decision, MAX_LISTENERS, MAX_SETS, SLOTS, SlotAddr, SlotKey},
+    abi::{
+        CgroupKey, Control, Decision, FragmentKey, MAX_LISTENERS, MAX_SETS, Memory, SLOTS, SlotAddr, SlotKey,
+    },
     addr::Addr,
     flow::Tuple,
     rule::{MAX_RULES, RuleSet, SetId},
@@ -21,11 +23,18 @@ pub(crate) static LISTENERS: SockMap<{ MAX_LISTENERS as usize }> = SockMap::new(
 #[btf_map]
 pub(crate) static DECISIONS: LruHashMap<Tuple, Decision, 65_536> = LruHashMap::new();
 #[btf_map]
+pub(crate) static MEMORY: LruHashMap<Tuple, Memory, 131_072> = LruHashMap::new();
+#[btf_map]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, u32, 16_384> = LruHashMap::new();
+#[btf_map]
 pub(crate) static HOST_ADDRESSES: LpmTrie<Addr, u32, 65_536> = LpmTrie::new();
+/// A table by longest prefix.
+pub(crate) type PrefixTable = LpmTrie<SlotAddr, SetId, 262_144>;
+
 #[btf_map]
-pub(crate) static SOURCES: LpmTrie<SlotAddr, SetId, 262_144> = LpmTrie::new();
+pub(crate) static SOURCES: PrefixTable = LpmTrie::new();
 #[btf_map]
-pub(crate) static DESTINATIONS: LpmTrie<SlotAddr, SetId, 262_144> = LpmTrie::new();
+pub(crate) static DESTINATIONS: PrefixTable = LpmTrie::new();
 #[btf_map]
 pub(crate) static PORTS: Array<SetId, { 65_536 * SLOTS as usize }> = Array::new();
 #[btf_map]

@@ -5,7 +5,10 @@ use core::ptr::{self, NonNull};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple},
-    helpers::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_release, bpf_skc_lookup_tcp},
+    helpers::{
+        bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skc_lookup_tcp,
+    },
     programs::TcContext,
 };
 use tproxy_common::{
@@ -16,11 +19,13 @@ use tproxy_common::{
 
 use crate::{maps, settings};
 
+/// Of UDP: connected.
+const TCP_ESTABLISHED: u32 = 1;
 const TCP_TIME_WAIT: u32 = 6;
 const TCP_LISTEN: u32 = 10;
 const TCP_NEW_SYN_RECV: u32 = 12;
 
-/// What the kernel's socket table says of a flow.
+/// What the kernel's socket table says of a TCP flow.
 pub(crate) enum Owner {
     /// No socket of ours.
     Nobody,
@@ -46,9 +51,9 @@ impl Drop for Socket {
 
 impl Socket {
     /// The socket that would receive a packet with this tuple, listeners included (which runs our own
-    /// `sk_lookup` program: `__inet_lookup_listener` calls it for lookups by tc, too).
+    /// `sk_lookup` program: `__inet_lookup_listener` and `__udp4_lib_lookup` call it for lookups by tc, too).
     #[inline(always)]
-    fn receiving(ctx: &TcContext, tuple: &Tuple) -> Option<Self> {
+    fn receiving(ctx: &TcContext, protocol: Protocol, tuple: &Tuple) -> Option<Self> {
         /// `bpf_sock_tuple.ipv4`
         #[repr(C)]
         struct V4 {
@@ -57,9 +62,14 @@ impl Socket {
             ports: [[u8; 2]; 2],
         }
         let lookup = |key: *const bpf_sock_tuple, len: usize| {
+            let (ctx, key, len, netns) =
+                (ctx.as_ptr(), key.cast_mut(), len as u32, BPF_F_CURRENT_NETNS as u64);
             // SAFETY: `key` points to `len` initialised bytes laid out as `bpf_sock_tuple`.
             unsafe {
-                bpf_skc_lookup_tcp(ctx.as_ptr(), key.cast_mut(), len as u32, BPF_F_CURRENT_NETNS as u64, 0)
+                match protocol {
+                    Protocol::Tcp => bpf_skc_lookup_tcp(ctx, key, len, netns, 0),
+                    Protocol::Udp => bpf_sk_lookup_udp(ctx, key, len, netns, 0),
+                }
             }
         };
         let found = if tuple.dst.is_v4() {
@@ -73,8 +83,8 @@ impl Socket {
 
     /// A worker's listener, if it is alive: the kernel clears a slot of a sockmap when its socket is closed.
     #[inline(always)]
-    pub(crate) fn listener(worker: u32, family: Family) -> Option<Self> {
-        let index = listener_index(worker, Protocol::Tcp, family);
+    pub(crate) fn listener(worker: u32, protocol: Protocol, family: Family) -> Option<Self> {
+        let index = listener_index(worker, protocol, family);
         // SAFETY: a sockmap lookup in tc returns null or an acquired socket.
         let found = unsafe {
             bpf_map_lookup_elem(
@@ -109,11 +119,35 @@ impl Socket {
         }
     }
 
+    /// Whether this is a connected UDP socket, or one that is bound to the very address a datagram is for. Others are
+    /// bound to an address of the host's, which needs no steering.
+    #[inline(always)]
+    fn is_at(&self, dst: &Addr) -> bool {
+        // SAFETY: a UDP socket is a full one; the accesses are checked by the verifier.
+        let socket = unsafe { &*self.0.as_ptr() };
+        if socket.state == TCP_ESTABLISHED {
+            return true;
+        }
+        if dst.is_v4() {
+            return socket.src_ip4.to_ne_bytes() == dst.v4();
+        }
+        let [a, b, c, d] = socket.src_ip6;
+        words(dst) == [a, b, c, d]
+    }
+
     /// Whether this is a full socket, the only kind that `assign` takes.
     #[inline(always)]
     pub(crate) fn is_full(&self) -> bool {
         !matches!(self.state(), TCP_TIME_WAIT | TCP_NEW_SYN_RECV)
     }
+}
+
+/// An address as the kernel shows one of a socket.
+#[inline(always)]
+fn words(addr: &Addr) -> [u32; 4] {
+    let Addr([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]) = *addr;
+    let word = u32::from_ne_bytes;
+    [word([a, b, c, d]), word([e, f, g, h]), word([i, j, k, l]), word([m, n, o, p])]
 }
 
 /// The worker that serves the CPU this runs on.
@@ -124,6 +158,12 @@ pub(crate) fn this_cpu_worker() -> u32 {
     cpu % settings::workers()
 }
 
+/// The worker that has all UDP flows of the client that sent a datagram.
+#[inline(always)]
+pub(crate) fn worker_of_client(tuple: &Tuple) -> u32 {
+    tuple.source_hash() % settings::workers()
+}
+
 /// Family of an address.
 #[inline(always)]
 pub(crate) fn family(addr: &Addr) -> Family {
@@ -131,18 +171,42 @@ pub(crate) fn family(addr: &Addr) -> Family {
 }
 
 /// Whether `addr` is one of the host's own.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn is_host_address(addr: &Addr) -> bool {
     maps::HOST_ADDRESSES.get(&aya_ebpf::btf_maps::lpm_trie::Key::new(128, *addr)).is_some()
 }
 
-/// Who owns the flow that a packet with this tuple belongs to.
+/// Our socket that a datagram with this tuple belongs to. Not a listener: whom those receive is remembered.
+#[inline(always)]
+pub(crate) fn datagram_owner(ctx: &TcContext, tuple: &Tuple) -> Option<Socket> {
+    let socket = Socket::receiving(ctx, Protocol::Udp, tuple)?;
+    let ours = socket.mark().is_some_and(settings::is_own) && socket.is_at(&tuple.dst);
+    if ours { Some(socket) } else { None }
+}
+
+/// Whether a UDP socket that is not connected sends this packet.
+#[inline(always)]
+pub(crate) fn sender_is_unconnected(ctx: &TcContext) -> bool {
+    const SOCK_DGRAM: u32 = 2;
+    // SAFETY: the context is a valid skb; its socket is null or valid while the program runs, and so is the full socket
+    // that the helper makes of it. The accesses are checked by the verifier.
+    unsafe {
+        let sender = (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile();
+        if sender.is_null() {
+            return false;
+        }
+        let full = bpf_sk_fullsock(sender);
+        !full.is_null() && (*full).type_ == SOCK_DGRAM && (*full).state != TCP_ESTABLISHED
+    }
+}
+
+/// Who owns the TCP flow that a packet with this tuple belongs to.
 ///
 /// `bpf_skc_lookup_tcp` also finds listeners on wildcard addresses and other people's sockets: only the own mark
 /// makes a socket ours, and where no mark can be seen, a local address that is not the host's.
 #[inline(always)]
 pub(crate) fn owner(ctx: &TcContext, tuple: &Tuple) -> Owner {
-    let Some(socket) = Socket::receiving(ctx, tuple) else { return Owner::Nobody };
+    let Some(socket) = Socket::receiving(ctx, Protocol::Tcp, tuple) else { return Owner::Nobody };
     let state = socket.state();
     if state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV {
         if is_host_address(&tuple.dst) {

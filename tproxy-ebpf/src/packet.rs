@@ -1,6 +1,6 @@
 //! A packet as tc shows it.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use tproxy_common::{
     packet::{Packet, Reader, parse},
     verdict::Reason,
@@ -44,11 +44,47 @@ impl Reader for Linear<'_> {
 /// Parses the packet, after making its headers linear where a driver left them in fragments.
 #[inline(always)]
 pub(crate) fn read(ctx: &TcContext, link: LinkLayer) -> Result<Packet, Reason> {
-    let linear = (ctx.data_end() - ctx.data()) as u32;
-    if linear < HEADERS && linear < ctx.len() {
+    let mut packet = Packet::NOTHING;
+    match tproxy_parse(ctx.skb.skb, link.0 as u32, &raw mut packet) {
+        0 => Ok(packet),
+        failed if failed == number(Reason::OtherProtocol) => Err(Reason::OtherProtocol),
+        failed if failed == number(Reason::Fragment) => Err(Reason::Fragment),
+        _ => Err(Reason::Malformed),
+    }
+}
+
+/// 0, or the [`number`] of the reason why the packet passes.
+///
+/// External linkage has the verifier check this function once, by itself: with each of the many ways through the headers
+/// it would otherwise go through all that comes after. (Linux 6.1 gives up at a million instructions.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_parse(skb: *mut __sk_buff, link: u32, packet: *mut Packet) -> u32 {
+    // The verifier asks for it: all it knows is the size of what is pointed to.
+    if packet.is_null() {
+        return number(Reason::Malformed);
+    }
+    match parse_linear(&TcContext::new(skb), link as usize) {
+        // SAFETY: the one caller, `read`, hands over a packet of its own.
+        Ok(parsed) => unsafe { packet.write(parsed) },
+        Err(reason) => return number(reason),
+    }
+    0
+}
+
+/// Not zero.
+#[inline(always)]
+const fn number(reason: Reason) -> u32 {
+    reason as u32 + 1
+}
+
+#[inline(always)]
+fn parse_linear(ctx: &TcContext, l3: usize) -> Result<Packet, Reason> {
+    let readable = (ctx.data_end() - ctx.data()) as u32;
+    if readable < HEADERS && readable < ctx.len() {
         ctx.pull_data(ctx.len().min(HEADERS)).map_err(|_| Reason::Malformed)?;
     }
-    parse(&Linear(ctx), link.0)
+    parse(&Linear(ctx), l3)
 }
 
 /// What the kernel says of a packet.

@@ -1,38 +1,67 @@
-//! Entry points: one a hook, named in `tproxy_common::abi::program`.
+//! Entry points: one a hook, named in `tproxy_common::abi::program`, each a table from what is found out about a packet to
+//! what is done with it.
 
 use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
     macros::{classifier, sk_lookup},
     programs::{SkLookupContext, TcContext},
 };
+use tproxy_common::rule::Scope;
 
 use crate::{
-    egress, ingress, lookup,
-    packet::{ETHERNET, NO_LINK_LAYER},
+    egress,
+    first::ask_if_first,
+    ingress, lookup, loopback,
+    outcome::{NEXT, Outcome},
+    packet::{ETHERNET, LinkLayer, NO_LINK_LAYER},
+    reject,
 };
 
 #[classifier]
 pub(crate) fn tproxy_ingress(ctx: TcContext) -> i32 {
-    ingress::run(&ctx, ETHERNET)
+    on_ingress(&ctx, ETHERNET)
 }
 
 #[classifier]
 pub(crate) fn tproxy_ingress_l3(ctx: TcContext) -> i32 {
-    ingress::run(&ctx, NO_LINK_LAYER)
+    on_ingress(&ctx, NO_LINK_LAYER)
 }
 
 #[classifier]
 pub(crate) fn tproxy_egress(ctx: TcContext) -> i32 {
-    egress::run(&ctx, ETHERNET)
+    on_egress(&ctx, ETHERNET)
 }
 
 #[classifier]
 pub(crate) fn tproxy_egress_l3(ctx: TcContext) -> i32 {
-    egress::run(&ctx, NO_LINK_LAYER)
+    on_egress(&ctx, NO_LINK_LAYER)
+}
+
+#[inline(always)]
+fn on_ingress(ctx: &TcContext, link: LinkLayer) -> i32 {
+    match ask_if_first(ctx, link, Scope::Forwarded, ingress::known(ctx, link)) {
+        Outcome::Deliver => ingress::steer(ctx),
+        Outcome::Reset => reject::answer(ctx, link, reject::tproxy_turn_round, 0),
+        Outcome::Unreachable => reject::answer(ctx, link, reject::tproxy_unreachable, 0),
+        Outcome::Next | Outcome::First(_) => NEXT,
+        Outcome::Shot => TC_ACT_SHOT,
+    }
+}
+
+#[inline(always)]
+fn on_egress(ctx: &TcContext, link: LinkLayer) -> i32 {
+    match ask_if_first(ctx, link, Scope::Outbound, egress::known(ctx, link)) {
+        Outcome::Deliver => egress::redirect_to_lo(ctx, link),
+        Outcome::Reset => reject::answer(ctx, link, reject::tproxy_turn_round, BPF_F_INGRESS),
+        Outcome::Unreachable => reject::answer(ctx, link, reject::tproxy_unreachable, BPF_F_INGRESS),
+        Outcome::Next | Outcome::First(_) => NEXT,
+        Outcome::Shot => TC_ACT_SHOT,
+    }
 }
 
 #[classifier]
 pub(crate) fn tproxy_lo(ctx: TcContext) -> i32 {
-    ingress::run_loopback(&ctx)
+    loopback::run(&ctx)
 }
 
 #[sk_lookup]

@@ -12,6 +12,8 @@ static MARK_MASK: Global<u32> = Global::new(0);
 static WORKERS: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static SK_ASSIGN: Global<u8> = Global::new(0);
+#[unsafe(no_mangle)]
+static MEMORY_LIFETIME: Global<u64> = Global::new(0);
 
 /// Whether a socket or packet bears the own mark.
 #[inline(always)]
@@ -41,6 +43,12 @@ pub(crate) fn unmarked(mark: u32) -> u32 {
 #[inline(always)]
 pub(crate) fn workers() -> u32 {
     WORKERS.load().max(1)
+}
+
+/// For how long a silent UDP flow is remembered, in nanoseconds.
+#[inline(always)]
+pub(crate) fn memory_lifetime() -> u64 {
+    MEMORY_LIFETIME.load()
 }
 
 /// Whether tc assigns sockets itself.

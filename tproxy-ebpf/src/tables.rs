@@ -16,7 +16,10 @@ use tproxy_common::{
     rule::{ActionKind, RuleIndex, RuleSet, Scope, SetId},
 };
 
-use crate::{maps, ownership};
+use crate::{
+    maps::{self, PrefixTable},
+    ownership,
+};
 
 /// Deepest cgroup that a rule can name.
 const MAX_CGROUP_DEPTH: u32 = 31;
@@ -34,14 +37,16 @@ impl Tables<'_> {
     }
 
     #[inline(always)]
-    fn prefix(&self, addr: &Addr) -> Key<SlotAddr> {
-        Key::new(SLOT_BITS + 128, SlotAddr { slot: self.control.slot.to_be_bytes(), addr: *addr })
-    }
-
-    #[inline(always)]
     fn number(&self, number: u32) -> SlotKey {
         SlotKey { slot: self.control.slot, number }
     }
+}
+
+/// Not inlined: two such keys at once are a tenth of the stack.
+#[inline(never)]
+fn longest_match(table: &PrefixTable, slot: u32, addr: &Addr) -> Option<SetId> {
+    let key = Key::new(SLOT_BITS + 128, SlotAddr { slot: slot.to_be_bytes(), addr: *addr });
+    table.get(&key).copied()
 }
 
 impl Lookups for Tables<'_> {
@@ -57,12 +62,12 @@ impl Lookups for Tables<'_> {
 
     #[inline(always)]
     fn by_source(&self, addr: &Addr) -> Option<&RuleSet> {
-        self.set(*maps::SOURCES.get(&self.prefix(addr))?)
+        self.set(longest_match(&maps::SOURCES, self.control.slot, addr)?)
     }
 
     #[inline(always)]
     fn by_destination(&self, addr: &Addr) -> Option<&RuleSet> {
-        self.set(*maps::DESTINATIONS.get(&self.prefix(addr))?)
+        self.set(longest_match(&maps::DESTINATIONS, self.control.slot, addr)?)
     }
 
     #[inline(always)]

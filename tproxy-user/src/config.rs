@@ -80,6 +80,12 @@ impl Rule {
             nat: Nat::default(),
         }
     }
+
+    /// Whether its upstream sockets bear the client's address.
+    #[must_use]
+    pub fn is_spoofed(&self) -> bool {
+        self.source != Source::Host && matches!(self.action, Action::Direct | Action::Upstream(_))
+    }
 }
 
 /// The protocols of a rule.

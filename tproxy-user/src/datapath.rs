@@ -11,23 +11,33 @@ mod test_run;
 #[cfg(test)]
 mod tests;
 
-use std::{fs::File, io, os::fd::AsRawFd};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, AsRawFd},
+    time::Duration,
+};
 
 pub use attach::{AttachError, Attachment};
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, MapData, MapError, PerCpuArray, SockMap},
+    Ebpf, EbpfError, EbpfLoader, Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap},
     programs::{ProgramError, SkLookup, links::FdLink},
 };
 pub use decisions::DecisionMap;
 pub use test_run::{Course, Ran, Seen};
 use tproxy_common::{
     abi::{self, Control, global, map, program},
-    flow::Protocol,
+    flow::{Protocol, Tuple},
     verdict::Reason,
 };
 
-use crate::{config::Steer, family::Family, mark::Mark};
+use crate::{
+    config::Steer,
+    family::Family,
+    flow::{ClientAddr, OriginalDst},
+    mark::Mark,
+};
 
 /// The committed object; the build script compares its digest with the sources'.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/ebpf/tproxy.o"));
@@ -78,6 +88,8 @@ pub struct Settings {
     pub attachment: Attachment,
     /// Number of workers, each with a listener a family.
     pub workers: u32,
+    /// For how long a silent UDP flow is remembered, so that its next datagram is not taken for a new flow's.
+    pub memory: Duration,
     /// Whether the programs log.
     pub verbose: bool,
 }
@@ -107,6 +119,7 @@ impl Datapath {
             .override_global(global::OWN_MARK, &settings.mark.own(), true)
             .override_global(global::MARK_MASK, &settings.mark.mask(), true)
             .override_global(global::WORKERS, &settings.workers, true)
+            .override_global(global::MEMORY_LIFETIME, &nanoseconds(settings.memory), true)
             .override_global(global::SK_ASSIGN, &u8::from(settings.steer == Steer::SkAssign), true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(OBJECT)?;
@@ -209,11 +222,36 @@ impl Datapath {
         Reason::ALL.iter().map(read).collect()
     }
 
+    /// A further handle to an LRU hash map that the programs and the workers share.
+    fn share<K: Pod, V: Pod>(&self, name: &'static str) -> Result<HashMap<MapData, K, V>, DatapathError> {
+        let shared = self.ebpf.map(name).expect("the map is never taken");
+        let Map::LruHashMap(data) = shared else { unreachable!("{name} is an LRU hash") };
+        let open = || {
+            let own = data.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
+            HashMap::try_from(Map::LruHashMap(MapData::from_fd(own)?))
+        };
+        open().map_err(in_map(name))
+    }
+
     /// Detaches everything: from here on packets go their own way.
     pub fn detach(&mut self) {
         self.links.detach_all();
         self.lookup = None;
     }
+}
+
+/// The key of a flow's first packet.
+fn tuple(client: ClientAddr, dst: OriginalDst) -> Tuple {
+    Tuple {
+        src: client.0.ip().into(),
+        dst: dst.0.ip().into(),
+        sport: client.0.port().to_be_bytes(),
+        dport: dst.0.port().to_be_bytes(),
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    time.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
 /// Loads a program, again when a signal came in between: the verifier then gives up with `EAGAIN` (`do_check()`).
@@ -237,10 +275,7 @@ fn first_line(error: &ProgramError) -> String {
     text.lines().next().unwrap_or_default().trim_end_matches(" Verifier output:").to_owned()
 }
 
-fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-) -> Result<M, DatapathError> {
+fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, DatapathError> {
     let map = ebpf.take_map(name).ok_or(MapError::InvalidName { name: name.to_owned() });
     map.and_then(M::try_from).map_err(in_map(name))
 }

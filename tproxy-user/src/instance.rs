@@ -82,7 +82,8 @@ impl Instance {
         let journal = Journal::begin(Identity { mark, table, priority })?;
         let sockets = LingeringSockets { config: config.clone() };
         let workers = config.workers as u32;
-        let mut datapath = Datapath::load(Settings { mark, steer, attachment, workers, verbose })?;
+        let memory = config.timeouts.udp_stream;
+        let mut datapath = Datapath::load(Settings { mark, steer, attachment, workers, memory, verbose })?;
         if verbose {
             datapath.forward_logs()?;
         }

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tproxy_common::rule::Scope;
+use tproxy_common::{flow::Protocol, rule::Scope};
 
 use crate::{
-    config::{Action, Rule, Source},
+    config::{Action, Rule},
     host::{
         Direction,
         links::{Layer, Link},
@@ -74,17 +74,27 @@ impl Surroundings {
     #[must_use]
     pub fn plan(&self, rules: &[Rule]) -> Plan {
         let mut hooks = BTreeSet::new();
+        // Where UDP flows that leave on their own are seen, lest their replies be taken for new ones.
+        let mut remembering = BTreeSet::new();
         let mut loopback = BTreeSet::new();
         for rule in rules {
             let limit = self.limit(rule).unwrap_or_default();
             match rule.scope {
-                Scope::Forwarded => hooks.extend(limit.into_iter().map(|index| (index, Direction::Ingress))),
+                Scope::Forwarded => {
+                    hooks.extend(limit.iter().map(|index| (*index, Direction::Ingress)));
+                    if rule.protocols.include(Protocol::Udp) {
+                        remembering.extend(limit.into_iter().map(|index| (index, Direction::Egress)));
+                    }
+                }
                 Scope::Outbound => {
                     // Only there do packets with a source address of `lo` leave.
                     if limit.contains(&self.loopback()) {
                         loopback.insert(LoopbackSysctl::RouteLocalnet);
                     }
                     hooks.extend(limit.into_iter().map(|index| (index, Direction::Egress)));
+                }
+                Scope::Inbound if rule.protocols.include(Protocol::Udp) => {
+                    remembering.extend(self.hookable().map(|link| (link.index, Direction::Egress)));
                 }
                 Scope::Inbound => {}
             }
@@ -95,6 +105,7 @@ impl Surroundings {
             hooks.insert((self.loopback(), Direction::Ingress));
             loopback.insert(LoopbackSysctl::AcceptLocal);
         }
+        hooks.extend(remembering);
         let names: BTreeMap<u32, &str> = self.links.iter().map(|link| (link.index, &*link.name)).collect();
         let delivering = hooks
             .iter()
@@ -109,14 +120,17 @@ impl Surroundings {
     /// host they leave by any.
     fn return_leg(&self, rule: &Rule) -> impl Iterator<Item = (u32, Direction)> {
         let sides: &[Direction] = match (&rule.action, rule.scope) {
-            _ if !is_spoofed(rule) => &[],
+            _ if !rule.is_spoofed() => &[],
             // An upstream that is given may be anywhere.
             (Action::Upstream(_), _) => &[Direction::Ingress, Direction::Egress],
             (_, Scope::Forwarded) => &[Direction::Ingress],
             (_, Scope::Outbound | Scope::Inbound) => &[Direction::Egress],
         };
-        let hookable = self.links.iter().filter(|link| is_hookable(link));
-        hookable.flat_map(|link| sides.iter().map(|side| (link.index, *side)))
+        self.hookable().flat_map(|link| sides.iter().map(|side| (link.index, *side)))
+    }
+
+    fn hookable(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().filter(|link| is_hookable(link))
     }
 
     fn loopback(&self) -> u32 {
@@ -128,13 +142,10 @@ fn is_hookable(link: &Link) -> bool {
     matches!(link.layer, Layer::Ethernet | Layer::Ip)
 }
 
-fn is_spoofed(rule: &Rule) -> bool {
-    rule.source != Source::Host && matches!(rule.action, Action::Direct | Action::Upstream(_))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Protocols, Source};
     use Direction::{Egress, Ingress};
 
     fn link(index: u32, name: &str, layer: Layer) -> Link {
@@ -155,6 +166,7 @@ mod tests {
         Rule {
             interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(),
             source,
+            protocols: Protocols::Tcp,
             ..Rule::new("r", scope, Action::Direct)
         }
     }
@@ -187,6 +199,16 @@ mod tests {
         let everywhere = [(1, Ingress), (2, Ingress), (2, Egress), (3, Ingress), (3, Egress)];
         assert_eq!(upstream(Scope::Forwarded), everywhere);
         assert_eq!(upstream(Scope::Inbound), everywhere);
+    }
+
+    #[test]
+    fn udp_flows_that_leave_are_seen() {
+        let both = |scope, interfaces| {
+            hooks(Rule { protocols: Protocols::Both, ..rule(scope, interfaces, Source::Host) })
+        };
+        assert_eq!(both(Scope::Forwarded, &["eth0"]), [(2, Ingress), (2, Egress)]);
+        assert_eq!(both(Scope::Inbound, &[]), [(2, Egress), (3, Egress)]);
+        assert_eq!(both(Scope::Outbound, &[]), hooks(rule(Scope::Outbound, &[], Source::Host)));
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct Compiled {
     pub cgroups: BTreeMap<Cgroup, SetId>,
     /// By rule.
     pub actions: Vec<ActionKind>,
+    /// Whether some rule of scope `forwarded` has UDP upstream sockets that bear their clients' addresses.
+    pub spoofs_datagrams: bool,
 }
 
 impl Compiled {
@@ -74,6 +76,9 @@ impl Compiled {
             uids: by_value(uids, Unrestricted::Uid, &mut sets),
             cgroups: cgroup::compile(cgroups, &mut sets),
             actions: rules.iter().map(|rule| kind(&rule.action)).collect(),
+            spoofs_datagrams: rules.iter().any(|rule| {
+                rule.scope == Scope::Forwarded && rule.protocols.include(Protocol::Udp) && rule.is_spoofed()
+            }),
             sets: sets.into_vec(),
         }
     }

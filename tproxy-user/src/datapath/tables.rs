@@ -121,6 +121,7 @@ impl Datapath {
         self.state.slot = next;
         self.state.cgroup_depths = rules.cgroup_depths();
         self.state.scopes = rules.scopes();
+        self.state.spoofing = rules.spoofs_datagrams.into();
         self.publish()
     }
 

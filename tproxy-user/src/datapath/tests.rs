@@ -64,6 +64,7 @@ impl Rig {
             steer,
             attachment: Attachment::of_this_kernel(),
             workers: 1,
+            memory: Duration::from_secs(120),
             verbose: false,
         })
         .unwrap();

@@ -1,0 +1,93 @@
+//! tc ingress of `lo`: packets that egress redirected, and those that our own flows send to applications of this host.
+
+use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
+use tproxy_common::{
+    abi::{APPLICATION, Decision},
+    flow::Protocol,
+    packet::{Kind, Packet, Piece},
+    rule::Scope,
+    verdict::Reason,
+};
+
+use crate::{
+    ingress::PACKET_HOST,
+    maps::{self, count},
+    memory::{self, Known},
+    outcome::NEXT,
+    ownership::{self, Owner},
+    packet::{self, ETHERNET, Meta},
+    settings,
+};
+
+pub(crate) fn run(ctx: &TcContext) -> i32 {
+    let meta = Meta::of(ctx);
+    if settings::is_own(meta.mark) {
+        remember_own(ctx, &meta);
+        count(Reason::OwnMark);
+        return NEXT;
+    }
+    if !settings::is_steered(meta.mark) {
+        return NEXT;
+    }
+    // Its Ethernet destination is the gateway it was sent to, so the stack takes it for somebody else's.
+    if ctx.skb.change_type(PACKET_HOST).is_err() {
+        count(Reason::KernelRefused);
+        return TC_ACT_SHOT;
+    }
+    if settings::sk_assign()
+        && let Ok(parsed) = packet::read(ctx, ETHERNET)
+        && parsed.piece == Piece::Whole
+    {
+        assign_redirected(ctx, &parsed);
+    }
+    NEXT
+}
+
+/// `sk_lookup` sees no mark, and a spoofed flow of ours to an application looks like a client's: it would be
+/// intercepted again, without end; and a session's replies, in scope `outbound`, would pass for flows that others began. (Nor does the interface tell: for an IPv4 packet through `lo`, `inet_iif` is the
+/// interface that has the address.) The application's TCP socket must not inherit the own mark, either, which it would with
+/// `net.ipv4.tcp_fwmark_accept`: its replies would be taken for ours.
+#[inline(always)]
+fn remember_own(ctx: &TcContext, meta: &Meta) {
+    let control = maps::control();
+    let connections = control.has(Scope::Inbound, Protocol::Tcp);
+    let datagrams = control.has(Scope::Inbound, Protocol::Udp) || control.has(Scope::Outbound, Protocol::Udp);
+    if !connections && !datagrams {
+        return;
+    }
+    match packet::read(ctx, ETHERNET) {
+        Ok(Packet { tuple, kind: Kind::Syn, .. }) if connections => {
+            let _ = maps::DECISIONS.insert(tuple, Decision { rule: 0, worker: APPLICATION }, 0);
+            ctx.set_mark(settings::unmarked(meta.mark));
+        }
+        // Sessions reply from the host's own addresses, and upstream sockets that are not spoofed send from them.
+        Ok(Packet { tuple, kind: Kind::Datagram, .. })
+            if datagrams
+                && !ownership::is_host_address(&tuple.src)
+                && memory::recall(&tuple) != Known::Application =>
+        {
+            memory::application(&tuple);
+        }
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn assign_redirected(ctx: &TcContext, parsed: &Packet) {
+    match parsed.protocol {
+        Protocol::Tcp => match ownership::owner(ctx, &parsed.tuple) {
+            Owner::Connection(socket) if socket.is_full() => {
+                socket.assign(ctx);
+            }
+            Owner::Decision(listener) => {
+                listener.assign(ctx);
+            }
+            _ => {}
+        },
+        Protocol::Udp => {
+            if let Some(socket) = ownership::datagram_owner(ctx, &parsed.tuple) {
+                socket.assign(ctx);
+            }
+        }
+    }
+}
