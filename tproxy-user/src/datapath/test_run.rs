@@ -37,7 +37,7 @@ pub enum Course {
     Passed,
     /// Bears the steer mark, so that it is delivered locally.
     Steered,
-    /// Turned round, into a reset.
+    /// Turned into its own refusal: a reset or an ICMP error.
     Answered,
     /// Discarded.
     Dropped,
@@ -68,6 +68,8 @@ impl Datapath {
         const REDIRECT: i32 = 7;
         /// What is pushed in front of a packet that has no link-layer header.
         const ETHERNET: usize = 14;
+        /// What is put in front of the packet that an ICMPv6 error quotes.
+        const ICMPV6_ERROR: usize = 48;
 
         let name = program_for(link, hook)?;
         // As much of it as a caller may fill in.
@@ -80,7 +82,7 @@ impl Datapath {
             context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
         }
         let mut context_after = [0; CONTEXT_SIZE];
-        let mut packet = vec![0; seen.packet.len() + ETHERNET];
+        let mut packet = vec![0; seen.packet.len() + ICMPV6_ERROR];
         let options = TestRunOptions {
             data_in: Some(seen.packet),
             data_out: Some(&mut packet),
@@ -102,7 +104,7 @@ impl Datapath {
             NEXT if hook == Direction::Ingress && self.settings.mark.is_steered(mark) => Course::Steered,
             NEXT => Course::Passed,
             // An answer is redirected, too; but a packet that is steered stays as it is.
-            REDIRECT if packet.ends_with(seen.packet) => Course::Steered,
+            REDIRECT if packet == seen.packet || packet.get(ETHERNET..) == Some(seen.packet) => Course::Steered,
             REDIRECT => Course::Answered,
             SHOT => Course::Dropped,
             unknown => unreachable!("{name} returned {unknown}"),

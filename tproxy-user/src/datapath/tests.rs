@@ -5,6 +5,8 @@ mod reference;
 
 use std::{cell::RefCell, collections::HashMap, net::IpAddr};
 
+use aya::maps::HashMap as BpfHashMap;
+
 use frames::{ACK, Content, ETHERNET, Frame, Ip, Payload, RST, Tcp, frame, syn};
 use ipnet::IpNet;
 use proptest::{
@@ -13,9 +15,10 @@ use proptest::{
 };
 use reference::{Expected, Reference};
 use tproxy_common::{
-    abi::Decision,
+    abi::{Decision, FragmentKey, Memory},
     addr::Addr,
     flow::{Protocol, Tuple},
+    rule::RuleIndex,
 };
 
 use super::*;
@@ -74,6 +77,10 @@ impl Rig {
             datapath.set_listener(0, Protocol::Tcp, family, &listener).unwrap();
             datapath.set_black_hole(Protocol::Tcp, family, &hole).unwrap();
             sockets.extend([listener, hole]);
+            let (listener, hole) = (unconnected(family, mark), unconnected(family, mark));
+            datapath.set_listener(0, Protocol::Udp, family, &listener).unwrap();
+            datapath.set_black_hole(Protocol::Udp, family, &hole).unwrap();
+            sockets.extend([listener, hole]);
         }
         datapath.attach_lookup().unwrap();
         let all = links::snapshot().unwrap();
@@ -87,14 +94,32 @@ impl Rig {
         self.datapath.install(compiled).unwrap();
         self.datapath.set_host_addresses(hosts.iter().map(|addr| IpNet::from(*addr))).unwrap();
         if deciding { self.datapath.start_deciding() } else { self.datapath.stop_deciding() }.unwrap();
-        let mut map = self.datapath.decisions().unwrap().0;
-        let old: Vec<_> = map.keys().collect::<Result<_, _>>().unwrap();
-        old.iter().for_each(|tuple| map.remove(tuple).unwrap());
+        empty(&mut self.datapath.decisions().unwrap().0);
+        empty(&mut self.datapath.share::<Tuple, Memory>(map::MEMORY).unwrap());
+        empty(&mut self.datapath.share::<FragmentKey, u32>(map::FRAGMENTS).unwrap());
     }
 
     fn decisions(&self) -> HashMap<Tuple, Decision> {
         self.datapath.decisions().unwrap().0.iter().collect::<Result<_, _>>().unwrap()
     }
+
+    fn memory(&self) -> HashMap<Tuple, (RuleIndex, u32)> {
+        let map = self.datapath.share::<Tuple, Memory>(map::MEMORY).unwrap();
+        let entries = map.iter().map(|entry| entry.map(|(tuple, m)| (tuple, (m.rule, m.worker))));
+        entries.collect::<Result<_, _>>().unwrap()
+    }
+}
+
+fn unconnected(family: Family, mark: Mark) -> socket2::Socket {
+    let socket = socket2::Socket::new(family.into(), socket2::Type::DGRAM, None).unwrap();
+    socket.set_mark(mark.own()).unwrap();
+    socket.bind(&std::net::SocketAddr::new(family.loopback(), 0).into()).unwrap();
+    socket
+}
+
+fn empty<K: Pod, V: Pod>(map: &mut BpfHashMap<MapData, K, V>) {
+    let old: Vec<_> = map.keys().collect::<Result<_, _>>().unwrap();
+    old.iter().for_each(|key| map.remove(key).unwrap());
 }
 
 /// Where a packet is seen.
@@ -230,6 +255,7 @@ impl Rig {
             }
         }
         prop_assert_eq!(&self.decisions(), &reference.decisions);
+        prop_assert_eq!(&self.memory(), &reference.memory);
         Ok(())
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use tproxy_common::{
-    abi::{APPLICATION, Decision},
+    abi::{APPLICATION, CARRY, Decision, FragmentCourse, FragmentKey, PASSED},
     flow::{Flow, Protocol, Tuple},
-    packet::{self, Kind, Packet},
-    policy::decide,
+    packet::{self, Kind, Packet, Piece},
+    policy::{decide, may_be_reply, may_select},
     rule::{RuleIndex, Scope},
     verdict::{Reason, Verdict},
 };
@@ -35,21 +35,30 @@ pub(super) struct Expected {
     pub(super) reasons: Vec<Reason>,
 }
 
-/// A datapath without a connection of ours, whose listener lookup is attached.
+/// A datapath without a socket that is connected, whose listener lookup is attached.
 pub(super) struct Reference<'a> {
     pub(super) rules: HostLookups<'a>,
     pub(super) mark: Mark,
     pub(super) steer: Steer,
     pub(super) deciding: bool,
-    /// What is remembered of the flows seen.
+    /// What is remembered of the TCP flows seen.
     pub(super) decisions: HashMap<Tuple, Decision>,
+    /// What is remembered of the UDP flows seen: rule and worker.
+    pub(super) memory: HashMap<Tuple, (RuleIndex, u32)>,
+    fragments: HashMap<FragmentKey, FragmentCourse>,
     /// Counted for the packet at hand.
     counted: Vec<Reason>,
 }
 
+/// The only one.
+const WORKER: u32 = 0;
+
+type Decided = Result<(Course, Reason), Reason>;
+
 impl<'a> Reference<'a> {
     pub(super) fn new(rules: HostLookups<'a>, mark: Mark, steer: Steer, deciding: bool) -> Self {
-        Self { rules, mark, steer, deciding, decisions: HashMap::new(), counted: vec![] }
+        let (decisions, memory, fragments) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { rules, mark, steer, deciding, decisions, memory, fragments, counted: vec![] }
     }
 
     /// `to_us`: as the link layer says.
@@ -62,7 +71,11 @@ impl<'a> Reference<'a> {
             (Direction::Ingress, Layer::Loopback) => return self.loopback(link, own, parsed, seen.mark),
             (Direction::Ingress, _) if !to_us => Err(Reason::NotForUs),
             _ if own => Err(Reason::OwnMark),
-            _ => parsed.and_then(|parsed| self.course(link, hook, &parsed, seen)),
+            _ => parsed.and_then(|parsed| match (parsed.kind, parsed.protocol) {
+                (Kind::LaterFragment, _) => self.later_fragment(link, hook, &parsed),
+                (_, Protocol::Tcp) => self.segment(link, hook, &parsed, seen),
+                (_, Protocol::Udp) => self.datagram(link, hook, &parsed, seen),
+            }),
         };
         let (course, reason) = decided.unwrap_or_else(|reason| (Course::Passed, reason));
         let mark = match course {
@@ -83,10 +96,17 @@ impl<'a> Reference<'a> {
         mark & !self.mark.mask()
     }
 
+    fn has(&self, scope: Scope, protocol: Protocol) -> bool {
+        self.rules.compiled.has_scope(scope, protocol)
+    }
+
     fn loopback(&mut self, link: &Link, own: bool, parsed: Result<Packet, Reason>, mark: u32) -> Expected {
         if self.mark.is_steered(mark) {
-            if let (Steer::SkAssign, Ok(parsed)) = (self.steer, parsed) {
-                self.listener_lookup(link, &parsed.tuple);
+            match (self.steer, parsed) {
+                (Steer::SkAssign, Ok(Packet { piece: Piece::Whole, protocol, tuple, .. })) => {
+                    self.lookup(protocol, link, &tuple);
+                }
+                _ => {}
             }
             return Expected { course: Course::Steered, mark, reasons: self.counted.clone() };
         }
@@ -94,97 +114,240 @@ impl<'a> Reference<'a> {
             return Expected { course: Course::Passed, mark, reasons: vec![] };
         }
         let mut after = mark;
-        if let Ok(Packet { kind: Kind::Syn, tuple, .. }) = parsed
-            && self.rules.compiled.has_scope(Scope::Inbound, Protocol::Tcp)
-        {
-            self.decisions.insert(tuple, Decision { rule: 0, worker: APPLICATION });
-            after = self.unmarked(mark);
+        let datagrams = self.has(Scope::Inbound, Protocol::Udp) || self.has(Scope::Outbound, Protocol::Udp);
+        match parsed {
+            Ok(Packet { kind: Kind::Syn, tuple, .. }) if self.has(Scope::Inbound, Protocol::Tcp) => {
+                self.decisions.insert(tuple, Decision { rule: 0, worker: APPLICATION });
+                after = self.unmarked(mark);
+            }
+            Ok(Packet { kind: Kind::Datagram, tuple, .. })
+                if datagrams && !(self.rules.is_host_address)(&tuple.src) =>
+            {
+                self.memory.insert(tuple, (0, APPLICATION));
+            }
+            _ => {}
         }
         Expected { course: Course::Passed, mark: after, reasons: vec![Reason::OwnMark] }
     }
 
     /// SYN decides, sockets remember; and here they remember decisions only.
-    fn course(
-        &mut self,
-        link: &Link,
-        hook: Direction,
-        parsed: &Packet,
-        seen: Seen<'_>,
-    ) -> Result<(Course, Reason), Reason> {
-        let waits_for_ack = self.listener_lookup(link, &parsed.tuple);
-        let scope = match hook {
-            Direction::Ingress => Scope::Forwarded,
-            Direction::Egress => Scope::Outbound,
-        };
+    fn segment(&mut self, link: &Link, hook: Direction, parsed: &Packet, seen: Seen<'_>) -> Decided {
+        if hook == Direction::Egress && parsed.kind == Kind::IcmpError {
+            return Err(Reason::NotOurs);
+        }
+        self.lookup(Protocol::Tcp, link, &parsed.tuple);
+        let waits_for_ack = self.decisions.get(&parsed.tuple).is_some_and(|d| d.worker != APPLICATION)
+            || self.is_dropped_inbound(link, &parsed.tuple);
         match parsed.kind {
             Kind::Syn if hook == Direction::Egress && seen.ingress_ifindex != 0 => Err(Reason::NotOurs),
             Kind::Syn => {
-                let verdict = self.ask(scope, link, &parsed.tuple);
+                let verdict = self.ask(scope_of(hook), Protocol::Tcp, link, &parsed.tuple);
                 if !matches!(verdict, Verdict::Steer(_)) && waits_for_ack {
                     self.decisions.remove(&parsed.tuple);
                 }
-                match verdict {
-                    Verdict::Pass(reason) => Err(reason),
-                    Verdict::Steer(rule) => {
-                        self.remember(rule, &parsed.tuple);
-                        Ok((Course::Steered, Reason::RuleSteer))
-                    }
-                    Verdict::Drop => Ok((Course::Dropped, Reason::RuleDrop)),
-                    Verdict::Reject if can_be_answered(parsed, seen.packet) => {
-                        Ok((Course::Answered, Reason::RuleReject))
-                    }
-                    Verdict::Reject => Ok((Course::Dropped, Reason::KernelRefused)),
-                }
+                self.first(verdict, parsed, seen)
             }
             Kind::Ack if waits_for_ack => Ok((Course::Steered, Reason::Decided)),
             _ => Err(Reason::NotOurs),
         }
     }
 
-    /// Whether a listener of ours would receive the packet; that is asked of the kernel first, and it of `sk_lookup`,
-    /// which decides in scope `inbound`.
-    fn listener_lookup(&mut self, link: &Link, tuple: &Tuple) -> bool {
-        if let Some(decision) = self.decisions.get(tuple) {
-            return decision.worker != APPLICATION;
-        }
-        if !self.rules.compiled.has_scope(Scope::Inbound, Protocol::Tcp) || !self.deciding {
-            return false;
-        }
-        match self.ask(Scope::Inbound, link, tuple) {
-            Verdict::Pass(_) => false,
-            Verdict::Steer(rule) => {
-                self.remember(rule, tuple);
-                self.counted.push(Reason::RuleSteer);
-                true
+    /// `sk_lookup` gives it to the black hole, which is a socket of ours as well.
+    fn is_dropped_inbound(&self, link: &Link, tuple: &Tuple) -> bool {
+        !self.decisions.contains_key(tuple)
+            && self.has(Scope::Inbound, Protocol::Tcp)
+            && self.ask(Scope::Inbound, Protocol::Tcp, link, tuple) == Verdict::Drop
+    }
+
+    /// The first datagram decides, then the flow is remembered.
+    fn datagram(&mut self, link: &Link, hook: Direction, parsed: &Packet, seen: Seen<'_>) -> Decided {
+        let sent_here = hook == Direction::Ingress || seen.ingress_ifindex == 0;
+        let tuple = &parsed.tuple;
+        if parsed.kind == Kind::IcmpError {
+            if hook == Direction::Ingress {
+                self.lookup(Protocol::Udp, link, tuple);
             }
-            Verdict::Reject => {
-                self.counted.push(Reason::RuleReject);
-                false
+            return Err(Reason::NotOurs);
+        }
+        match self.memory.get(tuple) {
+            Some((_, PASSED | APPLICATION)) => {
+                self.follow(parsed, FragmentCourse::Pass);
+                return Err(Reason::Remembered);
+            }
+            Some(_) if sent_here => {
+                self.follow(parsed, FragmentCourse::Steer);
+                return Ok((Course::Steered, Reason::Decided));
+            }
+            _ => {}
+        }
+        self.lookup(Protocol::Udp, link, tuple);
+        if hook == Direction::Ingress && parsed.hops <= 1 {
+            return Err(Reason::Expiring);
+        }
+        if !sent_here {
+            self.is_reply(tuple);
+            self.memory.insert(*tuple, (0, PASSED));
+            self.follow(parsed, FragmentCourse::Pass);
+            return Err(Reason::NotOurs);
+        }
+        let verdict = if self.is_reply(tuple) {
+            Verdict::Pass(Reason::Remembered)
+        } else {
+            self.ask(scope_of(hook), Protocol::Udp, link, tuple)
+        };
+        if matches!(verdict, Verdict::Pass(Reason::NoRule | Reason::RulePass)) {
+            self.memory.insert(*tuple, (0, PASSED));
+        }
+        self.first(verdict, parsed, seen)
+    }
+
+    fn first(&mut self, verdict: Verdict, parsed: &Packet, seen: Seen<'_>) -> Decided {
+        let came_first = |reference: &Self| {
+            let course = parsed.fragment().and_then(|key| reference.fragments.get(&key).copied());
+            parsed.kind == Kind::Datagram && course == Some(FragmentCourse::Steer)
+        };
+        match verdict {
+            Verdict::Pass(_) if came_first(self) => {
+                self.memory.insert(parsed.tuple, (CARRY, WORKER));
+                Ok((Course::Steered, Reason::Carried))
+            }
+            Verdict::Pass(reason) => {
+                self.follow(parsed, FragmentCourse::Pass);
+                Err(reason)
+            }
+            Verdict::Steer(rule) => {
+                self.follow(parsed, FragmentCourse::Steer);
+                self.remember(rule, parsed.protocol, &parsed.tuple);
+                Ok((Course::Steered, Reason::RuleSteer))
             }
             Verdict::Drop => {
-                self.counted.push(Reason::RuleDrop);
-                true
+                self.follow(parsed, FragmentCourse::Drop);
+                Ok((Course::Dropped, Reason::RuleDrop))
+            }
+            Verdict::Reject => {
+                self.follow(parsed, FragmentCourse::Drop);
+                if can_be_answered(parsed, seen.packet) {
+                    Ok((Course::Answered, Reason::RuleReject))
+                } else {
+                    Ok((Course::Dropped, Reason::KernelRefused))
+                }
             }
         }
     }
 
-    fn ask(&self, scope: Scope, link: &Link, tuple: &Tuple) -> Verdict {
+    fn later_fragment(&mut self, link: &Link, hook: Direction, parsed: &Packet) -> Decided {
+        let key = parsed.fragment().expect("a fragment");
+        let course = match (self.fragments.get(&key), hook) {
+            (Some(course), _) => *course,
+            (None, Direction::Egress) => FragmentCourse::Pass,
+            (None, Direction::Ingress) => {
+                let (protocol, tuple) = (parsed.protocol, parsed.tuple);
+                let flow = Flow { protocol, tuple, ifindex: link.index, uid: SUPERUSER };
+                let ours = protocol == Protocol::Udp
+                    && (self.deciding && may_select(&flow, &self.rules)
+                        || self.rules.compiled.spoofs_datagrams && may_be_reply(&flow, &self.rules));
+                let course = if ours { FragmentCourse::Steer } else { FragmentCourse::Pass };
+                self.follow(parsed, course);
+                course
+            }
+        };
+        match course {
+            FragmentCourse::Pass => Err(Reason::Fragment),
+            FragmentCourse::Steer => Ok((Course::Steered, Reason::SteerFragment)),
+            FragmentCourse::Drop => Ok((Course::Dropped, Reason::DropFragment)),
+        }
+    }
+
+    fn follow(&mut self, parsed: &Packet, course: FragmentCourse) {
+        self.fragments.extend(parsed.fragment().map(|key| (key, course)));
+    }
+
+    fn is_reply(&mut self, tuple: &Tuple) -> bool {
+        let replies = matches!(self.memory.get(&tuple.reversed()), Some((_, PASSED)));
+        if replies {
+            self.memory.insert(*tuple, (0, PASSED));
+        }
+        replies
+    }
+
+    /// tc asks the kernel for the packet's socket, and the kernel asks `sk_lookup`, which decides in scope `inbound`.
+    fn lookup(&mut self, protocol: Protocol, link: &Link, tuple: &Tuple) {
+        let inbound = self.has(Scope::Inbound, protocol);
+        match protocol {
+            Protocol::Tcp if self.decisions.contains_key(tuple) || !inbound => return,
+            Protocol::Udp if self.memory.contains_key(tuple) => return,
+            Protocol::Udp if !inbound && !self.has(Scope::Outbound, protocol) => return,
+            Protocol::Udp if self.is_reply(tuple) => return,
+            _ => {}
+        }
+        let verdict = if inbound {
+            self.ask(Scope::Inbound, protocol, link, tuple)
+        } else {
+            Verdict::Pass(Reason::NoRule)
+        };
+        match verdict {
+            Verdict::Pass(_) => {
+                if protocol == Protocol::Udp && (self.rules.is_host_address)(&tuple.dst) {
+                    self.memory.insert(*tuple, (0, PASSED));
+                }
+            }
+            Verdict::Steer(rule) => {
+                self.remember(rule, protocol, tuple);
+                self.counted.push(Reason::RuleSteer);
+            }
+            Verdict::Reject => self.counted.push(Reason::RuleReject),
+            Verdict::Drop => self.counted.push(Reason::RuleDrop),
+        }
+    }
+
+    fn ask(&self, scope: Scope, protocol: Protocol, link: &Link, tuple: &Tuple) -> Verdict {
         if !self.deciding {
             return Verdict::Pass(Reason::Draining);
         }
-        let flow = Flow { protocol: Protocol::Tcp, tuple: *tuple, ifindex: link.index, uid: SUPERUSER };
+        let flow = Flow { protocol, tuple: *tuple, ifindex: link.index, uid: SUPERUSER };
         decide(scope, &flow, &self.rules)
     }
 
-    fn remember(&mut self, rule: RuleIndex, tuple: &Tuple) {
-        self.decisions.insert(*tuple, Decision { rule, worker: 0 });
+    fn remember(&mut self, rule: RuleIndex, protocol: Protocol, tuple: &Tuple) {
+        match protocol {
+            Protocol::Tcp => drop(self.decisions.insert(*tuple, Decision { rule, worker: WORKER })),
+            Protocol::Udp => drop(self.memory.insert(*tuple, (rule, WORKER))),
+        }
+    }
+}
+
+const fn scope_of(hook: Direction) -> Scope {
+    match hook {
+        Direction::Ingress => Scope::Forwarded,
+        Direction::Egress => Scope::Outbound,
+    }
+}
+
+/// Whether the program can turn the packet into its refusal.
+fn can_be_answered(parsed: &Packet, bytes: &[u8]) -> bool {
+    match parsed.protocol {
+        Protocol::Tcp => has_whole_header(parsed, bytes),
+        Protocol::Udp => is_taken_for_ip(bytes) && is_quotable(parsed, bytes),
     }
 }
 
 /// The whole TCP header but its urgent pointer is there, whatever the lengths say.
-fn can_be_answered(parsed: &Packet, bytes: &[u8]) -> bool {
+fn has_whole_header(parsed: &Packet, bytes: &[u8]) -> bool {
     const OFFSET: usize = 12;
     const CHECKSUM_END: usize = 18;
     let header = usize::from(bytes[parsed.l4 + OFFSET] >> 4) * 4;
     bytes.len() >= parsed.l4 + if header > 20 { header } else { CHECKSUM_END }
+}
+
+/// Room is made in what the kernel takes for an IP packet only; in a test run that depends on where it looks for an
+/// EtherType.
+fn is_taken_for_ip(bytes: &[u8]) -> bool {
+    matches!(bytes[12..ETHERNET], [0x08, 0x00] | [0x86, 0xdd])
+}
+
+fn is_quotable(parsed: &Packet, bytes: &[u8]) -> bool {
+    const MOST: usize = 128;
+    const UDP_HEADER: usize = 8;
+    let l3 = if is_taken_for_ip(bytes) { ETHERNET } else { 0 };
+    parsed.l4 + UDP_HEADER - l3 <= MOST
 }
