@@ -24,7 +24,8 @@ use crate::{
     plan::{Plan, Surroundings},
     policy::{Cgroup, CgroupError, Compiled},
     socket::{self, SocketError},
-    tcp::{Snapshot, TcpCounters, Worker, WorkerSetup},
+    tcp::{self, Snapshot, TcpCounters},
+    worker::{Worker, WorkerSetup},
 };
 
 /// Why an instance could not start, or go on.
@@ -307,13 +308,16 @@ fn start_workers(
         workers.push(
             Worker::spawn(WorkerSetup {
                 index,
-                listeners,
-                bound: Arc::clone(&bound),
-                rules: Arc::clone(&rules),
-                timeouts: config.timeouts,
-                mark: config.mark,
-                decisions: Box::new(datapath.decisions()?),
-                counters: Arc::clone(&own),
+                tcp: tcp::Setup {
+                    listeners,
+                    bound: Arc::clone(&bound),
+                    rules: Arc::clone(&rules),
+                    timeouts: config.timeouts,
+                    mark: config.mark,
+                    decisions: Box::new(datapath.decisions()?),
+                    counters: Arc::clone(&own),
+                },
+                udp: None,
             })
             .map_err(InstanceError::Worker)?,
         );

@@ -11,7 +11,8 @@ use tproxy_common::{
 use super::{Datapath, DatapathError, in_map};
 use crate::{
     flow::{ClientAddr, OriginalDst},
-    tcp::{Decisions, RuleIndex},
+    tcp::Decisions,
+    worker::RuleIndex,
 };
 
 /// A worker's own handle to the decisions.
