@@ -154,7 +154,7 @@ impl fmt::Display for Action {
 }
 
 /// Whose address the upstream sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, clap::ValueEnum)]
 pub enum Source {
     /// This host's own address.
     #[default]

@@ -6,6 +6,7 @@
 mod attach;
 mod decisions;
 mod log;
+mod memory;
 mod tables;
 mod test_run;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use aya::{
     programs::{ProgramError, SkLookup, links::FdLink},
 };
 pub use decisions::DecisionMap;
+pub use memory::MemoryMap;
 pub use test_run::{Course, Ran, Seen};
 use tproxy_common::{
     abi::{self, Control, global, map, program},

@@ -12,7 +12,7 @@ use socket2::Socket;
 use tproxy_common::{flow::Protocol, verdict::Reason};
 
 use crate::{
-    config::{Action, Config, Rule, Scope},
+    config::{Action, Config, Rule, Scope, SessionLimits},
     datapath::{AttachError, Attachment, Datapath, DatapathError, Settings},
     family::Family,
     host::{
@@ -24,7 +24,9 @@ use crate::{
     plan::{Plan, Surroundings},
     policy::{Cgroup, CgroupError, Compiled},
     socket::{self, SocketError},
-    tcp::{Snapshot, TcpCounters, Worker, WorkerSetup},
+    tcp::{self, TcpCounters},
+    udp::{self, UdpCounters},
+    worker::{Worker, WorkerSetup},
 };
 
 /// Why an instance could not start, or go on.
@@ -55,7 +57,7 @@ pub enum InstanceError {
 pub struct Instance {
     datapath: Datapath,
     workers: Vec<Worker>,
-    counters: Vec<Arc<TcpCounters>>,
+    counters: Vec<Counters>,
     _black_holes: Vec<Socket>,
     _sockets: LingeringSockets,
     journal: Journal,
@@ -145,6 +147,7 @@ impl Instance {
     pub async fn drain(&mut self) -> Result<(), InstanceError> {
         let deadline = Instant::now() + self.config.timeouts.drain;
         self.datapath.stop_deciding()?;
+        self.workers.iter().for_each(Worker::drain);
         let live: usize = self.workers.iter().map(Worker::live).sum();
         tracing::info!(live, limit = ?self.config.timeouts.drain, "draining: no new flow is taken");
         match tokio::time::timeout_at(deadline.into(), self.finished()).await {
@@ -153,7 +156,7 @@ impl Instance {
         }
     }
 
-    /// Waits until no connection is live or about to be, and what closed ones still had to send is acknowledged. Of the
+    /// Waits until no connection or session is live or about to be, and what closed ones still had to send is acknowledged. Of the
     /// latter two the kernel gives no word, so it is asked.
     async fn finished(&self) -> Result<(), InstanceError> {
         const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
@@ -187,8 +190,10 @@ impl Instance {
     }
 
     fn log_counters(&self) {
-        let tcp: Snapshot = self.counters.iter().map(|counters| counters.snapshot()).sum();
+        let tcp: tcp::Snapshot = self.counters.iter().map(|counters| counters.tcp.snapshot()).sum();
+        let udp: udp::Snapshot = self.counters.iter().map(|counters| counters.udp.snapshot()).sum();
         tracing::info!("connections: {tcp}");
+        tracing::info!("datagrams: {udp}");
         match self.datapath.counters() {
             Ok(counters) => tracing::info!("packets: {}", in_words(&counters)),
             Err(error) => tracing::warn!("packets: {error}"),
@@ -283,58 +288,117 @@ impl Drop for LingeringSockets {
     }
 }
 
+/// Where one worker counts.
+#[derive(Default)]
+struct Counters {
+    tcp: Arc<TcpCounters>,
+    udp: Arc<UdpCounters>,
+}
+
 fn start_workers(
     config: &Config,
     datapath: &mut Datapath,
-) -> Result<(Vec<Worker>, Vec<Arc<TcpCounters>>), InstanceError> {
-    let mut listeners = Vec::new();
-    let mut bound = Vec::new();
+) -> Result<(Vec<Worker>, Vec<Counters>), InstanceError> {
+    let mut sockets = Vec::new();
     for worker in 0..config.workers {
-        let mut own = Vec::new();
-        for family in Family::available() {
-            let listener = socket::listener(family, config.mark)?;
-            bound.extend(listener.local_addr().ok().and_then(|addr| addr.as_socket()));
-            datapath.set_listener(worker as u32, Protocol::Tcp, family, &listener)?;
-            own.push(listener);
-        }
-        listeners.push(own);
+        sockets.push((open_listeners(worker, config, datapath)?, open_udp(worker, config, datapath)?));
     }
-    let bound: Arc<[SocketAddr]> = bound.into();
+    let address_of = |socket: &Socket| socket.local_addr().ok().and_then(|addr| addr.as_socket());
+    let tcp_bound: Arc<[SocketAddr]> =
+        sockets.iter().flat_map(|(tcp, _)| tcp).filter_map(address_of).collect();
+    let udp_bound: Arc<[SocketAddr]> =
+        sockets.iter().flat_map(|(_, udp)| udp).filter_map(|udp| address_of(udp.listener())).collect();
     let rules: Arc<[Rule]> = config.rules.clone().into();
+    let SessionLimits { total, per_client } = config.sessions;
+    // All sessions of a client endpoint are one worker's, but not all of a client address.
+    let share = SessionLimits {
+        total: total.div_ceil(config.workers),
+        per_client: per_client.div_ceil(config.workers),
+    };
     let mut workers = Vec::new();
     let mut counters = Vec::new();
-    for (index, listeners) in listeners.into_iter().enumerate() {
-        let own = Arc::new(TcpCounters::default());
-        workers.push(
-            Worker::spawn(WorkerSetup {
-                index,
-                listeners,
-                bound: Arc::clone(&bound),
+    for (index, (listeners, sockets)) in sockets.into_iter().enumerate() {
+        let own = Counters::default();
+        let tcp = tcp::Setup {
+            listeners,
+            bound: Arc::clone(&tcp_bound),
+            rules: Arc::clone(&rules),
+            timeouts: config.timeouts,
+            mark: config.mark,
+            decisions: Box::new(datapath.decisions()?),
+            counters: Arc::clone(&own.tcp),
+        };
+        let udp = if sockets.is_empty() {
+            None
+        } else {
+            Some(udp::Setup {
+                sockets,
+                bound: Arc::clone(&udp_bound),
                 rules: Arc::clone(&rules),
                 timeouts: config.timeouts,
+                sessions: share,
                 mark: config.mark,
-                decisions: Box::new(datapath.decisions()?),
-                counters: Arc::clone(&own),
+                memory: Box::new(datapath.memory()?),
+                counters: Arc::clone(&own.udp),
             })
-            .map_err(InstanceError::Worker)?,
-        );
+        };
+        workers.push(Worker::spawn(WorkerSetup { index, tcp, udp }).map_err(InstanceError::Worker)?);
         counters.push(own);
     }
     Ok((workers, counters))
 }
 
-/// Where connections end that scope `inbound` drops; the datapath's hooks for the other scopes can drop by themselves.
-fn open_black_holes(config: &Config, datapath: &mut Datapath) -> Result<Vec<Socket>, InstanceError> {
-    let drops = |rule: &Rule| rule.scope == Scope::Inbound && rule.action == Action::Drop;
-    if !config.rules.iter().any(drops) {
+/// The TCP listeners of a worker, one for each address family.
+fn open_listeners(
+    worker: usize,
+    config: &Config,
+    datapath: &mut Datapath,
+) -> Result<Vec<Socket>, InstanceError> {
+    let open = |family| {
+        let listener = socket::listener(family, config.mark)?;
+        datapath.set_listener(worker as u32, Protocol::Tcp, family, &listener)?;
+        Ok(listener)
+    };
+    Family::available().map(open).collect()
+}
+
+/// The UDP sockets of a worker, a set for each address family; none where no rule is about UDP.
+fn open_udp(
+    worker: usize,
+    config: &Config,
+    datapath: &mut Datapath,
+) -> Result<Vec<udp::Sockets>, InstanceError> {
+    if !config.rules.iter().any(|rule| rule.protocols.include(Protocol::Udp)) {
         return Ok(Vec::new());
     }
     let open = |family| {
-        let hole = socket::black_hole(family, config.mark)?;
-        datapath.set_black_hole(Protocol::Tcp, family, &hole)?;
-        Ok(hole)
+        let sockets = udp::Sockets::open(family, config.mark)?;
+        datapath.set_listener(worker as u32, Protocol::Udp, family, sockets.listener())?;
+        Ok(sockets)
     };
     Family::available().map(open).collect()
+}
+
+/// Where flows end that scope `inbound` drops; the datapath's hooks for the other scopes can drop by themselves.
+fn open_black_holes(config: &Config, datapath: &mut Datapath) -> Result<Vec<Socket>, InstanceError> {
+    let mut holes = Vec::new();
+    for protocol in Protocol::ALL {
+        let drops = |rule: &Rule| {
+            rule.scope == Scope::Inbound && rule.action == Action::Drop && rule.protocols.include(protocol)
+        };
+        if !config.rules.iter().any(drops) {
+            continue;
+        }
+        for family in Family::available() {
+            let hole = match protocol {
+                Protocol::Tcp => socket::black_hole(family, config.mark)?,
+                Protocol::Udp => socket::datagram_black_hole(family, config.mark)?,
+            };
+            datapath.set_black_hole(protocol, family, &hole)?;
+            holes.push(hole);
+        }
+    }
+    Ok(holes)
 }
 
 fn look_around() -> Result<Surroundings, HostError> {

@@ -1,11 +1,17 @@
-//! The sockets of an instance: listeners and upstream sockets, with the options that make them
-//! transparent. The one module of user space that may use `unsafe`.
+//! The sockets of an instance: listeners, sessions' and upstream sockets, with the options that make them transparent. The one module of user space that may use `unsafe`.
 //!
-//! Every socket carries the own mark, so that the datapath leaves its packets alone, and lingers for
-//! zero seconds: closing it is a reset, until
+//! Every socket carries the own mark, so that the datapath leaves its packets alone. Those of TCP linger for zero seconds: closing it is a reset, until
 //! [`close_in_order`] was called. A connection
 //! that is cut off (a panic, a stop, `kill -9`) must not look to its ends like one that was complete,
 //! and a reset leaves no socket behind that has a foreign address.
+
+mod control;
+mod datagram;
+mod errors;
+mod icmp;
+mod raw;
+mod readable;
+mod receive;
 
 use std::{
     io,
@@ -14,6 +20,14 @@ use std::{
     time::Duration,
 };
 
+pub use datagram::{
+    Endpoint, datagram_black_hole, datagram_from, datagram_listener, datagram_upstream, session, set_ttl,
+};
+pub use errors::{PeerError, next_error};
+pub use icmp::{IcmpError, IcmpSender};
+pub use raw::RawSender;
+pub use readable::Readable;
+pub use receive::{Datagram, Receiver};
 use socket2::{Protocol, SockAddr, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::{family::Family, mark::Mark};
@@ -42,10 +56,12 @@ pub enum UpstreamSource {
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// A capability is missing.
-    #[error("{step} needs CAP_NET_ADMIN")]
+    #[error("{step} needs {capability}")]
     Privilege {
-        /// The option that was refused.
+        /// The call or option that was refused.
         step: &'static str,
+        /// What would allow it.
+        capability: &'static str,
     },
     /// Somebody else holds the local address and port.
     #[error("the local address {address} is taken")]
@@ -93,11 +109,9 @@ pub fn listener(family: Family, mark: Mark) -> Result<Socket, SocketError> {
 /// # Errors
 /// As [`listener`].
 pub fn black_hole(family: Family, mark: Mark) -> Result<Socket, SocketError> {
-    // `ret #0`: keep no byte of the packet, which is to drop it.
-    const RETURN_ZERO: SockFilter = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
     let socket = marked(family, mark)?;
     transparent(&socket, family)?;
-    socket.attach_filter(&[RETURN_ZERO]).map_err(os("SO_ATTACH_FILTER"))?;
+    discard_all(&socket)?;
     bind_and_listen(&socket, family)?;
     Ok(socket)
 }
@@ -167,6 +181,13 @@ fn transparent(socket: &Socket, family: Family) -> Result<(), SocketError> {
     }
 }
 
+/// From now on the socket receives nothing.
+fn discard_all(socket: &Socket) -> Result<(), SocketError> {
+    // `ret #0`: keep no byte of the packet, which is to drop it.
+    const RETURN_ZERO: SockFilter = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
+    socket.attach_filter(&[RETURN_ZERO]).map_err(os("SO_ATTACH_FILTER"))
+}
+
 fn bind_and_listen(socket: &Socket, family: Family) -> Result<(), SocketError> {
     socket.bind(&SocketAddr::new(family.loopback(), 0).into()).map_err(os("bind"))?;
     // For what it accepts: those connections hold the ports of original destinations, and without the option no daemon
@@ -199,7 +220,7 @@ fn os(step: &'static str) -> impl Fn(io::Error) -> SocketError {
 
 fn privileged(step: &'static str) -> impl Fn(io::Error) -> SocketError {
     move |source| match source.kind() {
-        io::ErrorKind::PermissionDenied => SocketError::Privilege { step },
+        io::ErrorKind::PermissionDenied => SocketError::Privilege { step, capability: "CAP_NET_ADMIN" },
         _ => SocketError::Os { step, source },
     }
 }

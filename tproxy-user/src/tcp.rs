@@ -1,7 +1,7 @@
 //! TCP from accept to close: the way of a connection.
 //!
-//! A [`Worker`] is one thread with its own runtime and its own listeners; nothing is shared between
-//! workers but what is read only. In each of them
+//! A [`Worker`](crate::worker::Worker) is one thread with its own runtime and its own listeners; nothing is shared
+//! between workers but what is read only. In each of them
 //!
 //! 1. `accept` takes connections off the listeners and finds out the client, the original destination
 //!    and, from the datapath by way of [`Decisions`], the rule that selected the flow;
@@ -23,19 +23,18 @@ mod counters;
 mod pipe;
 mod relay;
 mod respond;
+mod service;
 mod session;
-mod source;
 mod upstream;
-mod worker;
 
 pub use counters::{End, Snapshot, TcpCounters};
-pub use worker::{Worker, WorkerSetup};
+pub(crate) use service::Service;
+pub use service::Setup;
 
-use crate::flow::{ClientAddr, OriginalDst};
-
-/// Index of a rule in [`Config::rules`](crate::config::Config::rules).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct RuleIndex(pub usize);
+use crate::{
+    flow::{ClientAddr, OriginalDst},
+    worker::RuleIndex,
+};
 
 /// What the datapath decided when it saw a flow's first packet.
 pub trait Decisions: Send {

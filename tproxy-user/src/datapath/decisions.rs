@@ -9,7 +9,8 @@ use tproxy_common::{
 use super::{Datapath, DatapathError, tuple};
 use crate::{
     flow::{ClientAddr, OriginalDst},
-    tcp::{Decisions, RuleIndex},
+    tcp::Decisions,
+    worker::RuleIndex,
 };
 
 /// A worker's own handle to the decisions.

@@ -1,10 +1,11 @@
 use std::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     process::Command,
     thread,
 };
 
 use super::*;
+use crate::flow::{ClientAddr, OriginalDst};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -83,6 +84,155 @@ fn nothing_gets_into_a_black_hole() {
         let connected = TcpStream::connect_timeout(&address_of(&hole), Duration::from_millis(300));
         assert_eq!(connected.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
+}
+
+#[test]
+fn a_datagram_leaves_from_a_foreign_address() {
+    in_namespace(|| {
+        for (family, from) in [(Family::V4, "198.51.100.7:8080"), (Family::V6, "[2001:db8::7]:8080")] {
+            let server = UdpSocket::bind((family.loopback(), 0)).unwrap();
+            let from: SocketAddr = from.parse().unwrap();
+            let socket = datagram_from(from).unwrap();
+            socket.send_to(b"x", &server.local_addr().unwrap().into()).unwrap();
+            assert_eq!(server.recv_from(&mut [0; 1]).unwrap(), (1, from));
+            assert!(matches!(datagram_from(from), Err(SocketError::Taken { address }) if address == from));
+        }
+    });
+}
+
+#[test]
+fn a_listener_tells_who_sent_a_datagram_and_where_it_was_to_go() {
+    in_namespace(|| {
+        for family in FAMILIES {
+            let listener = datagram_listener(family, Mark::DEFAULT).unwrap();
+            let client = UdpSocket::bind((family.loopback(), 0)).unwrap();
+            client.send_to(b"one", address_of(&listener)).unwrap();
+            client.send_to(b"", address_of(&listener)).unwrap();
+            let mut seen = Vec::new();
+            let mut receiver = Receiver::default();
+            let mut receive = || {
+                receiver.recv(&listener, |datagram| {
+                    assert_eq!(datagram.client.0, client.local_addr().unwrap());
+                    assert_eq!(
+                        (datagram.dst.0, datagram.ttl, datagram.ecn),
+                        (address_of(&listener), 64, None)
+                    );
+                    seen.push(datagram.payload.to_vec());
+                })
+            };
+            assert_eq!((receive().unwrap(), receive().unwrap()), (2, 0));
+            assert_eq!(seen, [b"one".to_vec(), vec![]]);
+        }
+    });
+}
+
+#[test]
+fn a_session_takes_its_flow_from_the_other_sockets_of_its_address() {
+    in_namespace(|| {
+        for (family, dst) in [(Family::V4, "198.51.100.7:53"), (Family::V6, "[2001:db8::7]:53")] {
+            let dst = OriginalDst(dst.parse().unwrap());
+            let clients = [0; 2].map(|_| UdpSocket::bind((family.loopback(), 0)).unwrap());
+            let sessions = clients
+                .each_ref()
+                .map(|client| session(dst, ClientAddr(client.local_addr().unwrap()), Mark::DEFAULT).unwrap());
+            for (client, session) in clients.iter().zip(&sessions) {
+                client.send_to(b"up", dst.0).unwrap();
+                session.send(b"down").unwrap();
+                assert_eq!(client.recv_from(&mut [0; 4]).unwrap(), (4, dst.0));
+            }
+            for session in &sessions {
+                let mut received = [std::mem::MaybeUninit::uninit(); 4];
+                assert_eq!(session.recv(&mut received).unwrap(), 2);
+                assert_eq!(session.recv(&mut received).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_session_cannot_have_a_port_that_somebody_holds() {
+    in_namespace(|| {
+        let _holder = UdpSocket::bind("0.0.0.0:53").unwrap();
+        let (dst, client) = ("198.51.100.7:53".parse().unwrap(), "127.0.0.1:1".parse().unwrap());
+        let taken = session(OriginalDst(dst), ClientAddr(client), Mark::DEFAULT);
+        assert!(matches!(taken, Err(SocketError::Taken { address }) if address == dst), "{taken:?}");
+    });
+}
+
+#[test]
+fn a_raw_datagram_is_one_like_others_but_for_the_port_that_somebody_holds() {
+    in_namespace(|| {
+        for (family, from) in [(Family::V4, "198.51.100.7:53"), (Family::V6, "[2001:db8::7]:53")] {
+            let from: SocketAddr = from.parse().unwrap();
+            let _holder = datagram_from(from).unwrap();
+            let client = UdpSocket::bind((family.loopback(), 0)).unwrap();
+            let mut sender = RawSender::new(family, Mark::DEFAULT).unwrap();
+            let mut buffer = vec![0; 65_536];
+            for size in [0, 1, 4000, 60_000] {
+                let sent = vec![7; size];
+                let to = ClientAddr(client.local_addr().unwrap());
+                sender.send(OriginalDst(from), to, None, &sent).unwrap();
+                let (length, seen) = client.recv_from(&mut buffer).unwrap();
+                assert_eq!((&buffer[..length], seen), (&sent[..], from));
+            }
+        }
+    });
+}
+
+#[test]
+fn an_upstream_socket_tells_who_did_not_receive_and_why() {
+    in_namespace(|| {
+        for family in FAMILIES {
+            let closed = {
+                let gone = UdpSocket::bind((family.loopback(), 0)).unwrap();
+                gone.local_addr().unwrap()
+            };
+            for endpoint in [Endpoint::Any(family), Endpoint::Peer(closed)] {
+                let socket = datagram_upstream(endpoint, UpstreamSource::Host, Mark::DEFAULT).unwrap();
+                assert_eq!(next_error(&socket).unwrap(), None);
+                socket.send_to(b"x", &closed.into()).unwrap();
+                let told =
+                    PeerError { peer: closed, reporter: closed.ip(), error: IcmpError::PortUnreachable };
+                assert_eq!(next_error(&socket).unwrap(), Some(told));
+                assert_eq!(next_error(&socket).unwrap(), None);
+            }
+        }
+    });
+}
+
+#[test]
+fn an_icmp_error_reaches_the_socket_that_it_is_about() {
+    in_namespace(|| {
+        for (family, dst) in [(Family::V4, "198.51.100.7:9"), (Family::V6, "[2001:db8::7]:9")] {
+            let dst = OriginalDst(dst.parse().unwrap());
+            let client =
+                datagram_upstream(Endpoint::Peer(dst.0), UpstreamSource::Host, Mark::DEFAULT).unwrap();
+            let own = ClientAddr(address_of(&client));
+            let mut sender = IcmpSender::new(family, Mark::DEFAULT).unwrap();
+            for error in
+                [IcmpError::PortUnreachable, IcmpError::PacketTooBig { mtu: 1300 }, IcmpError::TimeExceeded]
+            {
+                sender.send(dst.0.ip(), error, own, dst).unwrap();
+                let told = PeerError { peer: dst.0, reporter: dst.0.ip(), error };
+                assert_eq!(next_error(&client).unwrap(), Some(told));
+            }
+        }
+    });
+}
+
+#[test]
+fn nothing_gets_into_a_black_hole_of_datagrams() {
+    in_namespace(|| {
+        for family in FAMILIES {
+            let hole = datagram_black_hole(family, Mark::DEFAULT).unwrap();
+            let client = UdpSocket::bind((family.loopback(), 0)).unwrap();
+            client.connect(address_of(&hole)).unwrap();
+            client.send(b"x").unwrap();
+            let received = hole.recv(&mut [std::mem::MaybeUninit::uninit(); 1]);
+            assert_eq!(received.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert!(client.take_error().unwrap().is_none(), "no ICMP error comes");
+        }
+    });
 }
 
 fn connect(to: SocketAddr, source: UpstreamSource) -> io::Result<Socket> {

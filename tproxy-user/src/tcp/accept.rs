@@ -13,8 +13,8 @@ use tokio::{
 use super::{
     connection::{Connection, refuse},
     counters::End,
+    service::Shared,
     session,
-    worker::Shared,
 };
 use crate::flow::{ClientAddr, OriginalDst};
 

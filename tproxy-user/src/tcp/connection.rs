@@ -4,10 +4,11 @@ use std::{io, net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::In
 
 use tokio::net::TcpStream;
 
-use super::{End, RuleIndex, pipe::Pipe, worker::Shared};
+use super::{End, pipe::Pipe, service::Shared};
 use crate::{
     config::Rule,
     flow::{ClientAddr, OriginalDst},
+    worker::RuleIndex,
 };
 
 /// A live connection. It is counted and logged as ended when it is dropped: by then [`Connection::end`]

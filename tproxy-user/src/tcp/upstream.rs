@@ -7,16 +7,18 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     time::sleep,
 };
+use tproxy_common::flow::Protocol;
 
 use super::{
     End,
     connection::{Connection, Ended, client_failed, pending_error},
-    source::Sources,
 };
 use crate::{
     config::Scope,
     flow::{ClientAddr, OriginalDst},
+    host::connections,
     socket::{self, SocketError},
+    source::Sources,
 };
 
 /// Connects for a client, from the source that its rule wants. Gives up when the client resets its
@@ -31,8 +33,10 @@ pub(super) async fn connect(
 ) -> Result<TcpStream, Ended> {
     let mut client_error = pin!(client.ready(Interest::ERROR));
     let mut timer = pin!(sleep(connection.shared.timeouts.connect));
-    let mut sources = Sources::of(connection, address);
-    let mut source = sources.first();
+    // Where the kernel cannot say, the odds are what they are.
+    let is_clients = |theirs| connections::exists(Protocol::Tcp, address, theirs).unwrap_or(false);
+    let mut sources = Sources::of(connection.rule(), connection.client);
+    let mut source = sources.first(is_clients);
     loop {
         let socket = socket::upstream(address, source, connection.shared.mark);
         let connected = match socket.map(|socket| TcpSocket::from_std_stream(socket.into())) {
@@ -45,10 +49,12 @@ pub(super) async fn connect(
             Err(error) => Err(ConnectError::Socket(error)),
         };
         match connected {
-            Err(error) if error.is_taken() => match sources.next() {
-                Some(another) => source = another,
-                None => return Err(error.into()),
-            },
+            Err(error) if error.is_taken() => {
+                match sources.next(&connection.shared.counters.source_fallbacks, is_clients) {
+                    Some(another) => source = another,
+                    None => return Err(error.into()),
+                }
+            }
             Err(error) => return Err(error.into()),
             Ok(stream) => {
                 forget_own(&stream, address, connection);

@@ -14,7 +14,8 @@ use crate::{
     family::Family,
     mark::Mark,
     socket,
-    tcp::{End, RuleIndex},
+    tcp::End,
+    worker::RuleIndex,
 };
 
 #[test]

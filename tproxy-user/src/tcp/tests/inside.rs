@@ -16,7 +16,8 @@ use crate::{
     flow::{ClientAddr, OriginalDst},
     mark::Mark,
     socket,
-    tcp::{RuleIndex, TcpCounters, WorkerSetup, connection::Connection, session, worker::Shared},
+    tcp::{Setup, TcpCounters, connection::Connection, service::Shared, session},
+    worker::RuleIndex,
 };
 
 /// A client, and the server that it is connected to by a task of this thread.
@@ -27,8 +28,7 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
     let client = TcpStream::connect(front.local_addr().unwrap()).await.unwrap();
     let (accepted, peer) = front.accept().await.unwrap();
     let shared = Shared::new(
-        WorkerSetup {
-            index: 0,
+        Setup {
             listeners: vec![],
             bound: [].into(),
             rules: [rule(Action::Direct, Source::Host)].into(),

@@ -17,7 +17,8 @@ use crate::{
     flow::{ClientAddr, OriginalDst},
     mark::Mark,
     socket,
-    tcp::{Decisions, End, RuleIndex, Snapshot, TcpCounters, Worker, WorkerSetup},
+    tcp::{Decisions, End, Setup, Snapshot, TcpCounters},
+    worker::{RuleIndex, Worker, WorkerSetup},
 };
 
 /// No test waits longer than this for anything.
@@ -49,12 +50,11 @@ impl Rig {
         Self::with(action, |_| {})
     }
 
-    pub(super) fn with(action: Action, change: impl FnOnce(&mut WorkerSetup)) -> Self {
+    pub(super) fn with(action: Action, change: impl FnOnce(&mut Setup)) -> Self {
         let listener = socket::listener(Family::V4, Mark::DEFAULT).expect("root");
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let counters = Arc::new(TcpCounters::default());
-        let mut setup = WorkerSetup {
-            index: 0,
+        let mut setup = Setup {
             listeners: vec![listener],
             bound: Arc::new([]),
             rules: Arc::new([rule(action, Source::Host)]),
@@ -64,7 +64,8 @@ impl Rig {
             counters: Arc::clone(&counters),
         };
         change(&mut setup);
-        Self { worker: Worker::spawn(setup).unwrap(), address, counters }
+        let worker = Worker::spawn(WorkerSetup { index: 0, tcp: setup, udp: None }).unwrap();
+        Self { worker, address, counters }
     }
 
     pub(super) fn client(&self) -> TcpStream {
@@ -106,7 +107,7 @@ pub(super) fn upstream() -> (Rig, TcpListener) {
     upstream_with(|_| {})
 }
 
-pub(super) fn upstream_with(change: impl FnOnce(&mut WorkerSetup)) -> (Rig, TcpListener) {
+pub(super) fn upstream_with(change: impl FnOnce(&mut Setup)) -> (Rig, TcpListener) {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     (Rig::with(Action::Upstream(server.local_addr().unwrap()), change), server)
 }

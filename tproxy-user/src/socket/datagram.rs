@@ -1,0 +1,198 @@
+//! UDP sockets: listeners, sockets of sessions, sockets towards upstreams.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd,
+};
+
+use nix::sys::socket::{SetSockOpt, setsockopt, sockopt};
+use socket2::{Protocol, SockRef, Socket, Type};
+
+use super::{SocketError, UpstreamSource, discard_all, os, privileged, transparent};
+use crate::{
+    family::Family,
+    flow::{ClientAddr, OriginalDst},
+    mark::Mark,
+};
+
+/// Bytes for what arrives before it has a session, with the kernel's own bookkeeping.
+const LISTENER_BUFFER: usize = 4 << 20;
+
+/// What an upstream socket sends to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Whatever each datagram says; it receives from anybody.
+    Any(Family),
+    /// One peer, from which alone it receives.
+    Peer(SocketAddr),
+}
+
+impl Endpoint {
+    const fn family(self) -> Family {
+        match self {
+            Self::Any(family) => family,
+            Self::Peer(peer) => Family::of(peer.ip()),
+        }
+    }
+}
+
+/// A UDP socket that tc and `sk_lookup` can steer to: transparent, non-blocking, not connected, with the own mark. A
+/// [`Receiver`](super::Receiver) finds out the original destinations.
+///
+/// It is bound to a loopback address and to a port of the kernel's choice, as [`listener`](super::listener) is.
+///
+/// # Errors
+/// [`SocketError::Privilege`] without `CAP_NET_ADMIN`, [`SocketError::Os`] for lack of resources.
+pub fn datagram_listener(family: Family, mark: Mark) -> Result<Socket, SocketError> {
+    let socket = marked(family, mark)?;
+    transparent(&socket, family)?;
+    match family {
+        Family::V4 => {
+            set(&socket, sockopt::Ipv4OrigDstAddr, "IP_RECVORIGDSTADDR")?;
+            set(&socket, sockopt::Ipv4RecvTtl, "IP_RECVTTL")?;
+        }
+        Family::V6 => {
+            set(&socket, sockopt::Ipv6OrigDstAddr, "IPV6_RECVORIGDSTADDR")?;
+            set(&socket, sockopt::Ipv6RecvHopLimit, "IPV6_RECVHOPLIMIT")?;
+        }
+    }
+    setsockopt(&socket, sockopt::RcvBufForce, &LISTENER_BUFFER)
+        .map_err(|errno| privileged("SO_RCVBUFFORCE")(errno.into()))?;
+    socket.bind(&SocketAddr::new(family.loopback(), 0).into()).map_err(os("bind"))?;
+    Ok(socket)
+}
+
+/// A UDP socket that discards what is steered to it.
+///
+/// # Errors
+/// As [`datagram_listener`].
+pub fn datagram_black_hole(family: Family, mark: Mark) -> Result<Socket, SocketError> {
+    let socket = marked(family, mark)?;
+    transparent(&socket, family)?;
+    discard_all(&socket)?;
+    socket.bind(&SocketAddr::new(family.loopback(), 0).into()).map_err(os("bind"))?;
+    Ok(socket)
+}
+
+/// A socket with a flow of its own: it sends from the original destination to the client, and from now on the kernel's own
+/// lookup has it receive what the client sends there.
+///
+/// # Errors
+/// [`SocketError::Taken`] when somebody of this host holds the original destination's port on every address or this one;
+/// [`SocketError::Privilege`], [`SocketError::Os`].
+pub fn session(dst: OriginalDst, client: ClientAddr, mark: Mark) -> Result<Socket, SocketError> {
+    let socket = relaying(Family::of(dst.0.ip()), mark)?;
+    // There is one for each client of the same destination.
+    socket.set_reuse_address(true).map_err(os("SO_REUSEADDR"))?;
+    transparent(&socket, Family::of(dst.0.ip()))?;
+    bind(&socket, dst.0)?;
+    socket.connect(&client.0.into()).map_err(os("connect"))?;
+    Ok(socket)
+}
+
+/// A socket towards upstreams. Its error queue is on: see [`next_error`](super::next_error).
+///
+/// # Errors
+/// [`SocketError::Taken`] when somebody holds the client's port; [`SocketError::Family`], [`SocketError::Privilege`], and
+/// [`SocketError::Os`], also when there is no way to the peer.
+pub fn datagram_upstream(
+    upstream: Endpoint,
+    source: UpstreamSource,
+    mark: Mark,
+) -> Result<Socket, SocketError> {
+    let family = upstream.family();
+    let socket = relaying(family, mark)?;
+    match family {
+        Family::V4 => set(&socket, sockopt::Ipv4RecvErr, "IP_RECVERR")?,
+        Family::V6 => set(&socket, sockopt::Ipv6RecvErr, "IPV6_RECVERR")?,
+    }
+    let address = match source {
+        UpstreamSource::Host => SocketAddr::new(unspecified(family), 0),
+        UpstreamSource::Client(client) => SocketAddr::new(client, 0),
+        UpstreamSource::ClientPort(client) => {
+            // The client may use its port towards many destinations at once, and so must we.
+            socket.set_reuse_address(true).map_err(os("SO_REUSEADDR"))?;
+            client
+        }
+    };
+    if Family::of(address.ip()) != family {
+        let upstream = match upstream {
+            Endpoint::Peer(peer) => peer,
+            Endpoint::Any(_) => SocketAddr::new(unspecified(family), 0),
+        };
+        return Err(SocketError::Family { client: address.ip(), upstream });
+    }
+    if source != UpstreamSource::Host {
+        transparent(&socket, family)?;
+    }
+    bind(&socket, address)?;
+    if let Endpoint::Peer(peer) = upstream {
+        socket.connect(&peer.into()).map_err(os("connect"))?;
+    }
+    Ok(socket)
+}
+
+/// A socket that sends from an address that need not be this host's. It has no mark.
+///
+/// # Errors
+/// [`SocketError::Taken`] when somebody holds the address and port; [`SocketError::Privilege`], [`SocketError::Os`].
+pub fn datagram_from(from: SocketAddr) -> Result<Socket, SocketError> {
+    let family = Family::of(from.ip());
+    let socket = Socket::new(family.into(), Type::DGRAM, Some(Protocol::UDP)).map_err(os("socket"))?;
+    transparent(&socket, family)?;
+    bind(&socket, from)?;
+    Ok(socket)
+}
+
+/// Sets the TTL or hop limit of what a socket sends from now on.
+///
+/// # Errors
+/// The kernel's, which has none for a socket of this family.
+pub fn set_ttl(socket: &impl AsFd, family: Family, ttl: u8) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    match family {
+        Family::V4 => socket.set_ttl_v4(ttl.into()),
+        Family::V6 => socket.set_unicast_hops_v6(ttl.into()),
+    }
+}
+
+/// A socket between a client and an upstream: it receives several datagrams of one flow as one message, with their ECN.
+fn relaying(family: Family, mark: Mark) -> Result<Socket, SocketError> {
+    let socket = marked(family, mark)?;
+    set(&socket, sockopt::UdpGroSegment, "UDP_GRO")?;
+    Ok(socket)
+}
+
+/// The options that all of them have in common.
+fn marked(family: Family, mark: Mark) -> Result<Socket, SocketError> {
+    let socket =
+        Socket::new(family.into(), Type::DGRAM.nonblocking(), Some(Protocol::UDP)).map_err(os("socket"))?;
+    socket.set_mark(mark.own()).map_err(privileged("SO_MARK"))?;
+    match family {
+        Family::V4 => socket.set_recv_tos_v4(true).map_err(os("IP_RECVTOS"))?,
+        Family::V6 => {
+            socket.set_only_v6(true).map_err(os("IPV6_V6ONLY"))?;
+            socket.set_recv_tclass_v6(true).map_err(os("IPV6_RECVTCLASS"))?;
+        }
+    }
+    Ok(socket)
+}
+
+fn set(socket: &Socket, option: impl SetSockOpt<Val = bool>, name: &'static str) -> Result<(), SocketError> {
+    setsockopt(socket, option, &true).map_err(|errno| os(name)(errno.into()))
+}
+
+fn bind(socket: &Socket, address: SocketAddr) -> Result<(), SocketError> {
+    socket.bind(&address.into()).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => SocketError::Taken { address },
+        _ => os("bind")(error),
+    })
+}
+
+const fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}

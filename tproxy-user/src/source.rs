@@ -1,0 +1,84 @@
+//! Which source addresses an upstream socket may have, in the order in which they are tried.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    net::SocketAddr,
+    ops::RangeInclusive,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use crate::{
+    config::{Rule, Scope, Source},
+    flow::ClientAddr,
+    socket::UpstreamSource,
+};
+
+/// RFC 6335: ports that nobody is assigned.
+const DYNAMIC_PORTS: RangeInclusive<u16> = 49_152..=65_535;
+
+/// Ports tried towards an application of this host.
+const PORTS_TRIED: u32 = 16;
+
+/// The sources for one connection or UDP session. The next one is asked for when one is taken.
+#[derive(Debug)]
+pub(crate) enum Sources {
+    /// There is no other.
+    One(UpstreamSource),
+    /// The client's own address and port, and if somebody has them, another port; counted.
+    ClientPort(ClientAddr),
+    /// The client's address towards an application of this host.
+    ///
+    /// The kernel must not choose the port: it knows which ports sockets of *ours* with this local address have, not
+    /// which ones the client has. A connection from a port that the client itself uses towards the application would
+    /// meet the client's connection, ours or not, and reset it.
+    Mirrored { client: ClientAddr, tries_left: u32 },
+}
+
+impl Sources {
+    pub(crate) fn of(rule: &Rule, client: ClientAddr) -> Self {
+        match (rule.source, rule.scope) {
+            (Source::Host, _) => Self::One(UpstreamSource::Host),
+            (_, Scope::Inbound) => Self::Mirrored { client, tries_left: PORTS_TRIED },
+            (Source::Client, _) => Self::One(UpstreamSource::Client(client.0.ip())),
+            (Source::ClientPort, _) => Self::ClientPort(client),
+        }
+    }
+
+    /// `is_clients` says whether the client uses an address and port towards the upstream.
+    pub(crate) fn first(&mut self, is_clients: impl FnMut(SocketAddr) -> bool) -> UpstreamSource {
+        match self {
+            Self::One(source) => *source,
+            Self::ClientPort(client) => UpstreamSource::ClientPort(client.0),
+            Self::Mirrored { client, tries_left } => {
+                *tries_left -= 1;
+                UpstreamSource::ClientPort(free_port(*client, is_clients))
+            }
+        }
+    }
+
+    pub(crate) fn next(
+        &mut self,
+        fallbacks: &AtomicU64,
+        is_clients: impl FnMut(SocketAddr) -> bool,
+    ) -> Option<UpstreamSource> {
+        match self {
+            Self::One(_) | Self::Mirrored { tries_left: 0, .. } => None,
+            Self::ClientPort(client) => {
+                fallbacks.fetch_add(1, Relaxed);
+                *self = Self::One(UpstreamSource::Client(client.0.ip()));
+                Some(self.first(is_clients))
+            }
+            Self::Mirrored { .. } => Some(self.first(is_clients)),
+        }
+    }
+}
+
+/// A random port of the client's address that the client does not use itself.
+fn free_port(client: ClientAddr, mut is_clients: impl FnMut(SocketAddr) -> bool) -> SocketAddr {
+    // Each state is seeded anew.
+    let random = || RandomState::new().hash_one(());
+    let span = u64::from(DYNAMIC_PORTS.end() - DYNAMIC_PORTS.start()) + 1;
+    let candidate = || SocketAddr::new(client.0.ip(), DYNAMIC_PORTS.start() + (random() % span) as u16);
+    let free = (1..PORTS_TRIED).map(|_| candidate()).find(|candidate| !is_clients(*candidate));
+    free.unwrap_or_else(candidate)
+}

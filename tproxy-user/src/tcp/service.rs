@@ -1,0 +1,81 @@
+//! What a worker needs for TCP, and has for it.
+
+use std::{cell::RefCell, convert::Infallible, io, net::SocketAddr, rc::Rc, sync::Arc};
+
+use socket2::Socket;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+
+use super::{Decisions, TcpCounters, accept, buffers::Buffers};
+use crate::{
+    config::{Rule, Timeouts},
+    mark::Mark,
+};
+
+/// What a worker needs for TCP.
+pub struct Setup {
+    /// Sockets of [`socket::listener`](crate::socket::listener), already known to the datapath.
+    pub listeners: Vec<Socket>,
+    /// What all listeners of the instance are bound to, to tell connections to ourselves.
+    pub bound: Arc<[SocketAddr]>,
+    /// The rules that [`RuleIndex`](crate::worker::RuleIndex) counts.
+    pub rules: Arc<[Rule]>,
+    /// Time limits of a connection; the one of the stop is the caller's business.
+    pub timeouts: Timeouts,
+    /// The mark of the instance, for upstream sockets.
+    pub mark: Mark,
+    /// Who knows which rule selected a flow.
+    pub decisions: Box<dyn Decisions>,
+    /// Where this worker counts.
+    pub counters: Arc<TcpCounters>,
+}
+
+/// The TCP side of a worker, ready to be moved to its thread.
+pub(crate) struct Service {
+    setup: Setup,
+    listeners: Vec<TcpListener>,
+    live: watch::Sender<usize>,
+}
+
+impl Service {
+    /// To be called inside the worker's runtime.
+    pub(crate) fn new(mut setup: Setup, live: watch::Sender<usize>) -> io::Result<Self> {
+        let register = |socket: Socket| TcpListener::from_std(socket.into());
+        let listeners = setup.listeners.drain(..).map(register).collect::<io::Result<_>>()?;
+        Ok(Self { setup, listeners, live })
+    }
+
+    /// Begins to accept, on the worker's thread.
+    pub(crate) fn serve(self, serving: &mut JoinSet<Infallible>) {
+        let shared = Shared::new(self.setup, self.live);
+        for listener in self.listeners {
+            serving.spawn_local(accept::accept_from(listener, Rc::clone(&shared)));
+        }
+    }
+}
+
+/// What the connections of a worker have in common.
+pub(super) struct Shared {
+    pub(super) bound: Arc<[SocketAddr]>,
+    pub(super) rules: Arc<[Rule]>,
+    pub(super) timeouts: Timeouts,
+    pub(super) mark: Mark,
+    pub(super) decisions: RefCell<Box<dyn Decisions>>,
+    pub(super) counters: Arc<TcpCounters>,
+    pub(super) live: watch::Sender<usize>,
+    pub(super) buffers: Buffers,
+}
+
+impl Shared {
+    pub(super) fn new(setup: Setup, live: watch::Sender<usize>) -> Rc<Self> {
+        Rc::new(Self {
+            bound: setup.bound,
+            rules: setup.rules,
+            timeouts: setup.timeouts,
+            mark: setup.mark,
+            decisions: RefCell::new(setup.decisions),
+            counters: setup.counters,
+            live,
+            buffers: Buffers::default(),
+        })
+    }
+}

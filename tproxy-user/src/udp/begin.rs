@@ -1,0 +1,230 @@
+//! How a session begins.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use tproxy_common::flow::Protocol;
+
+use super::{
+    End, Selected,
+    batch::Run,
+    channel::Channel,
+    counters::add,
+    listener::Place,
+    mapping::Sharing,
+    readiness::Token,
+    relay::Relay,
+    session::{Reply, Session, Upstream, UpstreamSocket},
+    table::{Flow, Full, SessionId},
+};
+use crate::{
+    config::{Action, Nat, Rule, Scope, Source},
+    family::Family,
+    flow::{ClientAddr, OriginalDst},
+    host::connections,
+    socket::{self, Datagram, Endpoint, SocketError},
+    source::Sources,
+};
+
+/// What a flow's first datagram leads to.
+enum Begun {
+    Session(SessionId),
+    Carried,
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+enum Unbegun {
+    #[error("a listener of ours")]
+    Loop,
+    #[error("the datapath has no record of it")]
+    Undecided,
+    #[error("too many sessions")]
+    Refused,
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+impl Relay {
+    /// Takes a datagram off a listener. A session that has begun with it, and has a socket that takes over when the listener
+    /// was read up to `place`, is named.
+    pub(super) fn take(&mut self, datagram: &Datagram<'_>, place: Place, now: Instant) -> Option<SessionId> {
+        let flow = Flow { client: datagram.client, dst: datagram.dst };
+        let run = Run::one(datagram.client.0, datagram.ecn, datagram.payload);
+        if let Some(id) = self.table.find(&flow) {
+            self.up(id, &run, now);
+            return None;
+        }
+        match self.begin(flow, datagram.ttl, place, now) {
+            Ok(Begun::Carried) => {
+                self.carry(&flow, &run);
+                None
+            }
+            Ok(Begun::Session(id)) => {
+                self.up(id, &run, now);
+                let (_, session) = self.table.get_mut(id)?;
+                session.waits_for.map(|_| id)
+            }
+            Err(error) => {
+                self.turn_away(&flow, &error, now);
+                None
+            }
+        }
+    }
+
+    fn begin(&mut self, flow: Flow, ttl: u8, place: Place, now: Instant) -> Result<Begun, Unbegun> {
+        if self.bound.contains(&flow.dst.0) {
+            return Err(Unbegun::Loop);
+        }
+        let index = match self.memory.selected(flow.client, flow.dst) {
+            Some(Selected::By(index)) => index,
+            Some(Selected::Carry) => return Ok(Begun::Carried),
+            None => return Err(Unbegun::Undecided),
+        };
+        let rules = Arc::clone(&self.rules);
+        let rule = rules.get(index.0).ok_or(Unbegun::Undecided)?;
+        match self.table.in_the_way(flow.client, now) {
+            Err(Full) => return Err(Unbegun::Refused),
+            Ok(Some(oldest)) => self.end(oldest, End::Evicted, now),
+            Ok(None) => {}
+        }
+        let ttl = if rule.scope == Scope::Forwarded { ttl.saturating_sub(1).max(1) } else { ttl };
+        let (reply, upstream) = match self.sockets(&flow, rule) {
+            Err(Unbegun::Socket(error)) if is_exhausted(&error) => {
+                add(&self.counters.out_of_descriptors, 1);
+                let oldest = self.table.oldest_one_way().ok_or(Unbegun::Socket(error))?;
+                self.end(oldest, End::Evicted, now);
+                self.sockets(&flow, rule)?
+            }
+            sockets => sockets?,
+        };
+        let mut session = Session::new(index, reply, upstream, ttl, now);
+        match session.reply {
+            // The kernel's own lookup brings the flow's datagrams to it from now on.
+            Reply::Own(_) => {
+                self.memory.forget(flow.client, flow.dst);
+                session.waits_for = Some(place);
+            }
+            Reply::Raw => add(&self.counters.reply_fallbacks, 1),
+        }
+        let id = self.insert(flow, session, now);
+        let (_, session) = self.table.get_mut(id).expect("it was just inserted");
+        if let Upstream::Own(socket, _) = &session.upstream
+            && let Err(error) = self.watch.add(&socket.channel.socket, Token::Upstream(id))
+        {
+            self.unwatched(id, &error);
+        }
+        Ok(Begun::Session(id))
+    }
+
+    fn sockets(&mut self, flow: &Flow, rule: &Rule) -> Result<(Reply, Upstream), Unbegun> {
+        let to = match &rule.action {
+            Action::Direct => flow.dst.0,
+            Action::Upstream(address) => *address,
+            Action::Respond(text) => {
+                let text = Upstream::Text(Arc::clone(text));
+                return Ok((self.reply(flow)?, text));
+            }
+            // The datapath does these without us.
+            Action::Reject | Action::Drop | Action::Pass => return Err(Unbegun::Undecided),
+        };
+        let reply = self.reply(flow)?;
+        // What an application of this host sees as a client's endpoint is one towards that application only.
+        let mirrored = rule.scope == Scope::Inbound && rule.source != Source::Host;
+        let upstream = match (&rule.action, rule.nat) {
+            (Action::Direct, Nat::EndpointIndependent) if !mirrored => {
+                Upstream::Shared(self.mapping(flow.client, Family::of(to.ip()), rule)?)
+            }
+            _ => Upstream::Own(self.upstream(Endpoint::Peer(to), flow.client, rule)?, to),
+        };
+        Ok((reply, upstream))
+    }
+
+    fn reply(&self, flow: &Flow) -> Result<Reply, SocketError> {
+        match socket::session(flow.dst, flow.client, self.mark) {
+            Ok(socket) => Ok(Reply::Own(Channel::new(socket))),
+            Err(SocketError::Taken { .. }) => Ok(Reply::Raw),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn mapping(&mut self, client: ClientAddr, family: Family, rule: &Rule) -> Result<u32, SocketError> {
+        let sharing = Sharing { client, source: rule.source };
+        if let Some(index) = self.mappings.share(&sharing) {
+            return Ok(index);
+        }
+        let socket = self.upstream(Endpoint::Any(family), client, rule)?;
+        let index = self.mappings.insert(sharing, socket);
+        let added = match self.mappings.get_mut(index) {
+            Some(mapping) => self.watch.add(&mapping.socket.channel.socket, Token::Mapping(index)),
+            None => Ok(()),
+        };
+        added.map(|()| index).map_err(|source| {
+            self.mappings.release(index);
+            SocketError::Os { step: "epoll_ctl", source }
+        })
+    }
+
+    fn upstream(
+        &mut self,
+        to: Endpoint,
+        client: ClientAddr,
+        rule: &Rule,
+    ) -> Result<UpstreamSocket, SocketError> {
+        let memory = &mut self.memory;
+        // Or another session's of ours: of two sockets with the same addresses and ports, one would get what is the other's.
+        // Where the kernel cannot say, the odds are what they are.
+        let mut is_clients = |theirs: SocketAddr| match to {
+            Endpoint::Peer(upstream) => {
+                memory.selected(ClientAddr(theirs), OriginalDst(upstream)).is_some()
+                    || connections::exists(Protocol::Udp, theirs, upstream).unwrap_or(false)
+            }
+            Endpoint::Any(_) => false,
+        };
+        let mut sources = Sources::of(rule, client);
+        let mut source = sources.first(&mut is_clients);
+        loop {
+            match socket::datagram_upstream(to, source, self.mark) {
+                Err(error @ SocketError::Taken { .. }) => {
+                    source = sources.next(&self.counters.source_fallbacks, &mut is_clients).ok_or(error)?;
+                }
+                socket => return socket.map(Channel::new).map(UpstreamSocket::new),
+            }
+        }
+    }
+
+    /// Sends a datagram on as it is, from its sender to its destination.
+    fn carry(&mut self, flow: &Flow, run: &Run<'_>) {
+        let sent = self.raw.send(OriginalDst(flow.client.0), ClientAddr(flow.dst.0), run);
+        add(&self.counters.carried, sent.datagrams);
+        add(&self.counters.send_errors, sent.lost);
+        self.memory.forget(flow.client, flow.dst);
+    }
+
+    /// A datagram that no session takes. Anybody can send many of them, so its line is not for everyday logs.
+    fn turn_away(&mut self, flow: &Flow, error: &Unbegun, now: Instant) {
+        tracing::debug!(client = %flow.client, dst = %flow.dst, %error, "refused");
+        let counter = match error {
+            Unbegun::Loop => &self.counters.to_ourselves,
+            Unbegun::Undecided => &self.counters.undecided,
+            Unbegun::Refused => &self.counters.refused,
+            Unbegun::Socket(_) => &self.counters.no_upstream,
+        };
+        add(counter, 1);
+        // It may be decided anew, with its next datagram.
+        self.memory.forget(flow.client, flow.dst);
+        if let Unbegun::Socket(SocketError::Os { source, .. }) = error {
+            self.reporter.report_failure(flow, source, &self.counters, now);
+        }
+    }
+}
+
+/// Whether something had to be closed first.
+fn is_exhausted(error: &SocketError) -> bool {
+    const EXHAUSTED: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    match error {
+        SocketError::Os { source, .. } => {
+            source.raw_os_error().is_some_and(|errno| EXHAUSTED.contains(&errno))
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,139 @@
+//! What is known of one session, and the two lines that are written about it.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Instant};
+
+use super::{
+    End,
+    batch::Run,
+    channel::{Channel, Offload, Sent},
+    listener::Place,
+    mapping::Mapping,
+    table::Flow,
+};
+use crate::{config::Rule, family::Family, socket, worker::RuleIndex};
+
+/// A flow that is relayed or answered.
+pub(super) struct Session {
+    pub(super) reply: Reply,
+    pub(super) upstream: Upstream,
+    /// The TTL or hop limit of what leaves by the upstream socket.
+    pub(super) ttl: u8,
+    /// The socket towards the client is not read yet.
+    pub(super) waits_for: Option<Place>,
+    pub(super) record: Record,
+}
+
+/// What is left to say of a session when its sockets are closed.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) rule: RuleIndex,
+    /// client → upstream
+    pub(super) up: Traffic,
+    /// upstream → client
+    pub(super) down: Traffic,
+    began: Instant,
+}
+
+/// How datagrams get to the client, with the original destination as their source.
+pub(super) enum Reply {
+    /// By a socket that has it, and that is connected to the client.
+    Own(Channel),
+    /// By the raw socket of the worker: somebody of this host holds the port.
+    Raw,
+}
+
+/// Where the client's datagrams go.
+pub(super) enum Upstream {
+    /// By a socket connected to this address.
+    Own(UpstreamSocket, SocketAddr),
+    /// To the original destination, by the socket of this mapping.
+    Shared(u32),
+    /// Nowhere: each is answered with this.
+    Text(Arc<str>),
+}
+
+/// What has passed in one direction.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Traffic {
+    pub(super) datagrams: u64,
+    pub(super) bytes: u64,
+}
+
+impl Traffic {
+    pub(super) fn count(&mut self, sent: &Sent) {
+        self.datagrams += sent.datagrams;
+        self.bytes += sent.bytes;
+    }
+}
+
+/// A socket towards an upstream, with its TTL.
+pub(super) struct UpstreamSocket {
+    pub(super) channel: Channel,
+    /// The one that was set last.
+    ttl: Option<u8>,
+}
+
+impl UpstreamSocket {
+    pub(super) const fn new(channel: Channel) -> Self {
+        Self { channel, ttl: None }
+    }
+
+    pub(super) fn send(&mut self, offload: &mut Offload, run: &Run<'_>, to: SocketAddr, ttl: u8) -> Sent {
+        if self.ttl != Some(ttl) {
+            // Without it the datagram lives longer or shorter than it should, and arrives all the same.
+            let _ = socket::set_ttl(&self.channel.socket, Family::of(to.ip()), ttl);
+            self.ttl = Some(ttl);
+        }
+        self.channel.send(offload, run, to)
+    }
+
+    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
+        let local = self.channel.socket.local_addr()?;
+        local.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl Session {
+    pub(super) fn new(rule: RuleIndex, reply: Reply, upstream: Upstream, ttl: u8, now: Instant) -> Self {
+        let (up, down) = (Traffic::default(), Traffic::default());
+        Self { reply, upstream, ttl, waits_for: None, record: Record { rule, up, down, began: now } }
+    }
+
+    /// Writes the first line.
+    pub(super) fn announce(&self, flow: &Flow, rule: &Rule, mapping: Option<&Mapping>) {
+        let (upstream, source) = match &self.upstream {
+            Upstream::Own(socket, peer) => (Some(*peer), socket.local_addr().ok()),
+            Upstream::Shared(_) => {
+                (Some(flow.dst.0), mapping.and_then(|mapping| mapping.socket.local_addr().ok()))
+            }
+            Upstream::Text(_) => (None, None),
+        };
+        tracing::info!(
+            client = %flow.client,
+            dst = %flow.dst,
+            rule = %rule.name,
+            action = %rule.action,
+            upstream = upstream.map(tracing::field::display),
+            source = source.map(tracing::field::display),
+            "accepted"
+        );
+    }
+}
+
+impl Record {
+    /// Writes the last line.
+    pub(super) fn close(&self, flow: &Flow, rule: &Rule, end: End, now: Instant) {
+        tracing::info!(
+            client = %flow.client,
+            dst = %flow.dst,
+            rule = %rule.name,
+            datagrams_up = self.up.datagrams,
+            datagrams_down = self.down.datagrams,
+            bytes_up = self.up.bytes,
+            bytes_down = self.down.bytes,
+            duration = ?now.duration_since(self.began),
+            %end,
+            "closed"
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! One thread, one runtime, its own listeners: TCP's are served by [`tcp`], UDP's by [`udp`].
+
+use std::{io, panic::resume_unwind, thread};
+
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::watch,
+    task::{JoinSet, LocalSet},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{tcp, udp};
+
+/// Index of a rule in [`Config::rules`](crate::config::Config::rules).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RuleIndex(pub usize);
+
+/// What a worker is made of.
+pub struct WorkerSetup {
+    /// Shown in the thread's name; it is `tproxy-w0` for 0.
+    pub index: usize,
+    /// What it needs for TCP.
+    pub tcp: tcp::Setup,
+    /// What it needs for UDP, where some rule is about it.
+    pub udp: Option<udp::Setup>,
+}
+
+/// A running worker. Dropping it stops it, without waiting.
+///
+/// A stop has two steps. When no new flow is decided any more, say so by [`Worker::drain`], and wait for
+/// [`Worker::drained`] as long as is wanted: the listeners stay open, since a client whose first packet was answered may
+/// yet come. Then, when nothing is steered any more, [`Worker::stop_now`] and [`Worker::join`].
+pub struct Worker {
+    thread: thread::JoinHandle<()>,
+    draining: CancellationToken,
+    stop: CancellationToken,
+    live: watch::Receiver<usize>,
+    _stop_when_dropped: DropGuard,
+}
+
+impl Worker {
+    /// Starts a worker in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the system has no thread or no descriptor left for it.
+    pub fn spawn(setup: WorkerSetup) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (live, live_receiver) = watch::channel(0);
+        let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
+        let (tcp, udp) = {
+            let _inside = runtime.enter();
+            let udp = setup.udp.map(|udp| udp::Service::new(udp, live.clone(), draining.clone()));
+            (tcp::Service::new(setup.tcp, live)?, udp.transpose()?)
+        };
+        let name = format!("tproxy-w{}", setup.index);
+        let thread = thread::Builder::new().name(name).spawn({
+            let stop = stop.clone();
+            move || serve(&runtime, tcp, udp, &stop)
+        })?;
+        let _stop_when_dropped = stop.clone().drop_guard();
+        Ok(Self { thread, draining, stop, live: live_receiver, _stop_when_dropped })
+    }
+
+    /// TCP connections accepted that have not ended, and UDP sessions.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        *self.live.borrow()
+    }
+
+    /// Has UDP sessions that are silent end soon: nobody else says that they are over.
+    pub fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// Waits until no connection or session is live, or the worker has ended.
+    pub async fn drained(&self) {
+        // The error says that the worker has ended.
+        let _ = self.live.clone().wait_for(|live| *live == 0).await;
+    }
+
+    /// Waits until the worker has ended: by [`Worker::stop_now`], or by a panic, which [`Worker::join`]
+    /// then returns.
+    pub async fn ended(&self) {
+        let mut live = self.live.clone();
+        while live.changed().await.is_ok() {}
+    }
+
+    /// Resets every live connection on both sides, ends the sessions, closes the listeners and ends the worker.
+    pub fn stop_now(&self) {
+        self.stop.cancel();
+    }
+
+    /// Blocks until the worker has ended.
+    ///
+    /// # Errors
+    /// The payload of the panic that ended it.
+    pub fn join(self) -> thread::Result<()> {
+        self.thread.join()
+    }
+}
+
+/// The life of a worker's thread.
+fn serve(runtime: &Runtime, tcp: tcp::Service, udp: Option<udp::Service>, stop: &CancellationToken) {
+    // When it is dropped at the end, so are the connections' sockets, and that resets them.
+    let connections = LocalSet::new();
+    connections.block_on(runtime, async {
+        let mut serving = JoinSet::new();
+        tcp.serve(&mut serving);
+        if let Some(udp) = udp {
+            serving.spawn_local(udp.serve());
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            // Serving never ends but by a panic, and without it a worker is of no use.
+            Some(Err(error)) = serving.join_next() => resume_unwind(error.into_panic()),
+        }
+    });
+}
