@@ -1,14 +1,12 @@
-//! What the datapath remembers of UDP flows, for the worker that makes sessions of them.
+//! What the datapath remembers of UDP flows, for the workers whose listeners receive them.
 
-use std::os::fd::AsFd as _;
-
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, MapData};
 use tproxy_common::{
-    abi::{APPLICATION, Memory, PASSED, map},
+    abi::{CARRY, Memory, PASSED, map},
     flow::Tuple,
 };
 
-use super::{Datapath, DatapathError, in_map};
+use super::{Datapath, DatapathError, tuple};
 use crate::{
     flow::{ClientAddr, OriginalDst},
     udp::{self, Selected},
@@ -16,7 +14,7 @@ use crate::{
 };
 
 /// A worker's own handle to the memory.
-pub struct MemoryMap(HashMap<MapData, Tuple, Memory>);
+pub struct MemoryMap(pub(super) HashMap<MapData, Tuple, Memory>);
 
 impl Datapath {
     /// A further handle.
@@ -24,34 +22,22 @@ impl Datapath {
     /// # Errors
     /// When the map cannot be opened once more.
     pub fn memory(&self) -> Result<MemoryMap, DatapathError> {
-        let shared = self.ebpf.map(map::MEMORY).expect("the map is never taken");
-        let Map::LruHashMap(data) = shared else { unreachable!("MEMORY is an LRU hash") };
-        let open = || {
-            let own = data.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
-            HashMap::try_from(Map::LruHashMap(MapData::from_fd(own)?))
-        };
-        open().map(MemoryMap).map_err(in_map(map::MEMORY))
-    }
-}
-
-fn tuple(client: ClientAddr, dst: OriginalDst) -> Tuple {
-    Tuple {
-        src: client.0.ip().into(),
-        dst: dst.0.ip().into(),
-        sport: client.0.port().to_be_bytes(),
-        dport: dst.0.port().to_be_bytes(),
+        self.share(map::MEMORY).map(MemoryMap)
     }
 }
 
 impl udp::Memory for MemoryMap {
     fn selected(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<Selected> {
-        let memory = self.0.get(&tuple(client, dst), 0).ok()?;
-        (!matches!(memory.worker, APPLICATION | PASSED))
-            .then_some(Selected::By(RuleIndex(memory.rule as usize)))
+        match self.0.get(&tuple(client, dst), 0).ok()? {
+            // Above it are those that no worker has.
+            Memory { worker: PASSED.., .. } => None,
+            Memory { rule: CARRY, .. } => Some(Selected::Carry),
+            Memory { rule, .. } => Some(Selected::By(RuleIndex(rule as usize))),
+        }
     }
 
     fn forget(&mut self, client: ClientAddr, dst: OriginalDst) {
-        // Already evicted is as good as removed.
+        // Evicted already is as good as removed.
         let _ = self.0.remove(&tuple(client, dst));
     }
 }

@@ -104,7 +104,9 @@ impl Datapath {
             NEXT if hook == Direction::Ingress && self.settings.mark.is_steered(mark) => Course::Steered,
             NEXT => Course::Passed,
             // An answer is redirected, too; but a packet that is steered stays as it is.
-            REDIRECT if packet == seen.packet || packet.get(ETHERNET..) == Some(seen.packet) => Course::Steered,
+            REDIRECT if packet == seen.packet || packet.get(ETHERNET..) == Some(seen.packet) => {
+                Course::Steered
+            }
             REDIRECT => Course::Answered,
             SHOT => Course::Dropped,
             unknown => unreachable!("{name} returned {unknown}"),

@@ -9,7 +9,7 @@ use std::{
 use nix::sys::socket::{SetSockOpt, setsockopt, sockopt};
 use socket2::{Protocol, SockRef, Socket, Type};
 
-use super::{SocketError, UpstreamSource, discard_all, os, privileged, transparent};
+use super::{SocketError, UpstreamSource, bind, bind_foreign, discard_all, os, privileged, transparent};
 use crate::{
     family::Family,
     flow::{ClientAddr, OriginalDst},
@@ -75,18 +75,18 @@ pub fn datagram_black_hole(family: Family, mark: Mark) -> Result<Socket, SocketE
     Ok(socket)
 }
 
-/// A socket with a flow of its own: it sends from the original destination to the client, and from now on the kernel's own
-/// lookup has it receive what the client sends there.
+/// A socket with a flow of its own: it sends from the original destination to the client, and from now on the kernel's
+/// own lookup has it receive what the client sends there.
 ///
 /// # Errors
 /// [`SocketError::Taken`] when somebody of this host holds the original destination's port on every address or this one;
 /// [`SocketError::Privilege`], [`SocketError::Os`].
 pub fn session(dst: OriginalDst, client: ClientAddr, mark: Mark) -> Result<Socket, SocketError> {
-    let socket = relaying(Family::of(dst.0.ip()), mark)?;
+    let family = Family::of(client.0.ip());
+    let socket = relaying(family, mark)?;
     // There is one for each client of the same destination.
     socket.set_reuse_address(true).map_err(os("SO_REUSEADDR"))?;
-    transparent(&socket, Family::of(dst.0.ip()))?;
-    bind(&socket, dst.0)?;
+    bind_foreign(&socket, family, dst.0)?;
     socket.connect(&client.0.into()).map_err(os("connect"))?;
     Ok(socket)
 }
@@ -94,8 +94,8 @@ pub fn session(dst: OriginalDst, client: ClientAddr, mark: Mark) -> Result<Socke
 /// A socket towards upstreams. Its error queue is on: see [`next_error`](super::next_error).
 ///
 /// # Errors
-/// [`SocketError::Taken`] when somebody holds the client's port; [`SocketError::Family`], [`SocketError::Privilege`], and
-/// [`SocketError::Os`], also when there is no way to the peer.
+/// [`SocketError::Taken`] when somebody holds the client's port; [`SocketError::Family`], [`SocketError::Privilege`],
+/// and [`SocketError::Os`], also when there is no way to the peer.
 pub fn datagram_upstream(
     upstream: Endpoint,
     source: UpstreamSource,
@@ -107,36 +107,37 @@ pub fn datagram_upstream(
         Family::V4 => set(&socket, sockopt::Ipv4RecvErr, "IP_RECVERR")?,
         Family::V6 => set(&socket, sockopt::Ipv6RecvErr, "IPV6_RECVERR")?,
     }
-    let address = match source {
-        UpstreamSource::Host => SocketAddr::new(unspecified(family), 0),
-        UpstreamSource::Client(client) => SocketAddr::new(client, 0),
+    match source {
+        UpstreamSource::Host => bind(&socket, SocketAddr::new(unspecified(family), 0))?,
+        UpstreamSource::Client(client) => bind_foreign(&socket, family, SocketAddr::new(client, 0))?,
         UpstreamSource::ClientPort(client) => {
             // The client may use its port towards many destinations at once, and so must we.
             socket.set_reuse_address(true).map_err(os("SO_REUSEADDR"))?;
-            client
+            bind_foreign(&socket, family, client)?;
         }
-    };
-    if Family::of(address.ip()) != family {
-        let upstream = match upstream {
-            Endpoint::Peer(peer) => peer,
-            Endpoint::Any(_) => SocketAddr::new(unspecified(family), 0),
-        };
-        return Err(SocketError::Family { client: address.ip(), upstream });
     }
-    if source != UpstreamSource::Host {
-        transparent(&socket, family)?;
-    }
-    bind(&socket, address)?;
     if let Endpoint::Peer(peer) = upstream {
         socket.connect(&peer.into()).map_err(os("connect"))?;
     }
     Ok(socket)
 }
 
-/// A socket that sends from an address that need not be this host's. It has no mark.
+/// A socket that sends from an address and port that need not be this host's: the first lines of the recipe of
+/// transparent proxies. What is sent back arrives here only where routing delivers that address locally. It carries no
+/// mark, so that an instance treats its datagrams like any program's.
+///
+/// ```no_run
+/// use std::net::SocketAddr;
+///
+/// let socket = tproxy::socket::datagram_from("8.8.8.8:8080".parse()?)?;
+/// let to: SocketAddr = "10.0.0.2:9999".parse()?;
+/// socket.send_to(b"hello", &to.into())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
-/// [`SocketError::Taken`] when somebody holds the address and port; [`SocketError::Privilege`], [`SocketError::Os`].
+/// [`SocketError::Taken`] when somebody of this host holds the address and port, [`SocketError::Privilege`] without
+/// `CAP_NET_ADMIN`, [`SocketError::Os`] for lack of resources.
 pub fn datagram_from(from: SocketAddr) -> Result<Socket, SocketError> {
     let family = Family::of(from.ip());
     let socket = Socket::new(family.into(), Type::DGRAM, Some(Protocol::UDP)).map_err(os("socket"))?;
@@ -183,16 +184,12 @@ fn set(socket: &Socket, option: impl SetSockOpt<Val = bool>, name: &'static str)
     setsockopt(socket, option, &true).map_err(|errno| os(name)(errno.into()))
 }
 
-fn bind(socket: &Socket, address: SocketAddr) -> Result<(), SocketError> {
-    socket.bind(&address.into()).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => SocketError::Taken { address },
-        _ => os("bind")(error),
-    })
-}
-
 const fn unspecified(family: Family) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,3 +71,6 @@ pub fn next_error(socket: &impl AsFd) -> io::Result<Option<PeerError>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

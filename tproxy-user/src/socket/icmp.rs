@@ -167,27 +167,4 @@ fn quote(client: ClientAddr, dst: OriginalDst) -> ([u8; 48], usize) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_sent_is_understood_as_it_was_meant() {
-        use IcmpError::{
-            AdminProhibited, HostUnreachable, NetUnreachable, PacketTooBig, PortUnreachable, TimeExceeded,
-        };
-        let all = [
-            PortUnreachable,
-            HostUnreachable,
-            NetUnreachable,
-            AdminProhibited,
-            PacketTooBig { mtu: 1280 },
-            TimeExceeded,
-        ];
-        for error in all {
-            let (kind, code, info) = error.v4();
-            assert_eq!(IcmpError::of_v4(kind, code, info), Some(error));
-            let (kind, code, info) = error.v6();
-            assert_eq!(IcmpError::of_v6(kind, code, info), Some(error));
-        }
-    }
-}
+mod tests;

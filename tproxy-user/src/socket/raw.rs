@@ -123,13 +123,4 @@ pub(super) fn checksum<const N: usize>(parts: [&[u8]; N]) -> u16 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_sum_is_that_of_the_standard() {
-        // RFC 1071, 3.
-        assert_eq!(checksum([&[0x00, 0x01, 0xf2, 0x03], &[0xf4, 0xf5, 0xf6, 0xf7]]), !0xddf2);
-        assert_eq!(checksum([&[0x00, 0x01], &[0xf2]]), !0xf201);
-    }
-}
+mod tests;

@@ -110,3 +110,6 @@ fn v4(address: &libc::sockaddr_in) -> std::net::SocketAddrV4 {
 fn v6(address: &libc::sockaddr_in6) -> std::net::SocketAddrV6 {
     nix::sys::socket::SockaddrIn6::from(*address).into()
 }
+
+#[cfg(test)]
+mod tests;

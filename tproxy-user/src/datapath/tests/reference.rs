@@ -102,11 +102,10 @@ impl<'a> Reference<'a> {
 
     fn loopback(&mut self, link: &Link, own: bool, parsed: Result<Packet, Reason>, mark: u32) -> Expected {
         if self.mark.is_steered(mark) {
-            match (self.steer, parsed) {
-                (Steer::SkAssign, Ok(Packet { piece: Piece::Whole, protocol, tuple, .. })) => {
-                    self.lookup(protocol, link, &tuple);
-                }
-                _ => {}
+            if let (Steer::SkAssign, Ok(Packet { piece: Piece::Whole, protocol, tuple, .. })) =
+                (self.steer, parsed)
+            {
+                self.lookup(protocol, link, &tuple);
             }
             return Expected { course: Course::Steered, mark, reasons: self.counted.clone() };
         }
