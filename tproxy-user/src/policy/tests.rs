@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use tproxy_common::{
     flow::{Flow, Protocol, Tuple},
-    policy::decide,
+    policy::{decide, may_be_reply, may_select},
     verdict::{Reason, Verdict},
 };
 
@@ -122,16 +122,39 @@ fn a_rule_whose_interface_is_absent_matches_nothing() {
     assert_eq!(on(&[]), Verdict::Pass(Reason::NoRule));
 }
 
+#[test]
+fn a_fragment_without_ports_waits_for_them_only_where_a_rule_could_ask() {
+    let rules =
+        [Rule { from: nets(&["10.0.0.0/8"]), to: nets(&["8.0.0.0/8"]), ports: vec![53..=53], ..rule() }];
+    let compiled = Compiled::new(&rules, |_| None, &[]);
+    let host = Addr::from(IpAddr::from([10, 0, 0, 254]));
+    let lookups =
+        HostLookups { compiled: &compiled, is_host_address: &|addr| *addr == host, sender_cgroups: &[] };
+    let fragment = |src, dst| Flow { protocol: Protocol::Udp, ..flow(src, dst, 0) };
+    let selects = |src, dst| may_select(&fragment(src, dst), &lookups);
+    assert!(selects("10.0.0.1", "8.8.8.8"), "its port may be 53");
+    assert!(!selects("10.0.0.1", "9.9.9.9"));
+    assert!(!selects("192.0.2.7", "8.8.8.8"));
+    assert!(!selects("10.0.0.254", "8.8.8.8"), "the host's own");
+    assert!(!selects("10.0.0.1", "10.0.0.254"), "for the host");
+    assert!(!selects("10.0.0.1", "224.0.0.251"));
+    let replies = |src, dst| may_be_reply(&fragment(src, dst), &lookups);
+    assert!(replies("203.0.113.9", "10.0.0.1"), "an upstream socket may bear the client's address");
+    assert!(!replies("203.0.113.9", "192.0.2.7"));
+}
+
 /// What the rules mean, said once more without tables.
 fn by_walking_the_rules(rules: &[Rule], hosts: &[IpAddr], scope: Scope, flow: &Flow) -> Verdict {
     let (src, dst) = (IpAddr::from(flow.tuple.src), IpAddr::from(flow.tuple.dst));
     let port = u16::from_be_bytes(flow.tuple.dport);
-    if port == 0 {
+    let dhcp = if dst.is_ipv4() { [67, 68] } else { [546, 547] };
+    if port == 0 || flow.protocol == Protocol::Udp && dhcp.contains(&port) {
         return Verdict::Pass(Reason::NeverIntercepted);
     }
     let right_side = match scope {
         Scope::Inbound => hosts.contains(&dst) && !hosts.contains(&src),
-        Scope::Forwarded | Scope::Outbound => !hosts.contains(&dst),
+        Scope::Forwarded => !hosts.contains(&dst) && !hosts.contains(&src),
+        Scope::Outbound => !hosts.contains(&dst),
     };
     if !right_side {
         return Verdict::Pass(Reason::HostAddress);
