@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use tproxy_common::abi::MAX_WORKERS;
 
 use crate::{
+    bench,
     config::{Action, Config, Rule, Scope, Source, Steer, Timeouts},
     logging::Format,
     mark::Mark,
@@ -34,6 +35,17 @@ pub enum Command {
     /// Undo what killed instances left in this network namespace
     #[command(after_long_help = "Example:\n  tproxy cleanup")]
     Cleanup,
+    /// Measure what interception costs on this machine, by us and by others (root)
+    #[command(
+        after_long_help = "Example:\n  tproxy bench --quick --only sk_lookup,haproxy --html bench.html"
+    )]
+    Bench(bench::Args),
+    /// The workers of `run` alone, for the benchmark
+    #[command(hide = true)]
+    BenchRelay(Box<Run>),
+    /// `run` with many rules, for the benchmark
+    #[command(hide = true)]
+    BenchMany(Box<bench::Many>),
 }
 
 /// `tproxy run`

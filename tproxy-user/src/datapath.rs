@@ -11,13 +11,18 @@ mod test_run;
 #[cfg(test)]
 mod tests;
 
-use std::{fs::File, io, os::fd::AsRawFd};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 pub use attach::{AttachError, Attachment};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, MapData, MapError, PerCpuArray, SockMap},
     programs::{ProgramError, SkLookup, links::FdLink},
+    sys::{Stats, enable_stats},
 };
 pub use decisions::DecisionMap;
 pub use test_run::{Course, Ran, Seen};
@@ -79,6 +84,14 @@ pub struct Settings {
     pub workers: u32,
     /// Whether the programs log.
     pub verbose: bool,
+}
+
+/// Has the kernel measure the run time of all eBPF programs of the machine, for as long as the descriptor is open.
+///
+/// # Errors
+/// When the kernel refuses (before 5.8, or without `CAP_SYS_ADMIN`).
+pub fn measure_run_time() -> io::Result<OwnedFd> {
+    enable_stats(Stats::RunTime).map_err(|error| error.io_error)
 }
 
 /// Programs, maps and links of one instance.

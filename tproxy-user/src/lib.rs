@@ -6,6 +6,7 @@
 //! everything else that is changed on the host; [`tcp`] is the way of a connection, over sockets made by [`socket`].
 //! The way of a packet is in the crate `tproxy-ebpf`.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod datapath;
