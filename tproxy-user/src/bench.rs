@@ -26,7 +26,7 @@ mod targets;
 mod tools;
 mod workload;
 
-use std::{fs, process};
+use std::{fs::File, io::Write as _, path::Path, process};
 
 use anyhow::Context as _;
 pub use args::Args;
@@ -45,14 +45,20 @@ pub fn main(args: &Args) -> anyhow::Result<String> {
     if !isolation::is_inside() {
         process::exit(isolation::run_inside()?);
     }
+    // Opened first: whether they can be written is better known before than after.
+    let (json, html) = (create(args.json.as_deref())?, create(args.html.as_deref())?);
     isolation::furnish()?;
     let results = rounds::run(&plan)?;
     let report = report::Report::new(environment::Environment::look(&plan), results);
-    if let Some(file) = &args.json {
-        fs::write(file, report.json()).with_context(|| file.display().to_string())?;
+    if let Some(mut file) = json {
+        file.write_all(report.json().as_bytes()).context("--json")?;
     }
-    if let Some(file) = &args.html {
-        fs::write(file, report.html()).with_context(|| file.display().to_string())?;
+    if let Some(mut file) = html {
+        file.write_all(report.html().as_bytes()).context("--html")?;
     }
     Ok(report.text())
+}
+
+fn create(path: Option<&Path>) -> anyhow::Result<Option<File>> {
+    path.map(|path| File::create(path).with_context(|| path.display().to_string())).transpose()
 }

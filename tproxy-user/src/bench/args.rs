@@ -65,3 +65,44 @@ impl Args {
         Ok(chosen)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn plan(flags: &str) -> anyhow::Result<Plan> {
+        let words = ["tproxy", "bench"].into_iter().chain(flags.split_whitespace());
+        match Cli::try_parse_from(words)?.command {
+            Command::Bench(args) => args.plan(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn plain_forwarding_is_always_measured_and_comes_first() {
+        let chosen = plan("--only haproxy,plain,sk_lookup/client --workload rules-64").unwrap();
+        let names: Vec<_> = chosen.contenders.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["plain", "haproxy/host", "haproxy/client", "sk_lookup/client"]);
+        assert_eq!(chosen.workloads, [Workload::Rules64]);
+        assert_eq!((chosen.pace.name, chosen.pace.rounds), ("full", 5));
+    }
+
+    #[test]
+    fn quick_is_less_of_everything() {
+        let (quick, full) = (plan("--quick").unwrap(), plan("").unwrap());
+        assert!(quick.contenders.len() < full.contenders.len());
+        assert!(quick.workloads.len() < full.workloads.len());
+        assert!(quick.pace.rounds < full.pace.rounds && quick.pace.span < full.pace.span);
+        assert_eq!(plan("--quick --rounds 7").unwrap().pace.rounds, 7);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert!(plan("--only squid").unwrap_err().to_string().contains("'squid'"));
+        assert!(plan("--workload tea").unwrap_err().to_string().contains("connections"));
+        assert!(plan("--rounds 0").is_err());
+    }
+}
