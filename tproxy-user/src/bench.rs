@@ -1,9 +1,9 @@
 //! `tproxy bench`: what interception costs on this machine, for us and for what one could pick instead.
 //!
-//! Each [`Contender`](contender::Contender) gets a network of its own, client – gateway – server, anew for every
-//! round: a [`lane`]. [`rounds`] runs a [`workload`] through all lanes before it turns to the next workload, so that
-//! what is compared was measured within seconds. [`results`] keeps the samples, [`targets`] compares them with what we
-//! want to reach, [`report`] shows them. All of it happens inside an [`isolation`] that takes everything with it.
+//! Each contender gets a network of its own, client – gateway – server, anew for every round: a `lane`. `rounds` runs a
+//! `workload` through all lanes before it turns to the next workload, so that what is compared was measured within
+//! seconds. `results` keeps the samples, `targets` compares them with what we want to reach, `report` shows them. All of
+//! it happens inside an `isolation` that takes everything with it.
 
 mod affinity;
 mod args;
@@ -32,7 +32,8 @@ use anyhow::Context as _;
 pub use args::Args;
 pub use relay::{Many, without_datapath};
 
-/// Measures as `args` say and returns what is to be shown.
+/// Measures as `args` say and returns what is to be shown; or, outside of the isolation, ends this process as the one
+/// that did so inside.
 ///
 /// # Errors
 /// Not root, a missing tool, or whatever keeps the networks from being built.

@@ -28,7 +28,7 @@ pub struct Many {
 }
 
 impl Many {
-    /// The flags' rule as the last of many, which differ in their destination.
+    /// The flags' rule as the last of many, which differ in destination and port.
     ///
     /// # Errors
     /// Flags that do not go together.
@@ -36,8 +36,10 @@ impl Many {
         let mut config = self.run.into_config()?;
         let rule = config.rules.last().context("flags make a rule")?.clone();
         let filler = |index| {
+            let (destination, port) = steering::filler(index);
             anyhow::Ok(crate::config::Rule {
-                to: vec![format!("{}/32", steering::filler(index)).parse()?],
+                to: vec![destination.parse()?],
+                ports: vec![port..=port],
                 ..rule.clone()
             })
         };

@@ -129,8 +129,8 @@ impl Results {
         let busiest = self.others.iter().copied().fold(0.0, f64::max);
         if busiest > QUIET {
             self.warn(format!(
-                "the machine was not ours alone: others used up to {:.0} % of it before a round, and what they use while \
-                 we measure is counted as CPU time",
+                "the machine was not ours alone: others used up to {:.0} % of it before a round, and what they use \
+                 while we measure is counted as CPU time",
                 busiest * 100.0
             ));
         }

@@ -2,6 +2,7 @@
 
 use std::{thread, time::Duration};
 
+use anyhow::ensure;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
@@ -12,48 +13,66 @@ use super::{
 /// Measures all that is planned. What fails is a warning in the results.
 ///
 /// # Errors
-/// When even `/proc/stat` cannot be read.
+/// When nothing at all could be measured.
 pub(super) fn run(plan: &Plan) -> anyhow::Result<Results> {
-    let mut results = Results::default();
-    let progress = ProgressBar::new(steps(plan) as u64).with_style(ProgressStyle::with_template(
-        "{bar:30} {pos}/{len} {elapsed_precise} (left: {eta}) {wide_msg}",
-    )?);
+    let style =
+        ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed_precise} (left: {eta}) {wide_msg}")?;
+    let mut rounds = Rounds {
+        plan,
+        results: Results::default(),
+        progress: ProgressBar::new(steps(plan) as u64).with_style(style),
+    };
     for round in 0..plan.pace.rounds {
-        progress.set_message("what others do on this machine");
-        results.others.push(others()?);
+        rounds.results.others.push(others()?);
         for stage in stages(plan, round) {
-            let workloads = || at(plan, round).filter(|workload| Stage::of(*workload) == stage);
-            let mut lanes = Vec::new();
-            for contender in in_turn(plan, round) {
-                if !workloads().any(|workload| workload.concerns(contender)) {
-                    continue;
+            rounds.measure(round, stage);
+        }
+    }
+    rounds.progress.finish_and_clear();
+    let mut results = rounds.results;
+    ensure!(!results.samples.is_empty(), "nothing could be measured:\n{}", results.warnings.join("\n"));
+    results.judge_noise();
+    Ok(results)
+}
+
+struct Rounds<'a> {
+    plan: &'a Plan,
+    results: Results,
+    progress: ProgressBar,
+}
+
+impl Rounds<'_> {
+    fn measure(&mut self, round: usize, stage: Stage) {
+        let workloads: Vec<_> =
+            at(self.plan, round).filter(|workload| Stage::of(*workload) == stage).collect();
+        let lanes = self.open_lanes(round, stage, &workloads);
+        for workload in workloads {
+            for lane in lanes.iter().filter(|lane| workload.concerns(lane.contender)) {
+                let what = format!("round {}: {}, {}", round + 1, workload.name(), lane.contender);
+                self.progress.set_message(what.clone());
+                match workload.run(lane, self.plan.pace) {
+                    Ok(sample) => self.results.add(round, workload, lane.contender, &sample),
+                    Err(error) => self.results.warn(format!("{what}: not measured: {error:#}")),
                 }
-                progress.set_message(format!("round {}: a network for {contender}", round + 1));
-                match Lane::open(contender, stage.rules) {
-                    Ok(lane) => lanes.push(lane),
-                    Err(error) => results.warn(format!("{contender}, {:?}: {error:#}", stage.rules)),
-                }
-            }
-            for workload in workloads() {
-                for lane in lanes.iter().filter(|lane| workload.concerns(lane.contender)) {
-                    let contender = lane.contender;
-                    progress.set_message(format!("round {}: {}, {contender}", round + 1, workload.name()));
-                    match workload.run(lane, plan.pace) {
-                        Ok(sample) => results.add(round, workload, contender, &sample),
-                        Err(error) => results.warn(format!(
-                            "{}, {contender}, round {}: not measured: {error:#}",
-                            workload.name(),
-                            round + 1
-                        )),
-                    }
-                    progress.inc(1);
-                }
+                self.progress.inc(1);
             }
         }
     }
-    progress.finish_and_clear();
-    results.judge_noise();
-    Ok(results)
+
+    fn open_lanes(&mut self, round: usize, stage: Stage, workloads: &[Workload]) -> Vec<Lane> {
+        let mut lanes = Vec::new();
+        let concerned =
+            |contender: &Contender| workloads.iter().any(|workload| workload.concerns(*contender));
+        for contender in in_turn(self.plan, round).filter(concerned) {
+            let what = format!("round {}: a network for {contender}", round + 1);
+            self.progress.set_message(what.clone());
+            match Lane::open(contender, stage.rules) {
+                Ok(lane) => lanes.push(lane),
+                Err(error) => self.results.warn(format!("{what}, {:?}: {error:#}", stage.rules)),
+            }
+        }
+        lanes
+    }
 }
 
 fn steps(plan: &Plan) -> usize {

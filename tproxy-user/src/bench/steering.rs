@@ -41,9 +41,10 @@ impl Rules {
     }
 }
 
-/// The destination of filler number `index`: an address that nobody connects to (RFC 2544).
-pub(super) fn filler(index: usize) -> String {
-    format!("198.18.{}.{}", index / 256, index % 256)
+/// Destination and port of filler number `index`: addresses that nobody connects to (RFC 2544), 64 ports for each.
+/// A rule with a destination *and* a port of its own each would be more sets than the datapath's tables hold.
+pub(super) fn filler(index: usize) -> (String, u16) {
+    (format!("198.18.{}.0/24", index / 64), 20_000 + (index % 64) as u16)
 }
 
 /// Loads the rules of iptables into a gateway; listener number N of `listeners` gets what CPU N sees.
@@ -77,7 +78,8 @@ fn iptables(rules: Rules, listeners: &[u16]) -> String {
     );
     let ports = rules.ports();
     for index in 0..rules.fillers() {
-        let _ = writeln!(text, "-A RULES -p tcp -d {} -m multiport --dports {ports} -j STEER", filler(index));
+        let (destination, port) = filler(index);
+        let _ = writeln!(text, "-A RULES -p tcp -d {destination} --dport {port} -j STEER");
     }
     let _ = writeln!(text, "-A RULES -p tcp -m multiport --dports {ports} -j STEER");
     for (condition, port) in by_cpu(listeners, |cpu| format!("-m cpu --cpu {cpu}")) {
@@ -98,7 +100,8 @@ fn nft(rules: Rules, listeners: &[u16]) -> String {
     text += "}\nchain rules {\n";
     let ports = rules.ports();
     for index in 0..rules.fillers() {
-        let _ = writeln!(text, "ip daddr {} tcp dport {{ {ports} }} goto steer", filler(index));
+        let (destination, port) = filler(index);
+        let _ = writeln!(text, "ip daddr {destination} tcp dport {port} goto steer");
     }
     let _ = writeln!(text, "tcp dport {{ {ports} }} goto steer\n}}");
     text + "chain prerouting {\ntype filter hook prerouting priority mangle; policy accept;\n\
@@ -127,10 +130,13 @@ mod tests {
         let text = iptables(Rules::LastOf(3), &[4000, 4001]);
         let rules: Vec<_> = text.lines().filter(|line| line.starts_with("-A RULES")).collect();
         assert_eq!(rules.len(), 3);
-        assert!(rules[1].contains("-d 198.18.0.1 ") && !rules[2].contains("-d "), "{rules:?}");
+        assert!(
+            rules[1].contains("-d 198.18.0.0/24 --dport 20001 ") && !rules[2].contains("-d "),
+            "{rules:?}"
+        );
         assert!(text.contains("--cpu 0 -j TPROXY --on-ip 127.0.0.1 --on-port 4000 "), "{text}");
         let text = nft(Rules::Other, &[4000]);
         assert!(text.contains("tcp dport { 9 } goto steer") && !text.contains("meta cpu"), "{text}");
-        assert_eq!(filler(4_095), "198.18.15.255");
+        assert_eq!(filler(4_095), ("198.18.63.0/24".into(), 20_063));
     }
 }
