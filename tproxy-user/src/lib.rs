@@ -4,7 +4,7 @@
 //! Where to begin reading: [`run`] is `tproxy run` from start to end; [`instance`] is what runs; [`plan`] says which
 //! tc hooks the rules need, [`policy`] compiles the rules, [`datapath`] holds the eBPF programs and maps, [`host`]
 //! everything else that is changed on the host; [`tcp`] is the way of a connection, over sockets made by [`socket`].
-//! [`bench`] is `tproxy bench`. The way of a packet is in the crate `tproxy-ebpf`.
+//! [`mod@bench`] is `tproxy bench`. The way of a packet is in the crate `tproxy-ebpf`.
 
 pub mod bench;
 pub mod cli;
