@@ -10,6 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit};
 use tproxy_common::abi::MAX_WORKERS;
 
 use crate::{
+    bench,
     config::{Action, Config, Nat, Protocols, Rule, Scope, SessionLimits, Source, Steer, Timeouts},
     logging::Format,
     mark::Mark,
@@ -38,6 +39,17 @@ pub enum Command {
     /// Undo what killed instances left in this network namespace
     #[command(after_long_help = "Example:\n  tproxy cleanup")]
     Cleanup,
+    /// Measure what interception costs on this machine, by us and by others (root)
+    #[command(
+        after_long_help = "Example:\n  tproxy bench --quick --only sk_lookup,haproxy --html bench.html"
+    )]
+    Bench(bench::Args),
+    /// The workers of `run` alone, for the benchmark
+    #[command(hide = true)]
+    BenchRelay(Box<Run>),
+    /// `run` with many rules, for the benchmark
+    #[command(hide = true)]
+    BenchMany(Box<bench::Many>),
 }
 
 /// `tproxy run`

@@ -15,7 +15,7 @@ mod tests;
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd as _, AsRawFd},
+    os::fd::{AsFd as _, AsRawFd, OwnedFd},
     time::Duration,
 };
 
@@ -24,6 +24,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap},
     programs::{ProgramError, SkLookup, links::FdLink},
+    sys::{Stats, enable_stats},
 };
 pub use decisions::DecisionMap;
 pub use memory::MemoryMap;
@@ -94,6 +95,14 @@ pub struct Settings {
     pub memory: Duration,
     /// Whether the programs log.
     pub verbose: bool,
+}
+
+/// Has the kernel measure the run time of all eBPF programs of the machine, for as long as the descriptor is open.
+///
+/// # Errors
+/// When the kernel refuses (before 5.8, or without `CAP_SYS_ADMIN`).
+pub fn measure_run_time() -> io::Result<OwnedFd> {
+    enable_stats(Stats::RunTime).map_err(|error| error.io_error)
 }
 
 /// Programs, maps and links of one instance.

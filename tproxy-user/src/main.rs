@@ -7,6 +7,7 @@ use std::{
 
 use clap::{Parser as _, error::ErrorKind};
 use tproxy::{
+    bench,
     cli::{Cli, Command, one_line},
     host::Report,
     logging, run,
@@ -32,6 +33,15 @@ fn main() -> ExitCode {
             logging::init(format, verbose);
             finish(serve(config, verbose >= 2))
         }
+        Command::Bench(args) => {
+            logging::init(logging::Format::Text, 0);
+            finish(bench::main(&args).map(|report| print(&report)))
+        }
+        Command::BenchRelay(flags) => finish(relay(*flags)),
+        Command::BenchMany(flags) => {
+            logging::init(logging::Format::Text, 0);
+            finish(flags.into_config().and_then(|config| serve(config, false)))
+        }
         Command::Cleanup => {
             logging::init(logging::Format::Text, 0);
             finish(run::cleanup().and_then(|reports| report(&reports)))
@@ -42,6 +52,17 @@ fn main() -> ExitCode {
 #[tokio::main(flavor = "current_thread")]
 async fn serve(config: tproxy::config::Config, verbose: bool) -> anyhow::Result<()> {
     run::run(config, verbose).await
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn relay(flags: tproxy::cli::Run) -> anyhow::Result<()> {
+    logging::init(flags.log_format, flags.verbose);
+    bench::without_datapath(flags.into_config()?).await
+}
+
+#[expect(clippy::print_stdout, reason = "the answer to the command")]
+fn print(text: &str) {
+    print!("{text}");
 }
 
 #[expect(clippy::print_stdout, reason = "the answer to the command")]

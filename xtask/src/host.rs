@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 
 /// A program that a task runs.
 pub(crate) struct Tool {
-    /// Its name in `PATH`.
+    /// Its name in `PATH`, or the file that it is.
     pub(crate) command: &'static str,
     /// The Debian package that brings it.
     pub(crate) package: &'static str,
@@ -20,7 +20,7 @@ pub(crate) struct Tool {
     pub(crate) demo: bool,
 }
 
-/// All that the demo and the tests run beside cargo.
+/// All that the demo, the tests and the benchmark run beside cargo.
 pub(crate) const TOOLS: &[Tool] = &[
     Tool {
         command: "ip",
@@ -41,6 +41,22 @@ pub(crate) const TOOLS: &[Tool] = &[
         reason: "is the firewall to get along with",
         demo: false,
     },
+    Tool { command: "unshare", package: "util-linux", reason: "keeps the benchmark apart", demo: false },
+    Tool { command: "nft", package: "nftables", reason: "steers in the benchmark", demo: false },
+    Tool {
+        command: "haproxy",
+        package: "haproxy",
+        reason: "is what the benchmark compares with",
+        demo: false,
+    },
+    Tool {
+        command: "/usr/lib/nginx/modules/ngx_stream_module.so",
+        package: "libnginx-mod-stream",
+        reason: "is what the benchmark compares with",
+        demo: false,
+    },
+    Tool { command: "wrk", package: "wrk", reason: "makes HTTP requests in the benchmark", demo: false },
+    Tool { command: "iperf3", package: "iperf3", reason: "makes bulk load in the benchmark", demo: false },
     Tool { command: "bpftool", package: "bpftool", reason: "shows eBPF links that were left", demo: false },
 ];
 

@@ -1,6 +1,7 @@
 //! The project's tasks: `cargo xtask --help`.
 #![expect(clippy::print_stdout, reason = "what a task says is its product")]
 
+mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
@@ -20,6 +21,7 @@ enum Task {
     /// Shows what the running kernel's verifier makes of the committed object (root)
     Verify,
     Test(test::Args),
+    Bench(bench::Args),
     /// Shows tproxy at work in three network namespaces of its own (root)
     Demo,
     /// Runs all that a change has to pass, installing what is missing (root)
@@ -43,6 +45,7 @@ fn task() -> anyhow::Result<()> {
         Task::BuildEbpf(args) => build_ebpf::main(&args),
         Task::Verify => verify::main(),
         Task::Test(args) => test::main(&args),
+        Task::Bench(args) => bench::main(&args),
         Task::Demo => demo::main(),
         Task::Ci => ci::main(),
     }

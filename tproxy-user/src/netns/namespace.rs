@@ -85,6 +85,14 @@ impl Namespace {
         run(&mut self.line(line)?, "")
     }
 
+    /// Runs a command line, split at blanks, with `input` on its standard input.
+    ///
+    /// # Errors
+    /// A missing program, or one that ends with an error.
+    pub fn feed(&self, line: &str, input: &str) -> Result<String, Error> {
+        run(&mut self.line(line)?, input)
+    }
+
     /// Starts a command line, split at blanks.
     ///
     /// # Errors

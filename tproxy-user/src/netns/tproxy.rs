@@ -22,6 +22,13 @@ impl Tproxy {
     }
 }
 
+/// One that was started in another way, and is to be stopped in order.
+impl From<Proc> for Tproxy {
+    fn from(proc: Proc) -> Self {
+        Self(proc)
+    }
+}
+
 impl Deref for Tproxy {
     type Target = Proc;
 

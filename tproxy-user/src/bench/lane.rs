@@ -1,0 +1,100 @@
+//! A contender in a network of its own.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+
+use super::{contender::Contender, proxy::Proxy, server::Server, steering::Rules};
+use crate::{
+    config::Source,
+    netns::{Family, Namespace, Topology},
+};
+
+/// The most that plain forwarding, a proxy and a server take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One contender, ready to be measured. Fields are dropped from top to bottom: programs before their network.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) contender: Contender,
+    pub(super) proxy: Option<Proxy>,
+    _server: Server,
+    pub(super) net: Topology,
+}
+
+impl Lane {
+    pub(super) fn open(contender: Contender, rules: Rules) -> anyhow::Result<Self> {
+        let cpus = cpus();
+        let net = Topology::three()?;
+        for namespace in [&net.client, &net.gateway, &net.server] {
+            tune(namespace)?;
+        }
+        let server = Server::start(&net.server, cpus)?;
+        let proxy = match contender {
+            Contender::Plain => None,
+            Contender::Proxy(way, source) => Some(Proxy::start(way, source, rules, &net.gateway, cpus)?),
+        };
+        let lane = Self { contender, proxy, _server: server, net };
+        lane.verify(rules).with_context(|| {
+            let said = lane.proxy.as_ref().map(Proxy::lines).unwrap_or_default().join("\n");
+            format!("{contender} does not do what it is there for; it wrote:\n{said}")
+        })?;
+        Ok(lane)
+    }
+
+    /// Where the workloads connect to: an address that is not the gateway's, on a port of the server's.
+    pub(super) fn target(port: u16) -> SocketAddr {
+        SocketAddr::new(Family::V4.public(), port)
+    }
+
+    /// Makes sure that what is measured is what it is said to be: who has the connection, and whom the server sees.
+    fn verify(&self, rules: Rules) -> anyhow::Result<()> {
+        let source = match self.contender {
+            Contender::Proxy(_, source) if rules != Rules::Other => Some(source),
+            _ => None,
+        };
+        let mut stream = self.net.client.enter(|| TcpStream::connect_timeout(&Self::target(80), PATIENCE))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+        let mut answer = [0; 1024];
+        let length = stream.read(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        let seen = if source == Some(Source::Host) { Family::V4.wan() } else { Family::V4.client() };
+        ensure!(
+            answer.ends_with(&format!("{seen}\n")),
+            "the server should have seen {seen}, but answered: {answer}"
+        );
+        let client = stream.local_addr()?.to_string();
+        let sockets = self.net.gateway.run("ss -Htn")?;
+        let held = sockets.lines().any(|line| line.split_whitespace().nth(4) == Some(client.as_str()));
+        ensure!(
+            held == source.is_some(),
+            "the gateway should {}have the connection of {client}; it has:\n{sockets}",
+            if source.is_some() { "" } else { "not " }
+        );
+        Ok(())
+    }
+}
+
+/// CPUs that this process may use: as many threads or processes has every contender.
+pub(super) fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Thousands of connections a second must not run out of ports.
+fn tune(namespace: &Namespace) -> anyhow::Result<()> {
+    for (key, value) in [
+        ("net.ipv4.ip_local_port_range", "10000 65535"),
+        ("net.ipv4.tcp_tw_reuse", "1"),
+        ("net.ipv4.tcp_max_tw_buckets", "32768"),
+        ("net.ipv4.tcp_max_syn_backlog", "8192"),
+        ("net.core.somaxconn", "8192"),
+    ] {
+        namespace.set_sysctl(key, value)?;
+    }
+    Ok(())
+}

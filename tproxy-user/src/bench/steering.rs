@@ -1,0 +1,142 @@
+//! Rule sets of iptables and nft, as an expert would write them.
+//!
+//! Packets of connections that a transparent socket has are recognised first, so that only a SYN sees the rules.
+//! `! --syn` keeps TIME_WAIT sockets from catching the SYN of a client that takes its port again, which would cost a
+//! second.
+
+use std::fmt::Write as _;
+
+use crate::netns::{Error, Namespace};
+
+/// Ports that the workloads use: echo, HTTP, iperf3.
+pub(super) const PORTS: &str = "7,80,5201";
+/// A port that no workload uses.
+pub(super) const OTHER_PORT: &str = "9";
+
+/// Which connections are to be intercepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rules {
+    /// One rule, which the workloads' connections match.
+    One,
+    /// The same as the last of as many rules.
+    LastOf(usize),
+    /// One rule, which no connection of the workloads matches.
+    Other,
+}
+
+impl Rules {
+    pub(super) const fn ports(self) -> &'static str {
+        match self {
+            Self::One | Self::LastOf(_) => PORTS,
+            Self::Other => OTHER_PORT,
+        }
+    }
+
+    /// How many rules stand before the one that counts.
+    pub(super) const fn fillers(self) -> usize {
+        match self {
+            Self::One | Self::Other => 0,
+            Self::LastOf(number) => number - 1,
+        }
+    }
+}
+
+/// Destination and port of filler number `index`: addresses that nobody connects to (RFC 2544), 64 ports for each.
+/// A rule with a destination *and* a port of its own each would be more sets than the datapath's tables hold.
+pub(super) fn filler(index: usize) -> (String, u16) {
+    (format!("198.18.{}.0/24", index / 64), 20_000 + (index % 64) as u16)
+}
+
+/// Loads the rules of iptables into a gateway; listener number N of `listeners` gets what CPU N sees.
+///
+/// # Errors
+/// Whatever iptables or ip refuse.
+pub(super) fn load_iptables(gateway: &Namespace, rules: Rules, listeners: &[u16]) -> Result<(), Error> {
+    gateway.feed("iptables-restore", &iptables(rules, listeners))?;
+    deliver_marked(gateway)
+}
+
+/// The same for nft.
+///
+/// # Errors
+/// Whatever nft or ip refuse.
+pub(super) fn load_nft(gateway: &Namespace, rules: Rules, listeners: &[u16]) -> Result<(), Error> {
+    gateway.feed("nft -f -", &nft(rules, listeners))?;
+    deliver_marked(gateway)
+}
+
+fn deliver_marked(gateway: &Namespace) -> Result<(), Error> {
+    gateway.ip("rule add fwmark 1 lookup 100\nroute add local default dev lo table 100").map(drop)
+}
+
+fn iptables(rules: Rules, listeners: &[u16]) -> String {
+    let mut text = String::from(
+        "*mangle\n:DIVERT - [0:0]\n:RULES - [0:0]\n:STEER - [0:0]\n\
+         -A DIVERT -j MARK --set-mark 1\n-A DIVERT -j ACCEPT\n\
+         -A PREROUTING -p tcp ! --syn -m socket --transparent -j DIVERT\n\
+         -A PREROUTING -i lan -p tcp -j RULES\n",
+    );
+    let ports = rules.ports();
+    for index in 0..rules.fillers() {
+        let (destination, port) = filler(index);
+        let _ = writeln!(text, "-A RULES -p tcp -d {destination} --dport {port} -j STEER");
+    }
+    let _ = writeln!(text, "-A RULES -p tcp -m multiport --dports {ports} -j STEER");
+    for (condition, port) in by_cpu(listeners, |cpu| format!("-m cpu --cpu {cpu}")) {
+        let _ = writeln!(
+            text,
+            "-A STEER -p tcp {condition} -j TPROXY --on-ip 127.0.0.1 --on-port {port} --tproxy-mark 0x1"
+        );
+    }
+    text + "COMMIT\n"
+}
+
+fn nft(rules: Rules, listeners: &[u16]) -> String {
+    let mut text = String::from("table ip bench {\nchain steer {\n");
+    for (condition, port) in by_cpu(listeners, |cpu| format!("meta cpu {cpu}")) {
+        let _ =
+            writeln!(text, "{condition} meta l4proto tcp tproxy to 127.0.0.1:{port} meta mark set 1 accept");
+    }
+    text += "}\nchain rules {\n";
+    let ports = rules.ports();
+    for index in 0..rules.fillers() {
+        let (destination, port) = filler(index);
+        let _ = writeln!(text, "ip daddr {destination} tcp dport {port} goto steer");
+    }
+    let _ = writeln!(text, "tcp dport {{ {ports} }} goto steer\n}}");
+    text + "chain prerouting {\ntype filter hook prerouting priority mangle; policy accept;\n\
+            tcp flags & (fin | syn | rst | ack) != syn socket transparent 1 meta mark set 1 accept\n\
+            iifname lan meta l4proto tcp goto rules\n}\n}\n"
+}
+
+/// A condition for each listener; the last gets all the rest.
+fn by_cpu<'a>(
+    listeners: &'a [u16],
+    condition: impl Fn(usize) -> String + 'a,
+) -> impl Iterator<Item = (String, u16)> + 'a {
+    let last = listeners.len() - 1;
+    listeners
+        .iter()
+        .enumerate()
+        .map(move |(cpu, port)| (if cpu == last { String::new() } else { condition(cpu) }, *port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_stand_before_the_one_that_matches_and_each_cpu_has_its_listener() {
+        let text = iptables(Rules::LastOf(3), &[4000, 4001]);
+        let rules: Vec<_> = text.lines().filter(|line| line.starts_with("-A RULES")).collect();
+        assert_eq!(rules.len(), 3);
+        assert!(
+            rules[1].contains("-d 198.18.0.0/24 --dport 20001 ") && !rules[2].contains("-d "),
+            "{rules:?}"
+        );
+        assert!(text.contains("--cpu 0 -j TPROXY --on-ip 127.0.0.1 --on-port 4000 "), "{text}");
+        let text = nft(Rules::Other, &[4000]);
+        assert!(text.contains("tcp dport { 9 } goto steer") && !text.contains("meta cpu"), "{text}");
+        assert_eq!(filler(4_095), ("198.18.63.0/24".into(), 20_063));
+    }
+}
