@@ -14,6 +14,7 @@ use crate::{
     config::{Action, Config, Nat, Protocols, Rule, Scope, SessionLimits, Source, Steer, Timeouts},
     logging::Format,
     mark::Mark,
+    send,
 };
 
 /// UDP sessions at most where descriptors set no lower limit: what each takes of kernel memory adds up.
@@ -39,6 +40,9 @@ pub enum Command {
     /// Undo what killed instances left in this network namespace
     #[command(after_long_help = "Example:\n  tproxy cleanup")]
     Cleanup,
+    /// Send one UDP datagram from an address that need not be this host's
+    #[command(after_long_help = "Example:\n  tproxy send --from 8.8.8.8:8080 --to 10.0.0.2:9999 'hello'")]
+    Send(send::Datagram),
     /// Measure what interception costs on this machine, by us and by others (root)
     #[command(
         after_long_help = "Example:\n  tproxy bench --quick --only sk_lookup,haproxy --html bench.html"

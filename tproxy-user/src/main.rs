@@ -49,6 +49,10 @@ fn main() -> ExitCode {
             logging::init(logging::Format::Text, 0);
             finish(run::cleanup().and_then(|reports| report(&reports)))
         }
+        Command::Send(datagram) => match datagram.check() {
+            Ok(datagram) => finish(datagram.send().map(|line| print(&format!("{line}\n")))),
+            Err(error) => fail(&format!("error: {error}"), USAGE),
+        },
     }
 }
 

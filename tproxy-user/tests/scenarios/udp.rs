@@ -6,6 +6,7 @@ mod fragments;
 mod hosts;
 mod limits;
 mod order;
+mod send;
 
 use std::{
     io::ErrorKind,
