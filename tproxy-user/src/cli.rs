@@ -51,6 +51,9 @@ pub enum Command {
     /// The workers of `run` alone, for the benchmark
     #[command(hide = true)]
     BenchRelay(Box<Run>),
+    /// A relay of datagrams with a system call for each, for the benchmark
+    #[command(hide = true)]
+    BenchSingly(Box<Run>),
     /// `run` with many rules, for the benchmark
     #[command(hide = true)]
     BenchMany(Box<bench::Many>),

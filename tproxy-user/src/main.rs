@@ -38,6 +38,9 @@ fn main() -> ExitCode {
             finish(bench::main(&args).map(|report| print(&report)))
         }
         Command::BenchRelay(flags) => finish(relay(*flags)),
+        Command::BenchSingly(flags) => {
+            finish(flags.into_config().map_err(Into::into).and_then(|config| bench::singly(&config)))
+        }
         Command::BenchMany(flags) => {
             logging::init(logging::Format::Text, 0);
             finish(flags.into_config().and_then(|config| serve(config, false)))
