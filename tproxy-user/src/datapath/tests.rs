@@ -100,7 +100,9 @@ impl Rig {
     }
 
     fn decisions(&self) -> HashMap<Tuple, Decision> {
-        self.datapath.decisions().unwrap().0.iter().collect::<Result<_, _>>().unwrap()
+        let map = self.datapath.decisions().unwrap().0;
+        let timeless = map.iter().map(|entry| entry.map(|(tuple, decision)| (tuple, Decision { seen: 0, ..decision })));
+        timeless.collect::<Result<_, _>>().unwrap()
     }
 
     fn memory(&self) -> HashMap<Tuple, (RuleIndex, u32)> {
@@ -224,7 +226,11 @@ impl Rig {
     }
 
     fn check(&mut self, case: &Case) -> TestCaseResult {
-        let compiled = Compiled::new(&case.rules, interfaces, &[]);
+        let numbered = (0..).zip(&case.rules);
+        let rules: Vec<_> =
+            numbered.map(|(index, rule): (u32, _)| Rule { name: index.to_string().into(), ..rule.clone() }).collect();
+        let compiled = Compiled::new(&rules, interfaces, &[]);
+        let hits_before = self.datapath.rule_hits().unwrap();
         self.install(&compiled, &case.hosts, case.deciding);
         let is_host_address = |addr: &Addr| case.hosts.contains(&IpAddr::from(*addr));
         let rules =
@@ -256,6 +262,10 @@ impl Rig {
         }
         prop_assert_eq!(&self.decisions(), &reference.decisions);
         prop_assert_eq!(&self.memory(), &reference.memory);
+        for (name, hits) in self.datapath.rule_hits().unwrap() {
+            let expected = reference.hits.get(&name.parse().unwrap()).copied().unwrap_or_default();
+            prop_assert_eq!(hits - hits_before.get(&name).unwrap_or(&0), expected, "hits of rule {}", name);
+        }
         Ok(())
     }
 }
