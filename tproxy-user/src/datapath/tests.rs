@@ -3,7 +3,7 @@
 mod frames;
 mod reference;
 
-use std::{cell::RefCell, collections::HashMap, net::IpAddr};
+use std::{cell::RefCell, collections::HashMap, net::IpAddr, sync::Arc};
 
 use aya::maps::HashMap as BpfHashMap;
 
@@ -94,14 +94,15 @@ impl Rig {
         self.datapath.install(compiled).unwrap();
         self.datapath.set_host_addresses(hosts.iter().map(|addr| IpNet::from(*addr))).unwrap();
         if deciding { self.datapath.start_deciding() } else { self.datapath.stop_deciding() }.unwrap();
-        empty(&mut self.datapath.decisions().unwrap().0);
+        empty(&mut self.datapath.decisions(Arc::default()).unwrap().map);
         empty(&mut self.datapath.share::<Tuple, Memory>(map::MEMORY).unwrap());
         empty(&mut self.datapath.share::<FragmentKey, u32>(map::FRAGMENTS).unwrap());
     }
 
     fn decisions(&self) -> HashMap<Tuple, Decision> {
-        let map = self.datapath.decisions().unwrap().0;
-        let timeless = map.iter().map(|entry| entry.map(|(tuple, decision)| (tuple, Decision { seen: 0, ..decision })));
+        let map = self.datapath.decisions(Arc::default()).unwrap().map;
+        let timeless =
+            map.iter().map(|entry| entry.map(|(tuple, decision)| (tuple, Decision { seen: 0, ..decision })));
         timeless.collect::<Result<_, _>>().unwrap()
     }
 
@@ -227,8 +228,9 @@ impl Rig {
 
     fn check(&mut self, case: &Case) -> TestCaseResult {
         let numbered = (0..).zip(&case.rules);
-        let rules: Vec<_> =
-            numbered.map(|(index, rule): (u32, _)| Rule { name: index.to_string().into(), ..rule.clone() }).collect();
+        let rules: Vec<_> = numbered
+            .map(|(index, rule): (u32, _)| Rule { name: index.to_string().into(), ..rule.clone() })
+            .collect();
         let compiled = Compiled::new(&rules, interfaces, &[]);
         let hits_before = self.datapath.rule_hits().unwrap();
         self.install(&compiled, &case.hosts, case.deciding);
