@@ -1,11 +1,18 @@
-//! `cargo xtask demo`: three network namespaces, `tproxy` on the middle one, curl on the first.
+//! `cargo xtask demo`: three network namespaces, `tproxy` on the middle one, curl and dig on the first.
 //!
-//! Needs root, `ip`, `curl` and `nginx`. `TPROXY_BIN` names the binary; by default it is the one next to us.
+//! Needs root, `ip`, `curl`, `nginx`, `dig` and `dnsmasq`. `TPROXY_BIN` names the binary; by default it is the one next to us.
 #![expect(clippy::print_stdout, reason = "printing is what a demo does")]
 
-use std::{error::Error, path::PathBuf, process::ExitCode, thread, time::Duration};
+use std::{
+    error::Error,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
 
-use tproxy::netns::{Family, Nginx, Topology, Tproxy, require_tool};
+use tproxy::netns::{Family, Namespace, Nginx, Proc, Topology, Tproxy, require_tool};
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -86,16 +93,50 @@ fn demo() -> Outcome {
     println!("Three network namespaces on this machine, joined by virtual cables:\n");
     println!("   client            gateway                            server");
     println!("   {client} -------- {lan} (lan)  (wan) {wan} --- {server}, 8.8.8.8\n");
-    println!("curl runs on the client, tproxy on the gateway, nginx on the server.");
+    println!("curl and dig run on the client, tproxy on the gateway, nginx and dnsmasq on the server.");
     println!("nginx answers with one line: which address it was asked on, and whom it saw asking.");
-    for (number, step) in STEPS.iter().enumerate() {
-        println!("\n{}. {}", number + 1, step.title);
+    let (last, steps) = STEPS.split_last().ok_or("nothing to show")?;
+    for (number, step) in (1..).zip(steps) {
+        println!("\n{number}. {}", step.title);
         show(step, &net, &nginx, &binary)?;
+    }
+    println!("\n{}. UDP: a name server that is not 8.8.8.8 answers for it.", STEPS.len());
+    show_udp(&net, &binary)?;
+    println!("\n{}. {}", STEPS.len() + 1, last.title);
+    show(last, &net, &nginx, &binary)
+}
+
+/// A name server on the server's own address only: nobody answers on port 53 of 8.8.8.8.
+fn show_udp(net: &Topology, binary: &Path) -> Outcome {
+    const RUN: &str = "--scope forwarded --interface lan --proto udp --port 53 --action upstream=10.2.0.2:53";
+    const QUERY: &str = "@8.8.8.8 who.answers.example TXT +noall +answer +stats";
+    require_tool("dig")?;
+    let _dns = name_server(&net.server, Family::V4.server())?;
+    println!("   gateway $ tproxy run {RUN}");
+    let tproxy = Tproxy::start(&net.gateway, binary, RUN)?;
+    println!("   client  $ dig {QUERY}");
+    let said = net.client.run(&format!("dig +tries=1 +time=5 {QUERY}"))?;
+    let told = |line: &&str| line.contains("TXT") || line.contains("SERVER");
+    said.lines().filter(told).for_each(|line| println!("   client got:  {line}"));
+    println!("   tproxy log:  {}", tproxy.wait_line(&["8.8.8.8:53"], Duration::from_secs(5))?.trim());
+    if !said.contains("dnsmasq on 10.2.0.2") || !said.contains("SERVER: 8.8.8.8#53") {
+        return Err(format!("the client should have got dnsmasq's answer from 8.8.8.8:\n{said}").into());
     }
     Ok(())
 }
 
-fn show(step: &Step, net: &Topology, nginx: &Nginx, binary: &std::path::Path) -> Outcome {
+fn name_server(namespace: &Namespace, address: IpAddr) -> Result<Proc, Box<dyn Error>> {
+    require_tool("dnsmasq")?;
+    let mut command = namespace.command("dnsmasq");
+    command.args(["--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"]);
+    command.args([&format!("--listen-address={address}"), "--except-interface=lo", "--user=root"]);
+    command.arg(format!("--txt-record=who.answers.example,dnsmasq on {address}"));
+    let server = Proc::start(command)?;
+    server.wait_line(&["started"], Duration::from_secs(5))?;
+    Ok(server)
+}
+
+fn show(step: &Step, net: &Topology, nginx: &Nginx, binary: &Path) -> Outcome {
     let tproxy = match step.tproxy {
         Some(args) => {
             println!("   gateway $ tproxy run {args}");

@@ -34,6 +34,8 @@ pub(crate) const TOOLS: &[Tool] = &[
     Tool { command: "setpriv", package: "util-linux", reason: "runs programs as another user", demo: false },
     Tool { command: "curl", package: "curl", reason: "is the real client", demo: true },
     Tool { command: "nginx", package: "nginx-light", reason: "is the real server", demo: true },
+    Tool { command: "dig", package: "bind9-dnsutils", reason: "asks for names", demo: true },
+    Tool { command: "dnsmasq", package: "dnsmasq-base", reason: "answers with names", demo: true },
     Tool { command: "socat", package: "socat", reason: "makes tun devices and bare TCP ends", demo: false },
     Tool {
         command: "iptables",

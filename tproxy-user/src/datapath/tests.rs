@@ -7,7 +7,7 @@ use std::{cell::RefCell, collections::HashMap, net::IpAddr, sync::Arc};
 
 use aya::maps::HashMap as BpfHashMap;
 
-use frames::{ACK, Content, ETHERNET, Frame, Ip, Payload, RST, Tcp, frame, syn};
+use frames::{ACK, Content, ETHERNET, Frame, Ip, Part, Payload, RST, Tcp, datagram, frame, syn};
 use ipnet::IpNet;
 use proptest::{
     prelude::*,
@@ -176,8 +176,13 @@ fn sighting() -> impl Strategy<Value = Sighting> {
     )
 }
 
-/// What is seen of a flow: a packet, and perhaps the ACK that follows a SYN.
+/// What is seen of a flow.
 fn sightings() -> impl Strategy<Value = Vec<Sighting>> {
+    prop_oneof![2 => of_a_packet().boxed(), 1 => of_datagrams().boxed()]
+}
+
+/// A packet, and perhaps the ACK that follows a SYN.
+fn of_a_packet() -> impl Strategy<Value = Vec<Sighting>> {
     (sighting(), any::<bool>()).prop_map(|(first, answered)| {
         let mut ack = first.clone();
         match &mut ack.frame.content {
@@ -185,6 +190,19 @@ fn sightings() -> impl Strategy<Value = Vec<Sighting>> {
             _ => return vec![first],
         }
         vec![first, ack]
+    })
+}
+
+/// Datagrams of one flow and their answers, whole and in parts, in any order.
+fn of_datagrams() -> impl Strategy<Value = Vec<Sighting>> {
+    let part = prop::sample::select(vec![Part::Whole, Part::First, Part::Middle, Part::Last, Part::Answer]);
+    (sighting(), datagram(), prop::collection::vec(part, 1..6)).prop_map(|(seen, datagram, parts)| {
+        let sighting = |part| {
+            let content = Content::Ip(datagram.clone().part(part));
+            let frame = Frame { ether_type: None, content, lies: vec![], cut: None, ..seen.frame.clone() };
+            Sighting { frame, ..seen.clone() }
+        };
+        parts.into_iter().map(sighting).collect()
     })
 }
 

@@ -18,3 +18,4 @@ mod rig;
 mod stop;
 mod support;
 mod sysctls;
+mod udp;

@@ -153,8 +153,8 @@ fn ping(namespace: &Namespace, to: IpAddr) {
 #[test]
 fn broadcast_as_dhcp_sends_it_arrives() {
     let world = World::new();
-    let server = udp(&world.net.gateway, "0.0.0.0:67".parse().unwrap());
-    let client = udp(&world.net.client, "0.0.0.0:68".parse().unwrap());
+    let server = datagrams(&world.net.gateway, "0.0.0.0:67".parse::<SocketAddr>().unwrap());
+    let client = datagrams(&world.net.client, "0.0.0.0:68".parse::<SocketAddr>().unwrap());
     client.set_broadcast(true).unwrap();
     server.set_broadcast(true).unwrap();
     socket2::SockRef::from(&server).bind_device(Some(b"lan")).unwrap();
@@ -173,16 +173,16 @@ fn multicast_arrives() {
     let world = World::new();
     let (group4, group6): (Ipv4Addr, Ipv6Addr) =
         ("224.0.0.251".parse().unwrap(), "ff02::fb".parse().unwrap());
-    let receiver4 = udp(&world.net.gateway, "0.0.0.0:5353".parse().unwrap());
+    let receiver4 = datagrams(&world.net.gateway, "0.0.0.0:5353".parse::<SocketAddr>().unwrap());
     receiver4.join_multicast_v4(&group4, &"10.1.0.1".parse().unwrap()).unwrap();
-    let receiver6 = udp(&world.net.gateway, "[::]:5354".parse().unwrap());
+    let receiver6 = datagrams(&world.net.gateway, "[::]:5354".parse::<SocketAddr>().unwrap());
     let index = |namespace: &Namespace, device: &str| -> u32 {
         let shown = namespace.run(&format!("ip -oneline link show dev {device}")).unwrap();
         shown.split(':').next().unwrap().parse().unwrap()
     };
     receiver6.join_multicast_v6(&group6, index(&world.net.gateway, "lan")).unwrap();
-    let sender4 = udp(&world.net.client, "10.1.0.2:0".parse().unwrap());
-    let sender6 = udp(&world.net.client, "[fd00:1::2]:0".parse().unwrap());
+    let sender4 = datagrams(&world.net.client, "10.1.0.2:0".parse::<SocketAddr>().unwrap());
+    let sender6 = datagrams(&world.net.client, "[fd00:1::2]:0".parse::<SocketAddr>().unwrap());
     let to6 = SocketAddrV6::new(group6, 5354, 0, index(&world.net.client, "eth0"));
     under_everything(&world, |rule| {
         sender4.send_to(b"four", (group4, 5353)).unwrap();
@@ -198,8 +198,8 @@ fn udp_through_the_gateway_is_passed_by_rules_about_tcp() {
     let rules = EVERYTHING.map(|rule| format!("{rule} --proto tcp"));
     under_each(&world, &rules, |rule| {
         for family in Family::ALL {
-            let server = udp(&world.net.server, (family.server(), 0).into());
-            let client = udp(&world.net.client, (family.client(), 0).into());
+            let server = datagrams(&world.net.server, (family.server(), 0));
+            let client = datagrams(&world.net.client, (family.client(), 0));
             client.send_to(b"query", server.local_addr().unwrap()).unwrap();
             let (_, seen) = server.recv_from(&mut [0; 16]).unwrap_or_else(|error| panic!("{rule}: {error}"));
             assert_eq!(seen, client.local_addr().unwrap(), "{rule}");
@@ -207,13 +207,6 @@ fn udp_through_the_gateway_is_passed_by_rules_about_tcp() {
             assert_datagram(&client, b"answer", rule);
         }
     });
-}
-
-fn udp(namespace: &Namespace, address: SocketAddr) -> UdpSocket {
-    let socket =
-        namespace.enter(|| UdpSocket::bind(address)).unwrap_or_else(|error| panic!("{address}: {error}"));
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
 }
 
 #[track_caller]

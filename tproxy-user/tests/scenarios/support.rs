@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::ExitStatus,
     thread,
@@ -174,6 +174,16 @@ pub(crate) fn connect_within(
 ) -> io::Result<TcpStream> {
     let to = to.into();
     namespace.enter(|| TcpStream::connect_timeout(&to, limit)).map(patient)
+}
+
+/// A UDP socket in a namespace, with which nothing can hang.
+#[track_caller]
+pub(crate) fn datagrams(namespace: &Namespace, address: impl Into<SocketAddr>) -> UdpSocket {
+    let address = address.into();
+    let socket =
+        namespace.enter(|| UdpSocket::bind(address)).unwrap_or_else(|error| panic!("{address}: {error}"));
+    socket.set_read_timeout(Some(PATIENCE)).expect("SO_RCVTIMEO");
+    socket
 }
 
 fn patient(stream: TcpStream) -> TcpStream {

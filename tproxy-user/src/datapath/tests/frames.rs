@@ -240,6 +240,42 @@ pub(super) fn syn() -> impl Strategy<Value = Ip> {
     ip(tcp(Just(SYN)).prop_map(Payload::Tcp))
 }
 
+/// The same of UDP.
+pub(super) fn datagram() -> impl Strategy<Value = Ip> {
+    ip(udp()).prop_map(|ip| Ip { fragment: 0, extensions: vec![], ..ip })
+}
+
+/// What may be seen of a datagram, or of its answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part {
+    Whole,
+    First,
+    Middle,
+    Last,
+    Answer,
+}
+
+impl Ip {
+    pub(super) fn part(mut self, part: Part) -> Self {
+        let (v4, v6) = match part {
+            Part::Whole => return self,
+            Part::First => (0x2000, 1),
+            Part::Middle => (0x2001, 9),
+            Part::Last => (0x0002, 16),
+            Part::Answer => {
+                std::mem::swap(&mut self.src, &mut self.dst);
+                if let Payload::Udp { sport, dport } = &mut self.payload {
+                    std::mem::swap(sport, dport);
+                }
+                return self;
+            }
+        };
+        self.fragment = v4;
+        self.extensions.push(Extension::Fragment { offset_and_more: v6 });
+        self
+    }
+}
+
 /// Whatever may arrive.
 pub(super) fn frame() -> impl Strategy<Value = Frame> {
     let content = prop_oneof![
@@ -270,9 +306,13 @@ fn payload() -> impl Strategy<Value = Payload> {
         2 => tcp(prop::sample::select(vec![ACK, SYN | ACK, RST, RST | ACK])).prop_map(Payload::Tcp),
         2 => tcp(any::<u8>()).prop_map(Payload::Tcp),
         2 => (kind, quoted).prop_map(|(kind, quoted)| Payload::Icmp { kind, quoted }),
-        1 => (port(), port()).prop_map(|(sport, dport)| Payload::Udp { sport, dport }),
+        1 => udp(),
         1 => other.prop_map(|(protocol, bytes)| Payload::Other { protocol, bytes }),
     ]
+}
+
+fn udp() -> impl Strategy<Value = Payload> {
+    (port(), port()).prop_map(|(sport, dport)| Payload::Udp { sport, dport })
 }
 
 fn ip(payload: impl Strategy<Value = Payload>) -> impl Strategy<Value = Ip> {

@@ -1,0 +1,112 @@
+//! What a flood may cost.
+
+use std::{fs, net::IpAddr, time::Duration};
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+use super::*;
+
+const PORT: u16 = 7;
+
+fn open_descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count()
+}
+
+/// Starts `flows` flows of one datagram from as many ports of `from`, waiting for nothing.
+fn flood(namespace: &Namespace, from: IpAddr, to: SocketAddr, flows: usize) {
+    for _ in 0..flows {
+        let socket = datagrams(namespace, (from, 0));
+        socket.send_to(b"flood", to).unwrap();
+    }
+}
+
+#[test]
+fn a_flood_stays_within_the_cap_and_spares_established_flows() {
+    let world = World::new();
+    world.net.client.ip("addr add 10.1.0.3/24 dev eth0\naddr add fd00:1::3/64 dev eth0 nodad").unwrap();
+    reflecting(&world, PORT);
+    for family in Family::ALL {
+        let quiet = datagrams(&world.net.server, (family.server(), 9));
+        let mut tproxy = world.tproxy(&format!(
+            "{FORWARDED} --action direct --workers 1 --udp-sessions 64 --udp-sessions-per-client 64"
+        ));
+        let before = open_descriptors(tproxy.pid());
+        let established = datagrams(&world.net.client, (family.client(), 0));
+        let to = SocketAddr::new(family.server(), PORT);
+        let first = ask(&established, to, "first", &*tproxy);
+        let other: IpAddr = if family == Family::V4 { "10.1.0.3" } else { "fd00:1::3" }.parse().unwrap();
+        for _ in 0..10 {
+            flood(&world.net.client, other, quiet.local_addr().unwrap(), 200);
+            let again = ask(&established, to, "again", &*tproxy);
+            assert_eq!(again.split(' ').next(), first.split(' ').next(), "its upstream socket changed");
+            let used = open_descriptors(tproxy.pid()) - before;
+            assert!(used <= 2 * 64, "{used} descriptors\n{}", *tproxy);
+        }
+        let evicted = counted_at_the_end(&mut tproxy, "evicted");
+        assert!(evicted >= 1_800, "{evicted}\n{}", *tproxy);
+    }
+}
+
+#[test]
+fn one_client_cannot_have_it_all() {
+    let world = World::new();
+    world.net.client.ip("addr add 10.1.0.3/24 dev eth0").unwrap();
+    reflecting(&world, PORT);
+    let quiet = datagrams(&world.net.server, (Family::V4.server(), 9));
+    let tproxy = world.tproxy(&format!(
+        "{FORWARDED} --action direct --workers 1 --udp-sessions 64 --udp-sessions-per-client 8"
+    ));
+    let before = open_descriptors(tproxy.pid());
+    flood(&world.net.client, "10.1.0.3".parse().unwrap(), quiet.local_addr().unwrap(), 100);
+    let client = datagrams(&world.net.client, (Family::V4.client(), 0));
+    ask(&client, (Family::V4.server(), PORT).into(), "hello", &*tproxy);
+    let used = open_descriptors(tproxy.pid()) - before;
+    assert!(used <= 2 * (8 + 1), "{used} descriptors\n{}", *tproxy);
+}
+
+#[test]
+fn lack_of_descriptors_is_counted_and_passes() {
+    let world = World::new();
+    reflecting(&world, PORT);
+    let quiet = datagrams(&world.net.server, (Family::V4.server(), 9));
+    let mut tproxy = world.tproxy(&format!("{FORWARDED} --action direct --workers 1 --udp-sessions 1000"));
+    let established = datagrams(&world.net.client, (Family::V4.client(), 0));
+    let to = SocketAddr::new(Family::V4.server(), PORT);
+    ask(&established, to, "first", &*tproxy);
+    let limit = open_descriptors(tproxy.pid()) as u64 + 16;
+    let pid = Pid::from_raw(tproxy.pid() as i32).unwrap();
+    prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) }).unwrap();
+    flood(&world.net.client, Family::V4.client(), quiet.local_addr().unwrap(), 100);
+    ask(&established, to, "still there", &*tproxy);
+    // The least recently used one makes room for a newcomer.
+    let newcomer = datagrams(&world.net.client, (Family::V4.client(), 0));
+    ask(&newcomer, to, "room for one", &*tproxy);
+    assert!(counted_at_the_end(&mut tproxy, "out_of_descriptors") > 0, "{}", *tproxy);
+}
+
+#[test]
+fn sessions_end_when_they_are_silent_and_dns_when_it_is_answered() {
+    let world = World::new();
+    reflecting(&world, PORT);
+    reflecting(&world, 53);
+    for engine in ENGINES {
+        let times = "--udp-timeout 1s --udp-stream-timeout 2s";
+        let mut tproxy = world.tproxy(&format!("{FORWARDED} --action direct {times} --steer {engine}"));
+        let before = open_descriptors(tproxy.pid());
+        for family in Family::ALL {
+            let client = datagrams(&world.net.client, (family.client(), 0));
+            let own = client.local_addr().unwrap().to_string();
+            ask(&client, (family.server(), 53).into(), "query", &*tproxy);
+            tproxy.wait_line(&[&own, "closed", "end=answered"], Duration::from_millis(900)).unwrap();
+            ask(&client, (family.server(), PORT).into(), "hello", &*tproxy);
+            tproxy.wait_line(&[&own, ":7", "closed", "end=idle"], PATIENCE).unwrap();
+            // As if it were new.
+            ask(&client, (family.server(), PORT).into(), "hello again", &*tproxy);
+            ask(&client, (family.server(), 53).into(), "query again", &*tproxy);
+        }
+        let position = tproxy.position();
+        tproxy.wait_line_from(position, &["closed", "end=idle"], PATIENCE).unwrap();
+        assert!(open_descriptors(tproxy.pid()) <= before + 2, "{}", *tproxy);
+        assert_eq!(counted_at_the_end(&mut tproxy, "answered"), 4, "{}", *tproxy);
+    }
+}
