@@ -10,10 +10,12 @@ use rustix::process::{Resource, Rlimit, getrlimit};
 use tproxy_common::abi::MAX_WORKERS;
 
 use crate::{
-    bench,
+    ask, bench,
     config::{Action, Config, Nat, Protocols, Rule, Scope, SessionLimits, Source, Steer, Timeouts},
+    control::Operator,
     logging::Format,
     mark::Mark,
+    top,
 };
 
 /// UDP sessions at most where descriptors set no lower limit: what each takes of kernel memory adds up.
@@ -36,6 +38,29 @@ pub enum Command {
         after_long_help = "Example:\n  tproxy run --scope forwarded --interface eth1 --to 0.0.0.0/0 --port 80,443 --action direct"
     )]
     Run(Box<Run>),
+    /// Show how a running instance is, and what it has counted
+    #[command(after_long_help = "Example:\n  tproxy status --json")]
+    Status(ask::Show),
+    /// Show a running instance's rules in order, with the flows that each has decided
+    #[command(after_long_help = "Example:\n  tproxy rules")]
+    Rules(ask::Show),
+    /// Show the live flows of a running instance
+    #[command(
+        after_long_help = "Example:\n  tproxy flows --proto tcp --client 10.0.0.0/8 --dst :443 --follow"
+    )]
+    Flows(ask::Flows),
+    /// Watch a running instance: rates, rules, clients and flows, full screen
+    #[command(after_long_help = "Example:\n  tproxy top")]
+    Top(top::Args),
+    /// End live flows: connections are reset on both sides
+    #[command(after_long_help = "Example:\n  tproxy close --client 10.0.0.5")]
+    Close(ask::Close),
+    /// Have an instance take no new flow, and stop when the live ones have ended, as SIGTERM does
+    #[command(after_long_help = "Example:\n  tproxy drain")]
+    Drain(ask::Drain),
+    /// Print what Prometheus is told of a running instance
+    #[command(after_long_help = "Example:\n  tproxy metrics")]
+    Metrics(ask::Metrics),
     /// Undo what killed instances left in this network namespace
     #[command(after_long_help = "Example:\n  tproxy cleanup")]
     Cleanup,
@@ -136,6 +161,9 @@ pub struct Run {
     /// How long live connections may go on after SIGINT or SIGTERM; a second signal ends them at once
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration)]
     drain_timeout: Duration,
+    /// Where the operator finds it
+    #[command(flatten)]
+    pub operator: Operator,
     /// How log lines are written to stderr
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,

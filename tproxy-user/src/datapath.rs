@@ -12,6 +12,7 @@ mod tables;
 mod test_run;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::{
     fs::File,
@@ -36,6 +37,7 @@ use tproxy_common::{
     flow::{Protocol, Tuple},
     verdict::Reason,
 };
+pub use usage::MapUse;
 
 use crate::{
     config::Steer,
@@ -117,6 +119,7 @@ pub struct Datapath {
     listeners: SockMap<MapData>,
     tables: tables::RuleTables,
     hits: hits::Hits,
+    capacities: usage::Capacities,
     links: attach::Links,
     lookup: Option<FdLink>,
 }
@@ -139,8 +142,10 @@ impl Datapath {
             .load(OBJECT)?;
         attach::load_programs(&mut ebpf)?;
         with_program(&mut ebpf, program::SK_LOOKUP, |lookup: &mut SkLookup| patiently(|| lookup.load()))?;
+        let capacities = usage::capacities(&ebpf)?;
         Ok(Self {
             settings,
+            capacities,
             control: take(&mut ebpf, map::CONTROL)?,
             state: Control::NOTHING,
             counters: take(&mut ebpf, map::COUNTERS)?,

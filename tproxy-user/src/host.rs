@@ -11,6 +11,7 @@ use crate::mark::Mark;
 
 pub mod clsact;
 pub mod connections;
+pub mod control_socket;
 pub mod journal;
 pub mod lingering;
 pub mod links;
@@ -20,6 +21,7 @@ mod policy;
 pub mod preflight;
 pub mod sysctl;
 
+pub use control_socket::{ControlSocket, InstanceName};
 pub use journal::{Change, Identity, Journal, Report, cleanup};
 
 /// Side of an interface, seen from the host.
@@ -81,6 +83,30 @@ pub enum HostError {
         path.display()
     )]
     Journal {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// An instance of this name lives.
+    #[error(
+        "another tproxy is called '{name}' and answers at {}; stop it, or choose another --name",
+        path.display()
+    )]
+    NameTaken {
+        /// The name.
+        name: InstanceName,
+        /// Its control socket.
+        path: PathBuf,
+    },
+    /// The control socket cannot be made or removed.
+    #[error(
+        "cannot {action} {}: {source}; tproxy has its control socket there, make the directory writable and see that the file system is not full",
+        path.display()
+    )]
+    ControlSocket {
         /// What was tried.
         action: &'static str,
         /// The file or directory.

@@ -1,5 +1,7 @@
 //! One running instance in one network namespace: what it is made of, how it starts, follows the host, and stops.
 
+mod look;
+
 use std::{
     io, mem,
     net::SocketAddr,
@@ -8,6 +10,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
+pub use look::Look;
 use socket2::Socket;
 use tproxy_common::{flow::Protocol, verdict::Reason};
 
@@ -60,6 +63,7 @@ pub struct Instance {
     workers: Vec<Worker>,
     counters: Vec<Counters>,
     flows: Flows,
+    draining: bool,
     _black_holes: Vec<Socket>,
     _sockets: LingeringSockets,
     journal: Journal,
@@ -99,6 +103,7 @@ impl Instance {
             workers,
             counters,
             flows,
+            draining: false,
             _black_holes: black_holes,
             _sockets: sockets,
             journal,
@@ -150,16 +155,36 @@ impl Instance {
         futures_util::future::select_all(ended).await;
     }
 
-    /// Takes no new flow and waits until the live connections have ended, at most `drain_timeout`.
+    /// Connections and sessions at the moment.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.workers.iter().map(Worker::live).sum()
+    }
+
+    /// How long live flows may go on once no new one is taken.
+    #[must_use]
+    pub const fn drain_limit(&self) -> Duration {
+        self.config.timeouts.drain
+    }
+
+    /// Takes no new flow from now on.
     ///
     /// # Errors
     /// When the datapath cannot be told.
-    pub async fn drain(&mut self) -> Result<(), InstanceError> {
-        let deadline = Instant::now() + self.config.timeouts.drain;
+    pub fn drain(&mut self) -> Result<(), InstanceError> {
         self.datapath.stop_deciding()?;
+        self.draining = true;
         self.workers.iter().for_each(Worker::drain);
-        let live: usize = self.workers.iter().map(Worker::live).sum();
-        tracing::info!(live, limit = ?self.config.timeouts.drain, "draining: no new flow is taken");
+        tracing::info!(live = self.live(), limit = ?self.drain_limit(), "draining: no new flow is taken");
+        Ok(())
+    }
+
+    /// Waits until the live flows have ended, at most [`Self::drain_limit`].
+    ///
+    /// # Errors
+    /// When the host cannot be asked.
+    pub async fn drained(&self) -> Result<(), InstanceError> {
+        let deadline = Instant::now() + self.drain_limit();
         match tokio::time::timeout_at(deadline.into(), self.finished()).await {
             Ok(finished) => finished,
             Err(_elapsed) => Ok(()),
@@ -200,10 +225,8 @@ impl Instance {
     }
 
     fn log_counters(&self) {
-        let tcp: tcp::Snapshot = self.counters.iter().map(|counters| counters.tcp.snapshot()).sum();
-        let udp: udp::Snapshot = self.counters.iter().map(|counters| counters.udp.snapshot()).sum();
-        tracing::info!("connections: {tcp}");
-        tracing::info!("datagrams: {udp}");
+        tracing::info!("connections: {}", self.tcp());
+        tracing::info!("datagrams: {}", self.udp());
         match self.datapath.counters() {
             Ok(counters) => tracing::info!("packets: {}", in_words(&counters)),
             Err(error) => tracing::warn!("packets: {error}"),

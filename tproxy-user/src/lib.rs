@@ -7,9 +7,11 @@
 //! threads of [`worker`] and over sockets made by [`socket`]. [`mod@bench`] is `tproxy bench`.
 //! The way of a packet is in the crate `tproxy-ebpf`.
 
+pub mod ask;
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod datapath;
 pub mod family;
 pub mod flow;
@@ -19,6 +21,7 @@ pub mod instance;
 pub mod latency;
 pub mod logging;
 pub mod mark;
+pub mod metrics;
 pub mod netns;
 pub mod plan;
 pub mod policy;
@@ -26,5 +29,6 @@ pub mod run;
 pub mod socket;
 mod source;
 pub mod tcp;
+pub mod top;
 pub mod udp;
 pub mod worker;

@@ -9,8 +9,9 @@ use clap::{Parser as _, error::ErrorKind};
 use tproxy::{
     bench,
     cli::{Cli, Command, one_line},
+    control::Operator,
     host::Report,
-    logging, run,
+    logging, run, top,
 };
 
 /// Exit code for a command line that makes no sense, as clap and the shell have it.
@@ -25,13 +26,13 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Run(flags) => {
-            let (format, verbose) = (flags.log_format, flags.verbose);
+            let (format, verbose, operator) = (flags.log_format, flags.verbose, flags.operator.clone());
             let config = match flags.into_config() {
                 Ok(config) => config,
                 Err(error) => return fail(&format!("error: {error}"), USAGE),
             };
             logging::init(format, verbose);
-            finish(serve(config, verbose >= 2))
+            finish(serve(config, operator, verbose >= 2))
         }
         Command::Bench(args) => {
             logging::init(logging::Format::Text, 0);
@@ -40,8 +41,15 @@ fn main() -> ExitCode {
         Command::BenchRelay(flags) => finish(relay(*flags)),
         Command::BenchMany(flags) => {
             logging::init(logging::Format::Text, 0);
-            finish(flags.into_config().and_then(|config| serve(config, false)))
+            finish(flags.into_config().and_then(|config| serve(config, Operator::default(), false)))
         }
+        Command::Status(show) => finish(ask(show.status())),
+        Command::Rules(show) => finish(ask(show.rules())),
+        Command::Flows(flows) => finish(ask(flows.show())),
+        Command::Top(args) => finish(ask(top::main(args))),
+        Command::Close(close) => finish(ask(close.close())),
+        Command::Drain(drain) => finish(ask(drain.drain())),
+        Command::Metrics(metrics) => finish(ask(metrics.show())),
         Command::Cleanup => {
             logging::init(logging::Format::Text, 0);
             finish(run::cleanup().and_then(|reports| report(&reports)))
@@ -50,8 +58,13 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn serve(config: tproxy::config::Config, verbose: bool) -> anyhow::Result<()> {
-    run::run(config, verbose).await
+async fn serve(config: tproxy::config::Config, operator: Operator, verbose: bool) -> anyhow::Result<()> {
+    run::run(config, operator, verbose).await
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn ask(answer: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    answer.await
 }
 
 #[tokio::main(flavor = "current_thread")]
