@@ -19,7 +19,7 @@ pub(crate) use units::{age, bytes};
 /// Which instance.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Instance {
-    /// The instance of this name (default: the one of this network namespace, or the only one that runs)
+    /// The instance of this name (default: as for `tproxy run`)
     #[arg(long)]
     pub name: Option<InstanceName>,
 }
@@ -87,7 +87,7 @@ impl Show {
     /// # Errors
     /// There is none, or it does not answer.
     pub async fn status(self) -> anyhow::Result<()> {
-        let client = Client::new(self.instance.name)?;
+        let client = Client::new(self.instance.name);
         if self.json {
             return say(&client.text(Method::GET, "/status").await?);
         }
@@ -99,7 +99,7 @@ impl Show {
     /// # Errors
     /// As above.
     pub async fn rules(self) -> anyhow::Result<()> {
-        let client = Client::new(self.instance.name)?;
+        let client = Client::new(self.instance.name);
         if self.json {
             return say(&client.text(Method::GET, "/rules").await?);
         }
@@ -113,7 +113,7 @@ impl Flows {
     /// # Errors
     /// As above.
     pub async fn show(self) -> anyhow::Result<()> {
-        let client = Client::new(self.instance.name)?;
+        let client = Client::new(self.instance.name);
         if self.follow {
             let json = self.json;
             return client
@@ -145,7 +145,7 @@ impl Close {
             ways.iter().filter(|way| **way).count() == 1,
             "say which flows: by their numbers, by flags such as --client 10.0.0.5, or --all"
         );
-        let client = Client::new(self.instance.name)?;
+        let client = Client::new(self.instance.name);
         let paths = if self.all {
             vec!["/close/all".to_owned()]
         } else if self.ids.is_empty() {
@@ -169,7 +169,7 @@ impl Drain {
     /// # Errors
     /// As above.
     pub async fn drain(self) -> anyhow::Result<()> {
-        let client = Client::new(self.instance.name)?;
+        let client = Client::new(self.instance.name);
         let Draining { live, limit_seconds } = client.ask(Method::POST, "/drain").await?;
         say(&format!("{} takes no new flow; {live} live have {}\n", client.name(), age(limit_seconds)))
     }
@@ -184,7 +184,7 @@ impl Metrics {
         if self.list {
             return say(&documentation());
         }
-        say(&Client::new(self.instance.name)?.text(Method::GET, "/metrics").await?)
+        say(&Client::new(self.instance.name).text(Method::GET, "/metrics").await?)
     }
 }
 

@@ -13,7 +13,10 @@ use std::{
 use anyhow::{anyhow, ensure};
 use futures_util::StreamExt as _;
 use hyper::Method;
-use ratatui::crossterm::event::{Event, EventStream, KeyEventKind};
+use ratatui::{
+    DefaultTerminal,
+    crossterm::event::{Event, EventStream, KeyEventKind},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval},
@@ -49,14 +52,13 @@ pub async fn main(args: Args) -> anyhow::Result<()> {
         io::stdout().is_terminal() && io::stdin().is_terminal(),
         "this is not a terminal; `tproxy flows --follow` writes lines"
     );
-    let client = Client::new(args.instance.name)?;
+    let client = Client::new(args.instance.name);
     let mut app = App::new(args.filter);
     app.take(sample(&client, &app).await?);
     let cannot_draw = |error: io::Error| anyhow!("cannot use the terminal: {error}");
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_draw)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(cannot_draw)?;
-    let mut terminal = ratatui::try_init().map_err(cannot_draw)?;
-    let _restored = Restored;
+    let (mut terminal, _restored) = take_terminal().map_err(cannot_draw)?;
     let mut events = EventStream::new();
     let mut ticks = interval(REFRESH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -112,7 +114,11 @@ async fn close(client: &Client, id: FlowId) -> String {
     }
 }
 
-/// Gives the terminal back when it is dropped; [`ratatui::try_init`] sees to panics.
+/// The whole screen, until the guard is dropped. A panic gives it back before it says what happened.
+fn take_terminal() -> io::Result<(DefaultTerminal, Restored)> {
+    Ok((ratatui::try_init()?, Restored))
+}
+
 struct Restored;
 
 impl Drop for Restored {

@@ -79,24 +79,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// Of the instance of that name; without one, of this network namespace's with the usual mark, or else of the only one
-    /// that runs.
-    ///
-    /// # Errors
-    /// [`ClientError::NotRunning`], when it is not clear who is meant.
-    pub fn new(name: Option<InstanceName>) -> Result<Self, ClientError> {
-        let of = |name: InstanceName| Self { path: control_socket::path_of(&name), name };
-        if let Some(name) = name {
-            return Ok(of(name));
-        }
-        let client = of(InstanceName::of_this_namespace(Mark::DEFAULT));
-        if client.path.exists() {
-            return Ok(client);
-        }
-        match &control_socket::living()[..] {
-            [only] => Ok(of(only.clone())),
-            _ => Err(client.not_running()),
-        }
+    /// Of the instance of that name; without one, of this network namespace's with the usual mark. Never of whoever else
+    /// happens to run: it may be asked to stop.
+    #[must_use]
+    pub fn new(name: Option<InstanceName>) -> Self {
+        let name = name.unwrap_or_else(|| InstanceName::of_this_namespace(Mark::DEFAULT));
+        Self { path: control_socket::path_of(&name), name }
     }
 
     /// What it is called.

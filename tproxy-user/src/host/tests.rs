@@ -2,6 +2,7 @@
 //! What the host looks like is asked of iproute2, which shares no code with us.
 
 mod clsact;
+mod control_socket;
 
 use std::{
     fs,

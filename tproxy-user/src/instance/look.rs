@@ -71,3 +71,47 @@ impl Instance {
         self.counters.iter().map(|counters| counters.udp.snapshot()).sum()
     }
 }
+
+#[cfg(test)]
+impl Look {
+    /// One in which most numbers are not zero.
+    pub(crate) fn example() -> Self {
+        use crate::{
+            config::{Action, Scope},
+            latency::Latency,
+            mark::Mark,
+            tcp::{End, TcpCounters},
+            udp::UdpCounters,
+        };
+        use std::time::Duration;
+
+        let latency = Latency::default();
+        for microseconds in [700, 900, 2_000_000] {
+            latency.observe(Duration::from_micros(microseconds));
+        }
+        let mut tcp = tcp::Snapshot {
+            accepted: 7,
+            bytes_up: 100,
+            bytes_down: 1000,
+            accept_latency: latency.snapshot(),
+            ..TcpCounters::default().snapshot()
+        };
+        tcp.ends[End::ConnectRefused as usize].1 = 2;
+        tcp.ends[End::Eof as usize].1 = 1;
+        let rules = [
+            Rule::new("web", Scope::Forwarded, Action::Direct),
+            Rule::new("say \"no\"", Scope::Forwarded, Action::Reject),
+        ];
+        Self {
+            identity: Identity { mark: Mark::DEFAULT, table: 29_808, priority: 100 },
+            draining: false,
+            workers: 2,
+            hits: [(Arc::clone(&rules[0].name), 7), (Arc::clone(&rules[1].name), 5)].into(),
+            rules: rules.into(),
+            hooks: vec![("lan".into(), Direction::Ingress)],
+            tcp,
+            udp: udp::Snapshot { sessions: 3, ..UdpCounters::default().snapshot() },
+            packets: vec![(Reason::RuleSteer, 7), (Reason::RuleReject, 5)],
+        }
+    }
+}

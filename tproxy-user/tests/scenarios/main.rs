@@ -3,6 +3,7 @@
 
 mod bench;
 mod clean;
+mod control;
 mod errors;
 mod forwarded;
 mod inbound;
