@@ -10,7 +10,10 @@ use rustix::process::{Resource, Rlimit, getrlimit};
 use tproxy_common::abi::MAX_WORKERS;
 
 use crate::{
-    config::{Action, Config, Nat, Protocols, Rule, Scope, SessionLimits, Source, Steer, Timeouts},
+    config::{
+        Action, Config, Nat, Protocols, Rule, RuleLimits, RuleTimeouts, Scope, SessionLimits, Source, Steer,
+        Timeouts,
+    },
     logging::Format,
     mark::Mark,
 };
@@ -163,15 +166,17 @@ impl Run {
             },
             protocols: self.proto,
             interfaces: self.interface,
-            from: self.from,
-            to: self.to,
-            except: self.except,
-            ports: self.port,
+            from: self.from.into(),
+            to: self.to.into(),
+            except: self.except.into(),
+            ports: self.port.into(),
             uids: self.uid,
             cgroups: self.cgroup,
             action: self.action,
             source: self.source,
             nat: self.nat,
+            timeouts: RuleTimeouts::default(),
+            limits: RuleLimits::default(),
         };
         let total = self.udp_sessions.unwrap_or_else(default_sessions);
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);

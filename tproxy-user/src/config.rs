@@ -1,15 +1,20 @@
-//! What a user asked for, checked: the one structure behind flags (and, later, the file).
+//! What a user asked for, checked: the one structure behind flags and file.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+mod listed;
+
+use std::{
+    fmt, net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration,
+};
 
 use ipnet::IpNet;
+pub use listed::{Listed, NamedSet};
 use tproxy_common::flow::Protocol;
 pub use tproxy_common::rule::Scope;
 
 use crate::mark::Mark;
 
 /// Everything one instance of `tproxy run` needs to know.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Rules in the order in which they are tried; the first match wins.
     pub rules: Vec<Rule>,
@@ -30,7 +35,7 @@ pub struct Config {
 }
 
 /// One rule: which flows, and what becomes of them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// Shown in logs and counters.
     pub name: Arc<str>,
@@ -40,14 +45,14 @@ pub struct Rule {
     pub protocols: Protocols,
     /// Interfaces by name; empty means the scope's default.
     pub interfaces: Vec<String>,
-    /// Source prefixes; empty means any.
-    pub from: Vec<IpNet>,
-    /// Destination prefixes; empty means any.
-    pub to: Vec<IpNet>,
+    /// Source prefixes; none listed means any.
+    pub from: Listed<IpNet>,
+    /// Destination prefixes; none listed means any.
+    pub to: Listed<IpNet>,
     /// Destination prefixes the rule leaves out.
-    pub except: Vec<IpNet>,
-    /// Destination ports, inclusive ranges; empty means any.
-    pub ports: Vec<std::ops::RangeInclusive<u16>>,
+    pub except: Listed<IpNet>,
+    /// Destination ports, inclusive ranges; none listed means any.
+    pub ports: Listed<RangeInclusive<u16>>,
     /// Sender's user id (scope `outbound`); empty means any.
     pub uids: Vec<u32>,
     /// Sender's cgroup v2 directory, which includes those below it (scope `outbound`); empty means any.
@@ -58,6 +63,10 @@ pub struct Rule {
     pub source: Source,
     /// Which upstream socket a UDP datagram leaves by.
     pub nat: Nat,
+    /// Time limits of its connections, in place of the instance's.
+    pub timeouts: RuleTimeouts,
+    /// How much of it there may be at once.
+    pub limits: RuleLimits,
 }
 
 impl Rule {
@@ -69,15 +78,17 @@ impl Rule {
             scope,
             protocols: Protocols::default(),
             interfaces: vec![],
-            from: vec![],
-            to: vec![],
-            except: vec![],
-            ports: vec![],
+            from: Listed::default(),
+            to: Listed::default(),
+            except: Listed::default(),
+            ports: Listed::default(),
             uids: vec![],
             cgroups: vec![],
             action,
             source: Source::default(),
             nat: Nat::default(),
+            timeouts: RuleTimeouts::default(),
+            limits: RuleLimits::default(),
         }
     }
 }
@@ -171,7 +182,7 @@ pub enum Steer {
 }
 
 /// Time limits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// For the upstream's answer to our SYN.
     pub connect: Duration,
@@ -183,6 +194,22 @@ pub struct Timeouts {
     pub udp: Duration,
     /// For a UDP session without a datagram, once there was one in each direction.
     pub udp_stream: Duration,
+}
+
+/// A rule's own time limits; where there is none, that of the instance holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RuleTimeouts {
+    /// For the upstream's answer to our SYN.
+    pub connect: Option<Duration>,
+    /// Without a byte in either direction.
+    pub idle: Option<Duration>,
+}
+
+/// How much of a rule there may be at once; nothing set means no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RuleLimits {
+    /// Live TCP connections, over all workers; one more is reset.
+    pub connections: Option<NonZeroUsize>,
 }
 
 /// How many UDP sessions there may be at once. Each takes at most two descriptors.

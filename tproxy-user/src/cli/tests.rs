@@ -24,8 +24,8 @@ fn the_documented_commands_are_accepted() {
     )
     .unwrap()
     .rules[0];
-    assert_eq!(rule.ports, [80..=80, 443..=443, 8000..=8999]);
-    assert_eq!(rule.to, ["8.8.8.8/32".parse().unwrap()]);
+    assert_eq!(rule.ports.own, [80..=80, 443..=443, 8000..=8999]);
+    assert_eq!(rule.to.own, ["8.8.8.8/32".parse().unwrap()]);
 }
 
 #[test]
