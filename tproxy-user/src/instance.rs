@@ -24,7 +24,7 @@ use crate::{
     plan::{Plan, Surroundings},
     policy::{Cgroup, CgroupError, Compiled},
     socket::{self, SocketError},
-    tcp::{Snapshot, TcpCounters, Worker, WorkerSetup},
+    tcp::{Limits, Snapshot, TcpCounters, Worker, WorkerSetup},
 };
 
 /// Why an instance could not start, or go on.
@@ -300,6 +300,7 @@ fn start_workers(
     }
     let bound: Arc<[SocketAddr]> = bound.into();
     let rules: Arc<[Rule]> = config.rules.clone().into();
+    let limits = Limits::of(&rules);
     let mut workers = Vec::new();
     let mut counters = Vec::new();
     for (index, listeners) in listeners.into_iter().enumerate() {
@@ -310,6 +311,7 @@ fn start_workers(
                 listeners,
                 bound: Arc::clone(&bound),
                 rules: Arc::clone(&rules),
+                limits: limits.clone(),
                 timeouts: config.timeouts,
                 mark: config.mark,
                 decisions: Box::new(datapath.decisions()?),

@@ -20,6 +20,7 @@ mod accept;
 mod buffers;
 mod connection;
 mod counters;
+mod limits;
 mod pipe;
 mod relay;
 mod respond;
@@ -29,6 +30,7 @@ mod upstream;
 mod worker;
 
 pub use counters::{End, Snapshot, TcpCounters};
+pub use limits::Limits;
 pub use worker::{Worker, WorkerSetup};
 
 use crate::flow::{ClientAddr, OriginalDst};

@@ -30,7 +30,7 @@ pub(super) async fn connect(
     connection: &Connection,
 ) -> Result<TcpStream, Ended> {
     let mut client_error = pin!(client.ready(Interest::ERROR));
-    let mut timer = pin!(sleep(connection.shared.timeouts.connect));
+    let mut timer = pin!(sleep(connection.connect_timeout()));
     let mut sources = Sources::of(connection, address);
     let mut source = sources.first();
     loop {

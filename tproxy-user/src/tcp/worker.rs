@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Decisions, TcpCounters, accept, buffers::Buffers};
+use super::{Decisions, Limits, TcpCounters, accept, buffers::Buffers};
 use crate::{
     config::{Rule, Timeouts},
     mark::Mark,
@@ -27,6 +27,8 @@ pub struct WorkerSetup {
     pub bound: Arc<[SocketAddr]>,
     /// The rules that [`RuleIndex`](super::RuleIndex) counts.
     pub rules: Arc<[Rule]>,
+    /// How many connections each of them may have.
+    pub limits: Limits,
     /// Time limits of a connection; the one of the stop is the caller's business.
     pub timeouts: Timeouts,
     /// The mark of the instance, for upstream sockets.
@@ -109,6 +111,7 @@ impl Worker {
 pub(super) struct Shared {
     pub(super) bound: Arc<[SocketAddr]>,
     pub(super) rules: Arc<[Rule]>,
+    pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,
     pub(super) mark: Mark,
     pub(super) decisions: RefCell<Box<dyn Decisions>>,
@@ -122,6 +125,7 @@ impl Shared {
         Rc::new(Self {
             bound: setup.bound,
             rules: setup.rules,
+            limits: setup.limits,
             timeouts: setup.timeouts,
             mark: setup.mark,
             decisions: RefCell::new(setup.decisions),

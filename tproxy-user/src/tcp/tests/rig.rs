@@ -17,7 +17,7 @@ use crate::{
     flow::{ClientAddr, OriginalDst},
     mark::Mark,
     socket,
-    tcp::{Decisions, End, RuleIndex, Snapshot, TcpCounters, Worker, WorkerSetup},
+    tcp::{Decisions, End, Limits, RuleIndex, Snapshot, TcpCounters, Worker, WorkerSetup},
 };
 
 /// No test waits longer than this for anything.
@@ -53,11 +53,13 @@ impl Rig {
         let listener = socket::listener(Family::V4, Mark::DEFAULT).expect("root");
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let counters = Arc::new(TcpCounters::default());
+        let rules = [rule(action, Source::Host)];
         let mut setup = WorkerSetup {
             index: 0,
             listeners: vec![listener],
             bound: Arc::new([]),
-            rules: Arc::new([rule(action, Source::Host)]),
+            limits: Limits::of(&rules),
+            rules: Arc::new(rules),
             timeouts: TIMEOUTS,
             mark: Mark::DEFAULT,
             decisions: Box::new(Always(Some(RuleIndex(0)))),
