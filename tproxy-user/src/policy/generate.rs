@@ -49,9 +49,14 @@ pub(crate) fn interfaces(rule: &Rule) -> Option<BTreeSet<u32>> {
 /// Of sets that rules share, mostly none.
 fn shared() -> impl Strategy<Value = Vec<Arc<NamedSet<IpNet>>>> {
     static SETS: LazyLock<[Arc<NamedSet<IpNet>>; 3]> = LazyLock::new(|| {
-        [&[][..], &["8.0.0.0/7", "2000::/15"], &["10.0.0.1/32", "8.0.0.0/8", "2001::/16"]].map(|members| {
+        [
+            ("empty", &[][..]),
+            ("short", &["8.0.0.0/7", "2000::/15"]),
+            ("long", &["10.0.0.1/32", "8.0.0.0/8", "2001::/16"]),
+        ]
+        .map(|(name, members)| {
             let members = members.iter().map(|text| text.parse().unwrap()).collect();
-            Arc::new(NamedSet { name: "shared".into(), members })
+            Arc::new(NamedSet { name: name.into(), members })
         })
     });
     prop_oneof![3 => Just(vec![]), 1 => prop::sample::subsequence(SETS.to_vec(), 1..=2)]
