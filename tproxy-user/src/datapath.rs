@@ -78,6 +78,8 @@ pub struct Settings {
     pub attachment: Attachment,
     /// Number of workers, each with a listener a family.
     pub workers: u32,
+    /// Number of rule sets to make room for.
+    pub sets: u32,
     /// Whether the programs log.
     pub verbose: bool,
 }
@@ -109,6 +111,7 @@ impl Datapath {
             .override_global(global::WORKERS, &settings.workers, true)
             .override_global(global::SK_ASSIGN, &u8::from(settings.steer == Steer::SkAssign), true)
             .override_global(aya_log::LEVEL, &log_level, false)
+            .map_max_entries(map::SETS, settings.sets.max(abi::MAX_SETS) * abi::SLOTS)
             .load(OBJECT)?;
         attach::load_programs(&mut ebpf)?;
         with_program(&mut ebpf, program::SK_LOOKUP, |lookup: &mut SkLookup| patiently(|| lookup.load()))?;

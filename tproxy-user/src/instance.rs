@@ -82,7 +82,10 @@ impl Instance {
         let journal = Journal::begin(Identity { mark, table, priority })?;
         let sockets = LingeringSockets { config: config.clone() };
         let workers = config.workers as u32;
-        let mut datapath = Datapath::load(Settings { mark, steer, attachment, workers, verbose })?;
+        // Twice what is needed now: interfaces may come, and so may other rules.
+        let sets =
+            2 * Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups).sets.len() as u32;
+        let mut datapath = Datapath::load(Settings { mark, steer, attachment, workers, sets, verbose })?;
         if verbose {
             datapath.forward_logs()?;
         }

@@ -64,6 +64,7 @@ impl Rig {
             steer,
             attachment: Attachment::of_this_kernel(),
             workers: 1,
+            sets: 0,
             verbose: false,
         })
         .unwrap();

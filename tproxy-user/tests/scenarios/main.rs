@@ -2,6 +2,7 @@
 //! Needs root, and fails without. `scenarios forwarded::` runs the tests of one module.
 
 mod clean;
+mod config;
 mod errors;
 mod forwarded;
 mod inbound;
