@@ -1,4 +1,4 @@
-//! The command line. What `tproxy run` is told is a [`Draft`], by flags or by a file.
+//! The command line. What `tproxy run` is told is a draft of a configuration, by flags or by a file.
 
 mod pages;
 

@@ -13,8 +13,8 @@ use std::{
     fmt, net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration,
 };
 
-pub use check::{Complaint, Form, check};
-pub use draft::{Draft, DraftRule};
+pub(crate) use check::{Complaint, Form, check};
+pub(crate) use draft::{Draft, DraftRule};
 use ipnet::IpNet;
 pub use listed::{Listed, NamedSet};
 pub use print::schema;

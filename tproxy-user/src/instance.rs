@@ -46,7 +46,7 @@ pub enum InstanceError {
     #[error("{0}")]
     Socket(#[from] SocketError),
     /// The system refused what a worker needs.
-    #[error("cannot start a worker: {0}; try fewer --workers or a higher limit of processes")]
+    #[error("cannot start a worker: {0}; try fewer workers or a higher limit of processes")]
     Worker(#[source] io::Error),
 }
 

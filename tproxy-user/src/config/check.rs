@@ -34,7 +34,7 @@ const MOST_SENDERS: usize = 16_384 / 2;
 
 /// Something that makes no sense, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Complaint {
+pub(crate) struct Complaint {
     /// What has to be right for the complaint to be justified; the first is where it is.
     pub(super) about: Vec<Path>,
     /// One line.
@@ -49,7 +49,7 @@ impl fmt::Display for Complaint {
 
 /// How the user wrote it, and so how it is named to him.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// `--port 80`
     Flags,
     /// `ports = [80]`
@@ -79,11 +79,11 @@ impl Form {
     }
 }
 
-/// Checks a draft whose sets are all [`Members::Listed`].
+/// Checks a draft whose sets have their members with them, and not in files.
 ///
 /// # Errors
 /// All that is wrong.
-pub fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> {
+pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> {
     let mut check = Check { form, complaints: Vec::new() };
     check.numbers(&draft);
     let sets = Sets {

@@ -18,40 +18,40 @@ use crate::mark::Mark;
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "tproxy.toml")]
-pub struct Draft {
+pub(crate) struct Draft {
     /// The bits of the packet mark this instance uses: VALUE marks what it steers, VALUE and one more bit of MASK what
     /// its own sockets send
     #[arg(long, value_name = "VALUE/MASK", default_value_t = Mark::DEFAULT)]
     #[serde(with = "values::text")]
     #[schemars(schema_with = "values::schema::<Mark>")]
-    pub mark: Mark,
+    pub(crate) mark: Mark,
     /// Number of the routing table this instance uses; it must be empty
     #[arg(long, default_value_t = Draft::TABLE)]
-    pub table: u32,
+    pub(crate) table: u32,
     /// Preference of this instance's routing rules (ip rule); instances may share one
     #[arg(long, default_value_t = Draft::PRIORITY)]
-    pub priority: u32,
+    pub(crate) priority: u32,
     /// Who picks the socket of a steered packet
     #[arg(long, default_value = "sk_lookup")]
-    pub steer: Steer,
+    pub(crate) steer: Steer,
     /// Worker threads (default: one per CPU)
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "usize")]
-    pub workers: Option<usize>,
+    pub(crate) workers: Option<usize>,
     /// Time limits
     #[command(flatten)]
-    pub timeouts: Timeouts,
+    pub(crate) timeouts: Timeouts,
     /// How much there may be at once
     #[command(flatten)]
-    pub limits: Limits,
+    pub(crate) limits: Limits,
     /// Prefixes and ports by name
     #[arg(skip)]
     #[serde(skip_serializing_if = "Sets::is_empty")]
-    pub sets: Sets,
+    pub(crate) sets: Sets,
     /// In the order in which they are tried; the first match wins
     #[arg(skip)]
-    pub rules: Vec<DraftRule>,
+    pub(crate) rules: Vec<DraftRule>,
 }
 
 impl Draft {
@@ -78,29 +78,29 @@ impl Default for Draft {
 /// How much there may be at once.
 #[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Most UDP sessions at once; each takes two descriptors (default: as many as a quarter of the descriptors allows)
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "usize")]
-    pub udp_sessions: Option<usize>,
+    pub(crate) udp_sessions: Option<usize>,
     /// Most UDP sessions at once of one client address (default: a quarter of all)
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "usize")]
-    pub udp_sessions_per_client: Option<usize>,
+    pub(crate) udp_sessions_per_client: Option<usize>,
 }
 
 /// Sets that rules name as `@NAME`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Sets {
+pub(crate) struct Sets {
     /// For from, to and except
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub prefixes: BTreeMap<String, Members<IpNet>>,
+    pub(crate) prefixes: BTreeMap<String, Members<IpNet>>,
     /// For ports
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub ports: BTreeMap<String, Members<RangeInclusive<u16>>>,
+    pub(crate) ports: BTreeMap<String, Members<RangeInclusive<u16>>>,
 }
 
 impl Sets {
@@ -122,7 +122,7 @@ impl Sets {
 /// The members of a set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged, bound = "T: Text")]
-pub enum Members<T: Text> {
+pub(crate) enum Members<T: Text> {
     /// One by one.
     Listed(Vec<Item<T>>),
     /// In a file.
@@ -132,9 +132,9 @@ pub enum Members<T: Text> {
 /// A file with a member a line; what follows a `#` is a comment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct MembersFile {
+pub(crate) struct MembersFile {
     /// A file with a member a line, comments after #; relative to the directory of the configuration file
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
 }
 
 /// By hand, since what serde derives for `untagged` forgets where in the document an error is.
@@ -183,49 +183,49 @@ impl<T: Text> JsonSchema for Members<T> {
 #[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["scope", "action"]))]
-pub struct DraftRule {
+pub(crate) struct DraftRule {
     /// Shown in logs and counters (default: rule-N, counted from 0)
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     /// Which traffic the rule looks at; required
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "DraftScope")]
-    pub scope: Option<DraftScope>,
+    pub(crate) scope: Option<DraftScope>,
     /// Which protocols the rule looks at
     #[arg(long = "proto", value_name = "PROTOCOL", default_value = "both")]
-    pub protocol: Protocols,
+    pub(crate) protocol: Protocols,
     /// Interfaces that packets arrive by (forwarded: required) or leave by (outbound; default: all with a default or
     /// connected route)
     #[arg(long = "interface", value_name = "NAME")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub interfaces: Vec<String>,
+    pub(crate) interfaces: Vec<String>,
     /// Destination prefixes and addresses (default: any; 0.0.0.0/0 is all of IPv4, ::/0 all of IPv6)
     #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub to: Vec<Item<IpNet>>,
+    pub(crate) to: Vec<Item<IpNet>>,
     /// Source prefixes and addresses (default: any)
     #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub from: Vec<Item<IpNet>>,
+    pub(crate) from: Vec<Item<IpNet>>,
     /// Destination prefixes and addresses to leave out
     #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub except: Vec<Item<IpNet>>,
+    pub(crate) except: Vec<Item<IpNet>>,
     /// Destination ports and ranges, such as 80,443,8000-8999 (default: any)
     #[arg(long = "port", value_name = "PORTS", value_delimiter = ',', value_parser = Item::<RangeInclusive<u16>>::parse)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub ports: Vec<Item<RangeInclusive<u16>>>,
+    pub(crate) ports: Vec<Item<RangeInclusive<u16>>>,
     /// User ids of the sending process, as numbers (outbound)
     #[arg(long)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub uid: Vec<u32>,
+    pub(crate) uid: Vec<u32>,
     /// cgroup v2 directories of the sending process, or ones above it (outbound)
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub cgroup: Vec<PathBuf>,
+    pub(crate) cgroup: Vec<PathBuf>,
     /// What becomes of a flow: direct, upstream=ADDR:PORT, respond=TEXT, reject, drop or pass; required
     ///
     /// direct              relay it to its original destination
@@ -237,21 +237,21 @@ pub struct DraftRule {
     #[arg(long, value_parser = Action::parse, verbatim_doc_comment)]
     #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "values::schema::<Action>")]
-    pub action: Option<Action>,
+    pub(crate) action: Option<Action>,
     /// Whose address the upstream sees (direct and upstream=)
     #[arg(long, default_value = "host")]
-    pub source: Source,
+    pub(crate) source: Source,
     /// Which upstream socket a client's UDP datagrams leave by (direct; with upstream= always per destination)
     #[arg(long, default_value = "endpoint-independent")]
-    pub nat: Nat,
+    pub(crate) nat: Nat,
     /// Time limits of its TCP connections, in place of the general ones
     #[arg(skip)]
     #[serde(skip_serializing_if = "is_default")]
-    pub timeouts: RuleTimeouts,
+    pub(crate) timeouts: RuleTimeouts,
     /// How much of it there may be at once
     #[arg(skip)]
     #[serde(skip_serializing_if = "is_default")]
-    pub limits: RuleLimits,
+    pub(crate) limits: RuleLimits,
 }
 
 impl DraftRule {
@@ -268,7 +268,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 /// [`Scope`] as it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum DraftScope {
+pub(crate) enum DraftScope {
     /// Flows that arrive by the named interfaces for addresses that are not this host's
     Forwarded,
     /// Flows that processes of this host open

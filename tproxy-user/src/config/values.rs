@@ -20,7 +20,7 @@ use crate::mark::Mark;
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A value that is written as text.
-pub trait Text: Sized {
+pub(crate) trait Text: Sized {
     /// What to write; it follows the word "write".
     const WRITE: &'static str;
     /// The same as a regular expression, for the JSON schema.
@@ -149,7 +149,7 @@ fn write<T: Text>() -> String {
 
 /// One entry of a list: a value, or all members of a set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Item<T> {
+pub(crate) enum Item<T> {
     /// This value.
     One(T),
     /// `@NAME`
