@@ -11,7 +11,7 @@ use crate::{
     family::Family,
     flow::{ClientAddr, OriginalDst},
     socket,
-    tcp::{self, Decisions, TcpCounters},
+    tcp::{self, Decisions, Limits, TcpCounters},
     worker::{RuleIndex, Worker, WorkerSetup},
 };
 
@@ -34,13 +34,13 @@ impl Many {
     /// # Errors
     /// Flags that do not go together.
     pub fn into_config(self) -> anyhow::Result<Config> {
-        let mut config = self.run.into_config()?;
+        let mut config = self.run.setup.into_config()?;
         let rule = config.rules.last().context("flags make a rule")?.clone();
         let filler = |index| {
             let (destination, port) = steering::filler(index);
             anyhow::Ok(crate::config::Rule {
-                to: vec![destination.parse()?],
-                ports: vec![port..=port],
+                to: vec![destination.parse()?].into(),
+                ports: vec![port..=port].into(),
                 ..rule.clone()
             })
         };
@@ -66,6 +66,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             listeners: vec![listener],
             bound: Arc::new([address]),
             rules: config.rules.clone().into(),
+            limits: Limits::of(&config.rules),
             timeouts: config.timeouts,
             mark: config.mark,
             decisions: Box::new(Everything),

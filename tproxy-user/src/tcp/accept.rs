@@ -63,7 +63,11 @@ fn decide(stream: TcpStream, client: ClientAddr, shared: &Rc<Shared>) {
     let Some(rule) = decision.filter(|rule| rule.0 < shared.rules.len()) else {
         return refuse(shared, client, dst, End::Undecided);
     };
-    tokio::task::spawn_local(session::run(stream, Connection::new(Rc::clone(shared), client, dst, rule)));
+    let Some(place) = shared.limits.place(rule) else {
+        return refuse(shared, client, dst, End::OverLimit);
+    };
+    let connection = Connection::new(Rc::clone(shared), client, dst, rule, place);
+    tokio::task::spawn_local(session::run(stream, connection));
 }
 
 /// Errors that were already pending on the connection; accept(2) says to treat them like `EAGAIN`.

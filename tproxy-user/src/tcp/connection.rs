@@ -1,10 +1,16 @@
 //! What is known of one connection, and the two lines that are written about it.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
 
 use tokio::net::TcpStream;
 
-use super::{End, pipe::Pipe, service::Shared};
+use super::{End, limits::Place, pipe::Pipe, service::Shared};
 use crate::{
     config::Rule,
     flow::{ClientAddr, OriginalDst},
@@ -22,6 +28,7 @@ pub(super) struct Connection {
     /// upstream → client
     pub(super) down: Pipe,
     rule: RuleIndex,
+    _place: Place,
     accepted: Instant,
     announced: Announced,
     counted: Counted,
@@ -87,7 +94,13 @@ pub(super) fn refuse(shared: &Shared, client: ClientAddr, dst: OriginalDst, end:
 }
 
 impl Connection {
-    pub(super) fn new(shared: Rc<Shared>, client: ClientAddr, dst: OriginalDst, rule: RuleIndex) -> Self {
+    pub(super) fn new(
+        shared: Rc<Shared>,
+        client: ClientAddr,
+        dst: OriginalDst,
+        rule: RuleIndex,
+        place: Place,
+    ) -> Self {
         shared.live.send_modify(|live| *live += 1);
         Self {
             shared,
@@ -96,6 +109,7 @@ impl Connection {
             up: Pipe::default(),
             down: Pipe::default(),
             rule,
+            _place: place,
             accepted: Instant::now(),
             announced: Announced::No,
             counted: Counted::default(),
@@ -105,6 +119,14 @@ impl Connection {
 
     pub(super) fn rule(&self) -> &Rule {
         &self.shared.rules[self.rule.0]
+    }
+
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.rule().timeouts.connect.unwrap_or(self.shared.timeouts.connect)
+    }
+
+    pub(super) fn idle_timeout(&self) -> Duration {
+        self.rule().timeouts.idle.unwrap_or(self.shared.timeouts.idle)
     }
 
     /// Writes the first line, once it is known whether there is an upstream socket.

@@ -32,6 +32,8 @@ pub enum End {
     IdleTimeout,
     /// Reset because we were told to stop.
     Stopped,
+    /// Its rule had as many connections as it may have; the client was reset.
+    OverLimit,
     /// The original destination was a listener of ours; the client was reset.
     Loop,
     /// The datapath has no record of an interception; the client was reset.
@@ -39,7 +41,7 @@ pub enum End {
 }
 
 impl End {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Eof,
         Self::ClientReset,
         Self::UpstreamReset,
@@ -51,6 +53,7 @@ impl End {
         Self::ConnectFailed,
         Self::IdleTimeout,
         Self::Stopped,
+        Self::OverLimit,
         Self::Loop,
         Self::Undecided,
     ];
@@ -70,6 +73,7 @@ impl End {
             Self::ConnectFailed => "connect_failed",
             Self::IdleTimeout => "idle_timeout",
             Self::Stopped => "stopped",
+            Self::OverLimit => "over_limit",
             Self::Loop => "loop",
             Self::Undecided => "undecided",
         }

@@ -3,6 +3,7 @@
 
 mod bench;
 mod clean;
+mod config;
 mod errors;
 mod forwarded;
 mod inbound;

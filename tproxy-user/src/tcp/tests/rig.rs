@@ -17,7 +17,7 @@ use crate::{
     flow::{ClientAddr, OriginalDst},
     mark::Mark,
     socket,
-    tcp::{Decisions, End, Setup, Snapshot, TcpCounters},
+    tcp::{Decisions, End, Limits, Setup, Snapshot, TcpCounters},
     worker::{RuleIndex, Worker, WorkerSetup},
 };
 
@@ -54,10 +54,12 @@ impl Rig {
         let listener = socket::listener(Family::V4, Mark::DEFAULT).expect("root");
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let counters = Arc::new(TcpCounters::default());
+        let rules = [rule(action, Source::Host)];
         let mut setup = Setup {
             listeners: vec![listener],
             bound: Arc::new([]),
-            rules: Arc::new([rule(action, Source::Host)]),
+            limits: Limits::of(&rules),
+            rules: Arc::new(rules),
             timeouts: TIMEOUTS,
             mark: Mark::DEFAULT,
             decisions: Box::new(Always(Some(RuleIndex(0)))),

@@ -16,7 +16,7 @@ use crate::{
     flow::{ClientAddr, OriginalDst},
     mark::Mark,
     netns::{self, Topology},
-    tcp::{self, TcpCounters},
+    tcp::{self, Limits, TcpCounters},
     udp::{End, Memory, Selected, Setup, Snapshot, Sockets, UdpCounters},
     worker::{RuleIndex, Worker, WorkerSetup},
 };
@@ -90,6 +90,7 @@ impl Rig {
                 listeners: vec![],
                 bound: Arc::new([]),
                 rules: Arc::new([]),
+                limits: Limits::of(&[]),
                 timeouts: TIMEOUTS,
                 mark: Mark::DEFAULT,
                 decisions: Box::new(Nobody),
