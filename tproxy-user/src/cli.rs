@@ -11,6 +11,7 @@ use crate::{
     bench,
     config::{self, Config, Draft, DraftRule, Form},
     logging::Format,
+    send,
 };
 
 /// Steers TCP connections and UDP datagrams to arbitrary destinations into user space, by eBPF instead of iptables.
@@ -54,6 +55,9 @@ pub enum Command {
     #[command(after_long_help = "Example:
   tproxy cleanup")]
     Cleanup,
+    /// Send one UDP datagram from an address that need not be this host's
+    #[command(after_long_help = "Example:\n  tproxy send --from 8.8.8.8:8080 --to 10.0.0.2:9999 'hello'")]
+    Send(send::Datagram),
     /// Measure what interception costs on this machine, by us and by others (root)
     #[command(
         after_long_help = "Example:\n  tproxy bench --quick --only sk_lookup,haproxy --html bench.html"
@@ -62,6 +66,9 @@ pub enum Command {
     /// The workers of `run` alone, for the benchmark
     #[command(hide = true)]
     BenchRelay(Box<Run>),
+    /// A relay of datagrams with a system call for each, for the benchmark
+    #[command(hide = true)]
+    BenchSingly(Box<Run>),
     /// `run` with many rules, for the benchmark
     #[command(hide = true)]
     BenchMany(Box<bench::Many>),

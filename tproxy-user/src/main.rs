@@ -40,6 +40,9 @@ fn main() -> ExitCode {
             finish(bench::main(&args).and_then(|report| print(&report)))
         }
         Command::BenchRelay(flags) => finish(relay(*flags)),
+        Command::BenchSingly(flags) => {
+            finish(flags.setup.into_config().map_err(Into::into).and_then(|config| bench::singly(&config)))
+        }
         Command::BenchMany(flags) => {
             logging::init(logging::Format::Text, 0);
             finish(flags.into_config().and_then(|config| serve(config, false)))
@@ -61,6 +64,10 @@ fn main() -> ExitCode {
             logging::init(logging::Format::Text, 0);
             finish(run::cleanup().and_then(|reports| report(&reports)))
         }
+        Command::Send(datagram) => match datagram.check() {
+            Ok(datagram) => finish(datagram.send().and_then(|line| print(&format!("{line}\n")))),
+            Err(error) => fail(&format!("error: {error}"), USAGE),
+        },
     }
 }
 
