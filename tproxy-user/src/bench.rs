@@ -20,6 +20,7 @@ mod report;
 mod results;
 mod rounds;
 mod server;
+mod singly;
 mod stats;
 mod steering;
 mod targets;
@@ -31,6 +32,7 @@ use std::{fs::File, io::Write as _, path::Path, process};
 use anyhow::Context as _;
 pub use args::Args;
 pub use relay::{Many, without_datapath};
+pub use singly::singly;
 
 /// Measures as `args` say and returns what is to be shown; or, outside of the isolation, ends this process as the one
 /// that did so inside.

@@ -7,13 +7,13 @@
 mod api;
 pub mod client;
 mod command;
-mod operator;
 mod routes;
+mod seat;
 mod server;
 
 pub use api::{Closed, Counts, Draining, Failure, FlowEvent, Hook, Live, Rule, State, Status};
 pub use command::{Command, Commands, asked};
-pub use operator::{Operator, Seat, SeatError, Served};
+pub use seat::{Seat, SeatError, Served};
 pub use server::{Access, Server, Shown};
 
 #[cfg(test)]

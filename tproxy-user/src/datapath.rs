@@ -97,6 +97,8 @@ pub struct Settings {
     pub workers: u32,
     /// For how long a silent UDP flow is remembered, so that its next datagram is not taken for a new flow's.
     pub memory: Duration,
+    /// Number of rule sets to make room for.
+    pub sets: u32,
     /// Whether the programs log.
     pub verbose: bool,
 }
@@ -139,6 +141,7 @@ impl Datapath {
             .override_global(global::MEMORY_LIFETIME, &nanoseconds(settings.memory), true)
             .override_global(global::SK_ASSIGN, &u8::from(settings.steer == Steer::SkAssign), true)
             .override_global(aya_log::LEVEL, &log_level, false)
+            .map_max_entries(map::SETS, settings.sets.max(abi::MAX_SETS) * abi::SLOTS)
             .load(OBJECT)?;
         attach::load_programs(&mut ebpf)?;
         with_program(&mut ebpf, program::SK_LOOKUP, |lookup: &mut SkLookup| patiently(|| lookup.load()))?;

@@ -21,7 +21,7 @@ mod policy;
 pub mod preflight;
 pub mod sysctl;
 
-pub use control_socket::{ControlSocket, InstanceName};
+pub use control_socket::{BadInstanceName, ControlSocket, InstanceName};
 pub use journal::{Change, Identity, Journal, Report, cleanup};
 
 /// Side of an interface, seen from the host.
@@ -48,8 +48,8 @@ impl fmt::Display for Direction {
 pub enum HostError {
     /// A running instance owns what this one was given.
     #[error(
-        "another tproxy (pid {pid}) runs in this network namespace with {what}; stop it, or choose another {flag}",
-        flag = what.flag()
+        "another tproxy (pid {pid}) runs in this network namespace with {what}; stop it, or choose another {which}",
+        which = what.word()
     )]
     InUse {
         /// Of the running instance.
@@ -59,7 +59,7 @@ pub enum HostError {
     },
     /// Somebody else's `ip rule` selects by bits of our mark.
     #[error(
-        "the mark {mark} is in use by somebody else's rule: {rule}; choose another --mark, or delete the rule (ip rule del) if it is a leftover"
+        "the mark {mark} is in use by somebody else's rule: {rule}; choose another mark, or delete the rule (ip rule del) if it is a leftover"
     )]
     MarkTaken {
         /// Ours.
@@ -69,7 +69,7 @@ pub enum HostError {
     },
     /// Somebody else has routes in our table.
     #[error(
-        "the routing table {table} is in use by somebody else's route: {route}; choose another --table, or empty it (ip route flush table {table}) if it is a leftover"
+        "the routing table {table} is in use by somebody else's route: {route}; choose another table, or empty it (ip route flush table {table}) if it is a leftover"
     )]
     TableTaken {
         /// Ours.
@@ -175,10 +175,10 @@ pub enum Owned {
 }
 
 impl Owned {
-    const fn flag(self) -> &'static str {
+    const fn word(self) -> &'static str {
         match self {
-            Self::Mark(_) => "--mark",
-            Self::Table(_) => "--table",
+            Self::Mark(_) => "mark",
+            Self::Table(_) => "table",
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     plan::{Plan, Surroundings},
     policy::{Cgroup, CgroupError, Compiled},
     socket::{self, SocketError},
-    tcp::{self, TcpCounters},
+    tcp::{self, Limits, TcpCounters},
     udp::{self, UdpCounters},
     worker::{Worker, WorkerSetup},
 };
@@ -52,7 +52,7 @@ pub enum InstanceError {
     #[error("{0}")]
     Socket(#[from] SocketError),
     /// The system refused what a worker needs.
-    #[error("cannot start a worker: {0}; try fewer --workers or a higher limit of processes")]
+    #[error("cannot start a worker: {0}; try fewer workers or a higher limit of processes")]
     Worker(#[source] io::Error),
 }
 
@@ -91,7 +91,11 @@ impl Instance {
         let sockets = LingeringSockets { config: config.clone() };
         let workers = config.workers as u32;
         let memory = config.timeouts.udp_stream;
-        let mut datapath = Datapath::load(Settings { mark, steer, attachment, workers, memory, verbose })?;
+        // Twice what is needed now: interfaces may come, and so may other rules.
+        let sets =
+            2 * Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups).sets.len() as u32;
+        let settings = Settings { mark, steer, attachment, workers, memory, sets, verbose };
+        let mut datapath = Datapath::load(settings)?;
         if verbose {
             datapath.forward_logs()?;
         }
@@ -343,6 +347,7 @@ fn start_workers(
     let udp_bound: Arc<[SocketAddr]> =
         sockets.iter().flat_map(|(_, udp)| udp).filter_map(|udp| address_of(udp.listener())).collect();
     let rules: Arc<[Rule]> = config.rules.clone().into();
+    let limits = Limits::of(&rules);
     let SessionLimits { total, per_client } = config.sessions;
     // All sessions of a client endpoint are one worker's, but not all of a client address.
     let share = SessionLimits {
@@ -357,6 +362,7 @@ fn start_workers(
             listeners,
             bound: Arc::clone(&tcp_bound),
             rules: Arc::clone(&rules),
+            limits: limits.clone(),
             timeouts: config.timeouts,
             mark: config.mark,
             decisions: Box::new(datapath.decisions(own.tcp.accept_latency())?),

@@ -26,6 +26,7 @@ pub mod netns;
 pub mod plan;
 pub mod policy;
 pub mod run;
+pub mod send;
 pub mod socket;
 mod source;
 pub mod tcp;

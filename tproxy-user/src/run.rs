@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     config::Config,
-    control::{self, Command, Draining, Operator},
+    control::{self, Command, Draining, Seat},
     host::{self, Report, links::Monitor, preflight},
     instance::Instance,
 };
@@ -17,13 +17,13 @@ use crate::{
 ///
 /// # Errors
 /// What kept it from starting, or from leaving the host as it was.
-pub async fn run(config: Config, operator: Operator, verbose: bool) -> anyhow::Result<()> {
+pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
     let mut signals = Signals::new().map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
     preflight::check()?;
     raise_descriptor_limit();
     let cannot_watch = |error: io::Error| anyhow!("cannot watch the interfaces (netlink): {error}");
     let mut monitor = Monitor::new().map_err(cannot_watch)?;
-    let seat = operator.take_seat(config.mark)?;
+    let seat = Seat::take(&config)?;
     let mut instance = Instance::start(config, verbose)?;
     let (commands, mut asked) = control::asked();
     let served =

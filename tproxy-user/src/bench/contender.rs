@@ -30,11 +30,21 @@ pub(super) enum Way {
     Haproxy,
     /// iptables TPROXY, nginx's stream module.
     Nginx,
+    /// iptables TPROXY, a relay of datagrams with one system call for each.
+    Singly,
+}
+
+/// What a proxy can relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Skill {
+    Both,
+    Connections,
+    Datagrams,
 }
 
 impl Way {
-    const ALL: [Self; 6] =
-        [Self::Iptables, Self::Nft, Self::SkAssign, Self::SkLookup, Self::Haproxy, Self::Nginx];
+    const ALL: [Self; 7] =
+        [Self::Iptables, Self::Nft, Self::SkAssign, Self::SkLookup, Self::Haproxy, Self::Nginx, Self::Singly];
 
     /// What would be picked instead of us.
     pub(super) const PEERS: [Self; 2] = [Self::Haproxy, Self::Nginx];
@@ -42,6 +52,15 @@ impl Way {
     /// Steering by our own datapath.
     pub(super) const fn is_datapath(self) -> bool {
         matches!(self, Self::SkAssign | Self::SkLookup)
+    }
+
+    /// HAProxy relays no UDP, and nginx takes a listener's port for that of every original destination.
+    pub(super) const fn skill(self) -> Skill {
+        match self {
+            Self::Iptables | Self::Nft | Self::SkAssign | Self::SkLookup => Skill::Both,
+            Self::Haproxy | Self::Nginx => Skill::Connections,
+            Self::Singly => Skill::Datagrams,
+        }
     }
 
     const fn name(self) -> &'static str {
@@ -52,6 +71,7 @@ impl Way {
             Self::SkLookup => "sk_lookup",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
+            Self::Singly => "singly",
         }
     }
 
@@ -63,6 +83,7 @@ impl Way {
             Self::SkLookup => "tproxy run --steer sk_lookup, the default",
             Self::Haproxy => "iptables TPROXY, relayed by HAProxy",
             Self::Nginx => "iptables TPROXY, relayed by nginx (stream module)",
+            Self::Singly => "iptables TPROXY, UDP relayed with recv and send for each datagram",
         }
     }
 }
@@ -116,6 +137,6 @@ mod tests {
     fn a_name_selects_both_sources_and_a_full_name_one() {
         let called = |name| Contender::all().filter(|contender| contender.is_called(name)).count();
         assert_eq!(["plain", "haproxy", "haproxy/client", "hap"].map(called), [1, 2, 1, 0]);
-        assert_eq!(Contender::all().count(), 13);
+        assert_eq!(Contender::all().count(), 15);
     }
 }

@@ -2,13 +2,18 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 
-use super::{contender::Contender, proxy::Proxy, server::Server, steering::Rules};
+use super::{
+    contender::{Contender, Skill},
+    proxy::Proxy,
+    server::Server,
+    steering::{ECHO, Rules},
+};
 use crate::{
     config::Source,
     netns::{Family, Namespace, Topology},
@@ -51,19 +56,35 @@ impl Lane {
         SocketAddr::new(Family::V4.public(), port)
     }
 
-    /// Makes sure that what is measured is what it is said to be: who has the connection, and whom the server sees.
+    /// Makes sure that what is measured is what it is said to be.
     fn verify(&self, rules: Rules) -> anyhow::Result<()> {
-        let source = match self.contender {
-            Contender::Proxy(_, source) if rules != Rules::Other => Some(source),
-            _ => None,
+        let (skill, source) = match self.contender {
+            Contender::Proxy(way, source) if rules != Rules::Other => (way.skill(), Some(source)),
+            _ => (Skill::Both, None),
         };
+        if skill != Skill::Datagrams {
+            self.verify_connections(source)?;
+        }
+        if skill != Skill::Connections {
+            self.verify_datagrams(source)?;
+        }
+        Ok(())
+    }
+
+    /// Whom the server sees.
+    fn seen(source: Option<Source>) -> IpAddr {
+        if source == Some(Source::Host) { Family::V4.wan() } else { Family::V4.client() }
+    }
+
+    /// Who has a connection, and whom the server sees.
+    fn verify_connections(&self, source: Option<Source>) -> anyhow::Result<()> {
         let mut stream = self.net.client.enter(|| TcpStream::connect_timeout(&Self::target(80), PATIENCE))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n")?;
         let mut answer = [0; 1024];
         let length = stream.read(&mut answer)?;
         let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-        let seen = if source == Some(Source::Host) { Family::V4.wan() } else { Family::V4.client() };
+        let seen = Self::seen(source);
         ensure!(
             answer.ends_with(&format!("{seen}\n")),
             "the server should have seen {seen}, but answered: {answer}"
@@ -75,6 +96,27 @@ impl Lane {
             held == source.is_some(),
             "the gateway should {}have the connection of {client}; it has:\n{sockets}",
             if source.is_some() { "" } else { "not " }
+        );
+        Ok(())
+    }
+
+    /// Whom the server sees of a datagram: a proxy sends from another port. And the answer gets back.
+    fn verify_datagrams(&self, source: Option<Source>) -> anyhow::Result<()> {
+        let server = self.net.server.enter(|| UdpSocket::bind(Self::target(ECHO)))?;
+        let client = self.net.client.enter(|| UdpSocket::bind(("0.0.0.0", 0)))?;
+        client.connect(Self::target(ECHO))?;
+        for socket in [&server, &client] {
+            socket.set_read_timeout(Some(PATIENCE))?;
+        }
+        client.send(b"?")?;
+        let (_, from) = server.recv_from(&mut [0]).context("a datagram to the server")?;
+        server.send_to(b"!", from)?;
+        client.recv(&mut [0]).context("a datagram to the client")?;
+        let (seen, port) = (Self::seen(source), client.local_addr()?.port());
+        ensure!(
+            from.ip() == seen && (from.port() == port) == source.is_none(),
+            "the server should have seen {seen}{}, but it saw {from}",
+            if source.is_none() { format!(" and port {port}") } else { format!(", not port {port}") }
         );
         Ok(())
     }

@@ -49,6 +49,7 @@ impl Pace {
             Workload::Bulk1Up,
             Workload::Bulk8Down,
             Workload::PassedConnections,
+            Workload::Udp1200Singly,
             Workload::Rules64,
             Workload::Rules4096,
         ];
@@ -59,7 +60,10 @@ impl Pace {
     /// Who is measured unless somebody asks for somebody else.
     pub(super) fn contenders(self) -> Vec<Contender> {
         let left_out = |contender: &Contender| {
-            matches!(contender, Contender::Proxy(Way::Iptables | Way::Nft | Way::SkAssign, Source::Client))
+            matches!(
+                contender,
+                Contender::Proxy(Way::Iptables | Way::Nft | Way::SkAssign | Way::Singly, Source::Client)
+            )
         };
         Contender::all().filter(|contender| !(self.is_quick() && left_out(contender))).collect()
     }

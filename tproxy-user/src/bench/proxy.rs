@@ -31,7 +31,7 @@ impl Proxy {
         cpus: usize,
     ) -> anyhow::Result<Self> {
         match way {
-            Way::Iptables | Way::Nft => ours::start_behind(way, source, rules, gateway, cpus),
+            Way::Iptables | Way::Nft | Way::Singly => ours::start_behind(way, source, rules, gateway, cpus),
             Way::SkAssign | Way::SkLookup => ours::start(way, source, rules, gateway, cpus),
             Way::Haproxy => haproxy::start(source, rules, gateway, cpus),
             Way::Nginx => nginx::start(source, rules, gateway, cpus),

@@ -1,23 +1,25 @@
 //! Hidden subcommands that the benchmark runs on its gateways.
 
-use std::{io::Write as _, sync::Arc};
+use std::{io::Write as _, net::Ipv4Addr, sync::Arc};
 
 use anyhow::Context as _;
+use socket2::Socket;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::steering;
+use super::steering::{self, Listeners};
 use crate::{
-    config::Config,
+    config::{Config, Rule},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::Flows,
     socket,
-    tcp::{self, Decisions, TcpCounters},
+    tcp::{self, Decisions, Limits},
+    udp::{self, Memory, Selected, Sockets},
     worker::{RuleIndex, Worker, WorkerSetup},
 };
 
-/// What comes before the ports of the listeners, one a worker.
-pub(super) const READY: &str = "listening on ports ";
+/// What comes before the ports of the listeners.
+pub(super) const READY: &str = "listening on ";
 
 /// `tproxy bench-many`
 #[derive(Debug, clap::Args)]
@@ -35,15 +37,12 @@ impl Many {
     /// # Errors
     /// Flags that do not go together.
     pub fn into_config(self) -> anyhow::Result<Config> {
-        let mut config = self.run.into_config()?;
+        let mut config = self.run.setup.into_config()?;
         let rule = config.rules.last().context("flags make a rule")?.clone();
         let filler = |index| {
             let (destination, port) = steering::filler(index);
-            anyhow::Ok(crate::config::Rule {
-                to: vec![destination.parse()?],
-                ports: vec![port..=port],
-                ..rule.clone()
-            })
+            let (to, ports) = (vec![destination.parse()?].into(), vec![port..=port].into());
+            anyhow::Ok(Rule { to, ports, ..rule.clone() })
         };
         let fillers = (0..self.fillers).map(filler).collect::<Result<Vec<_>, _>>()?;
         config.rules.splice(0..0, fillers);
@@ -57,29 +56,65 @@ impl Many {
 /// Whatever keeps them from starting.
 pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
     let mut stop = signal(SignalKind::terminate())?;
-    let mut ports = Vec::new();
+    let rules: Arc<[Rule]> = config.rules.clone().into();
+    let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+    for _ in 0..config.workers {
+        tcp.push(socket::listener(Family::V4, config.mark)?);
+        udp.push(Sockets::open(Family::V4, config.mark)?);
+    }
+    let listeners = Listeners {
+        tcp: tcp.iter().map(port).collect::<Result<_, _>>()?,
+        udp: udp.iter().map(|sockets| port(sockets.listener())).collect::<Result<_, _>>()?,
+    };
+    let bound =
+        |ports: &[u16]| ports.iter().map(|port| (Ipv4Addr::LOCALHOST, *port).into()).collect::<Arc<[_]>>();
+    let (bound_tcp, bound_udp) = (bound(&listeners.tcp), bound(&listeners.udp));
     let mut workers = Vec::new();
     let flows = Flows::of_workers(config.workers);
-    for index in 0..config.workers {
-        let listener = socket::listener(Family::V4, config.mark)?;
-        let address = listener.local_addr()?.as_socket().context("a listener has an address")?;
-        ports.push(address.port().to_string());
+    for (index, (tcp, udp)) in tcp.into_iter().zip(udp).enumerate() {
         let tcp = tcp::Setup {
-            listeners: vec![listener],
-            bound: Arc::new([address]),
-            rules: config.rules.clone().into(),
+            listeners: vec![tcp],
+            bound: Arc::clone(&bound_tcp),
+            rules: Arc::clone(&rules),
+            limits: Limits::of(&rules),
             timeouts: config.timeouts,
             mark: config.mark,
             decisions: Box::new(Everything),
-            counters: Arc::new(TcpCounters::default()),
+            counters: Arc::default(),
             flows: flows.table(index),
         };
-        workers.push(Worker::spawn(WorkerSetup { index, tcp, udp: None })?);
+        let udp = udp::Setup {
+            sockets: vec![udp],
+            bound: Arc::clone(&bound_udp),
+            rules: Arc::clone(&rules),
+            timeouts: config.timeouts,
+            sessions: config.sessions,
+            mark: config.mark,
+            memory: Box::new(Everything),
+            counters: Arc::default(),
+            flows: flows.table(index),
+        };
+        workers.push(Worker::spawn(WorkerSetup { index, tcp, udp: Some(udp) })?);
     }
-    writeln!(std::io::stdout(), "{READY}{}", ports.join(" "))?;
+    ready(&listeners)?;
     stop.recv().await;
     drop(workers);
     Ok(())
+}
+
+/// Says that all listeners are there, and where.
+pub(super) fn ready(listeners: &Listeners) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{READY}{}", serde_json::to_string(listeners)?)?)
+}
+
+/// What [`ready`] said.
+pub(super) fn parse_ready(line: &str) -> serde_json::Result<Listeners> {
+    serde_json::from_str(line.trim_start_matches(READY))
+}
+
+pub(super) fn port(socket: &Socket) -> anyhow::Result<u16> {
+    let address = socket.local_addr()?.as_socket();
+    Ok(address.context("a listener has an address")?.port())
 }
 
 /// Whatever comes was selected by the one rule that there is.
@@ -89,4 +124,12 @@ impl Decisions for Everything {
     fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<RuleIndex> {
         Some(RuleIndex(0))
     }
+}
+
+impl Memory for Everything {
+    fn selected(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Selected> {
+        Some(Selected::By(RuleIndex(0)))
+    }
+
+    fn forget(&mut self, _: ClientAddr, _: OriginalDst) {}
 }

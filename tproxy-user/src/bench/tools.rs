@@ -66,7 +66,9 @@ const TOOLS: [Tool; 9] = [
         package: "iptables",
         does: "steers by TPROXY",
         version: "--version",
-        needed: |plan| [Way::Iptables, Way::Haproxy, Way::Nginx].into_iter().any(|way| has(plan, way)),
+        needed: |plan| {
+            [Way::Iptables, Way::Haproxy, Way::Nginx, Way::Singly].into_iter().any(|way| has(plan, way))
+        },
     },
     Tool {
         name: "nft",

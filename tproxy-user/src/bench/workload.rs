@@ -2,6 +2,7 @@
 
 mod bulk;
 mod connections;
+mod datagrams;
 mod idle;
 mod metric;
 mod ping_pong;
@@ -11,11 +12,12 @@ mod requests;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use datagrams::Sending;
 pub(super) use metric::{Better, Metric, Sample};
 use serde::{Serialize, Serializer};
 
 use super::{
-    contender::{Contender, Way},
+    contender::{Contender, Skill, Way},
     cpu::CpuTime,
     lane::Lane,
     pace::Pace,
@@ -48,6 +50,15 @@ pub(super) enum Workload {
     Bulk8Down,
     /// One byte there and back, everything on one CPU
     PingPong,
+    /// Client to server, datagrams of 64 bytes, sent 32 at a time (UDP_SEGMENT)
+    #[value(name = "udp-64")]
+    Udp64,
+    /// Client to server, datagrams of 1,200 bytes, sent 32 at a time (UDP_SEGMENT)
+    #[value(name = "udp-1200")]
+    Udp1200,
+    /// Client to server, datagrams of 1,200 bytes, sent one at a time
+    #[value(name = "udp-1200-singly")]
+    Udp1200Singly,
     /// User-space memory of a connection that has carried a request and is idle
     Idle,
     /// Server to client, one flow that no rule matches (iperf3)
@@ -84,6 +95,7 @@ impl Workload {
     /// Whether there is something to measure about a contender.
     pub(super) fn concerns(self, contender: Contender) -> bool {
         match (self, contender) {
+            (_, Contender::Proxy(way, _)) if !self.is_for(way.skill()) => false,
             (Self::Idle | Self::Program, Contender::Plain) => false,
             (_, Contender::Plain) => true,
             (Self::Program, Contender::Proxy(way, source)) => way.is_datapath() && source == Source::Host,
@@ -93,6 +105,18 @@ impl Workload {
             }
             _ => true,
         }
+    }
+
+    fn is_for(self, skill: Skill) -> bool {
+        match skill {
+            Skill::Both => true,
+            Skill::Connections => !self.is_about_datagrams(),
+            Skill::Datagrams => self.is_about_datagrams(),
+        }
+    }
+
+    const fn is_about_datagrams(self) -> bool {
+        matches!(self, Self::Udp64 | Self::Udp1200 | Self::Udp1200Singly)
     }
 
     /// Whether one round says it all: memory does not depend on the weather.
@@ -116,6 +140,9 @@ impl Workload {
             Self::Bulk8Up => bulk::run(lane, pace, 8, bulk::Direction::Up),
             Self::Bulk8Down => bulk::run(lane, pace, 8, bulk::Direction::Down),
             Self::PingPong | Self::PassedPingPong => ping_pong::run(lane, pace),
+            Self::Udp64 => datagrams::run(lane, pace, 64, Sending::Together),
+            Self::Udp1200 => datagrams::run(lane, pace, 1_200, Sending::Together),
+            Self::Udp1200Singly => datagrams::run(lane, pace, 1_200, Sending::Singly),
             Self::Idle => idle::run(lane),
             Self::Program => program::run(lane, pace),
         }
@@ -148,6 +175,7 @@ impl Workload {
                 ("GB", "ms", 1e3)
             }
             Self::PingPong | Self::PassedPingPong => ("round trip", "µs", 1e6),
+            Self::Udp64 | Self::Udp1200 | Self::Udp1200Singly => ("datagram", "µs", 1e6),
             _ => ("connection", "µs", 1e6),
         }
     }

@@ -68,6 +68,7 @@ impl Rig {
             attachment: Attachment::of_this_kernel(),
             workers: 1,
             memory: Duration::from_secs(120),
+            sets: 0,
             verbose: false,
         })
         .unwrap();

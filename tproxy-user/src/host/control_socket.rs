@@ -34,7 +34,7 @@ pub struct InstanceName(String);
 #[error(
     "'{0}' cannot be the name of an instance: write at most 64 letters, digits, '-', '_' and '.', the first not a '.'"
 )]
-pub struct BadName(String);
+pub struct BadInstanceName(String);
 
 impl InstanceName {
     /// What an instance with this mark is called that was given no name, in the calling thread's network namespace:
@@ -51,17 +51,17 @@ impl InstanceName {
 }
 
 impl FromStr for InstanceName {
-    type Err = BadName;
+    type Err = BadInstanceName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let fits = (1..=64).contains(&text.len()) && !text.starts_with('.') && text.chars().all(allowed);
-        if fits { Ok(Self(text.to_owned())) } else { Err(BadName(text.to_owned())) }
+        if fits { Ok(Self(text.to_owned())) } else { Err(BadInstanceName(text.to_owned())) }
     }
 }
 
 impl TryFrom<String> for InstanceName {
-    type Error = BadName;
+    type Error = BadInstanceName;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()

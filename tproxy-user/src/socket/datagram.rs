@@ -19,6 +19,10 @@ use crate::{
 /// Bytes for what arrives before it has a session, with the kernel's own bookkeeping.
 const LISTENER_BUFFER: usize = 4 << 20;
 
+/// The same for a flow that has a socket: a burst of QUIC or of media while the worker is busy with others. Memory is
+/// taken only by what waits.
+const FLOW_BUFFER: usize = 1 << 20;
+
 /// What an upstream socket sends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {
@@ -57,8 +61,7 @@ pub fn datagram_listener(family: Family, mark: Mark) -> Result<Socket, SocketErr
             set(&socket, sockopt::Ipv6RecvHopLimit, "IPV6_RECVHOPLIMIT")?;
         }
     }
-    setsockopt(&socket, sockopt::RcvBufForce, &LISTENER_BUFFER)
-        .map_err(|errno| privileged("SO_RCVBUFFORCE")(errno.into()))?;
+    receive_buffer(&socket, LISTENER_BUFFER)?;
     socket.bind(&SocketAddr::new(family.loopback(), 0).into()).map_err(os("bind"))?;
     Ok(socket)
 }
@@ -162,7 +165,14 @@ pub fn set_ttl(socket: &impl AsFd, family: Family, ttl: u8) -> io::Result<()> {
 fn relaying(family: Family, mark: Mark) -> Result<Socket, SocketError> {
     let socket = marked(family, mark)?;
     set(&socket, sockopt::UdpGroSegment, "UDP_GRO")?;
+    receive_buffer(&socket, FLOW_BUFFER)?;
     Ok(socket)
+}
+
+/// `SO_RCVBUFFORCE` (socket(7)): more than `net.core.rmem_max`.
+fn receive_buffer(socket: &Socket, bytes: usize) -> Result<(), SocketError> {
+    setsockopt(socket, sockopt::RcvBufForce, &bytes)
+        .map_err(|errno| privileged("SO_RCVBUFFORCE")(errno.into()))
 }
 
 /// The options that all of them have in common.

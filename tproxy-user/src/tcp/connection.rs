@@ -5,12 +5,13 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use tokio::net::TcpStream;
 use tproxy_common::flow::Protocol;
 
-use super::{End, pipe::Pipe, service::Shared};
+use super::{End, limits::Place, pipe::Pipe, service::Shared};
 use crate::{
     config::Rule,
     flow::{ClientAddr, OriginalDst},
@@ -28,6 +29,7 @@ pub(super) struct Connection {
     /// upstream → client
     pub(super) down: Pipe,
     rule: RuleIndex,
+    _place: Place,
     announced: Announced,
     counted: Counted,
     end: Option<Ended>,
@@ -92,7 +94,13 @@ pub(super) fn refuse(shared: &Shared, client: ClientAddr, dst: OriginalDst, end:
 }
 
 impl Connection {
-    pub(super) fn new(shared: Rc<Shared>, client: ClientAddr, dst: OriginalDst, rule: RuleIndex) -> Self {
+    pub(super) fn new(
+        shared: Rc<Shared>,
+        client: ClientAddr,
+        dst: OriginalDst,
+        rule: RuleIndex,
+        place: Place,
+    ) -> Self {
         shared.live.send_modify(|live| *live += 1);
         let Rule { scope, ref name, .. } = shared.rules[rule.0];
         let selection = Selection { protocol: Protocol::Tcp, scope, rule: Arc::clone(name), client, dst };
@@ -102,6 +110,7 @@ impl Connection {
             up: Pipe::default(),
             down: Pipe::default(),
             rule,
+            _place: place,
             announced: Announced::No,
             counted: Counted::default(),
             end: None,
@@ -118,6 +127,14 @@ impl Connection {
 
     pub(super) fn rule(&self) -> &Rule {
         &self.shared.rules[self.rule.0]
+    }
+
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.rule().timeouts.connect.unwrap_or(self.shared.timeouts.connect)
+    }
+
+    pub(super) fn idle_timeout(&self) -> Duration {
+        self.rule().timeouts.idle.unwrap_or(self.shared.timeouts.idle)
     }
 
     /// Writes the first line, once it is known whether there is an upstream socket.

@@ -39,6 +39,8 @@ pub enum End {
     Stopped,
     /// Somebody asked for its end (`tproxy close`); both sides were reset.
     Closed,
+    /// Its rule had as many connections as it may have; the client was reset.
+    OverLimit,
     /// The original destination was a listener of ours; the client was reset.
     Loop,
     /// The datapath has no record of an interception; the client was reset.
@@ -46,7 +48,7 @@ pub enum End {
 }
 
 impl End {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Eof,
         Self::ClientReset,
         Self::UpstreamReset,
@@ -59,6 +61,7 @@ impl End {
         Self::IdleTimeout,
         Self::Stopped,
         Self::Closed,
+        Self::OverLimit,
         Self::Loop,
         Self::Undecided,
     ];
@@ -79,6 +82,7 @@ impl End {
             Self::IdleTimeout => "idle_timeout",
             Self::Stopped => "stopped",
             Self::Closed => "closed",
+            Self::OverLimit => "over_limit",
             Self::Loop => "loop",
             Self::Undecided => "undecided",
         }

@@ -5,7 +5,7 @@ use std::{cell::RefCell, convert::Infallible, io, net::SocketAddr, rc::Rc, sync:
 use socket2::Socket;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
-use super::{Decisions, TcpCounters, accept, buffers::Buffers};
+use super::{Decisions, Limits, TcpCounters, accept, buffers::Buffers};
 use crate::{
     config::{Rule, Timeouts},
     flows::Table,
@@ -20,6 +20,8 @@ pub struct Setup {
     pub bound: Arc<[SocketAddr]>,
     /// The rules that [`RuleIndex`](crate::worker::RuleIndex) counts.
     pub rules: Arc<[Rule]>,
+    /// How many connections those may have, over all workers.
+    pub limits: Limits,
     /// Time limits of a connection; the one of the stop is the caller's business.
     pub timeouts: Timeouts,
     /// The mark of the instance, for upstream sockets.
@@ -60,6 +62,7 @@ impl Service {
 pub(super) struct Shared {
     pub(super) bound: Arc<[SocketAddr]>,
     pub(super) rules: Arc<[Rule]>,
+    pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,
     pub(super) mark: Mark,
     pub(super) decisions: RefCell<Box<dyn Decisions>>,
@@ -74,6 +77,7 @@ impl Shared {
         Rc::new(Self {
             bound: setup.bound,
             rules: setup.rules,
+            limits: setup.limits,
             timeouts: setup.timeouts,
             mark: setup.mark,
             decisions: RefCell::new(setup.decisions),

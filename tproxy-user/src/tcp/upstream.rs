@@ -32,7 +32,7 @@ pub(super) async fn connect(
     connection: &Connection,
 ) -> Result<TcpStream, Ended> {
     let mut client_error = pin!(client.ready(Interest::ERROR));
-    let mut timer = pin!(sleep(connection.shared.timeouts.connect));
+    let mut timer = pin!(sleep(connection.connect_timeout()));
     // Where the kernel cannot say, the odds are what they are.
     let is_clients = |theirs| connections::exists(Protocol::Tcp, address, theirs).unwrap_or(false);
     let mut sources = Sources::of(connection.rule(), connection.client());

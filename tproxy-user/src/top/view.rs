@@ -51,7 +51,7 @@ fn summary(picture: &Picture) -> Paragraph<'_> {
         ))
         .style(Modifier::BOLD),
         Line::from(format!(
-            "{:.1} connections/s   {:.1} sessions/s   up {}   down {}",
+            "{:.1} connections/s   {:.1} sessions/s   up {}/s   down {}/s",
             picture.accepted,
             picture.sessions,
             per_second(picture.bytes.up),
@@ -76,7 +76,7 @@ fn rule_table(rules: &[RatedRule], area: Rect) -> Table<'_> {
         ])
     };
     let widths = [
-        Constraint::Fill(2),
+        Constraint::Fill(1),
         Constraint::Fill(1),
         Constraint::Length(8),
         Constraint::Length(8),

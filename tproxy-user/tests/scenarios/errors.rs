@@ -3,7 +3,7 @@
 use crate::{clean::Snapshot, support::*};
 
 /// Arguments, and the words the one line has to have.
-const ROWS: [(&str, &[&str]); 24] = [
+const ROWS: [(&str, &[&str]); 28] = [
     ("run --scope forwarded --interface nosuch0 --action direct", &["nosuch0"]),
     ("run --scope outbound --interface nosuch0 --action direct", &["nosuch0"]),
     ("run --scope forwarded --action direct", &["--interface"]),
@@ -37,6 +37,10 @@ const ROWS: [(&str, &[&str]); 24] = [
     ("run --scope sideways --action direct", &["sideways"]),
     ("run --scope outbound --action direct --mark 0x1/0x1", &["0x1"]),
     ("run --scope forwarded --interface lan --action direct --connect-timeout soon", &["soon"]),
+    ("send --from 8.8.8.8:8080 --to [fd00:1::2]:9999 x", &["8.8.8.8:8080", "[fd00:1::2]:9999"]),
+    ("send --from 8.8.8.8:0 --to 10.1.0.2:9999 x", &["--from", "8.8.8.8:0"]),
+    ("send --from 8.8.8.8 --to 10.1.0.2:9999 x", &["8.8.8.8"]),
+    ("send --from 8.8.8.8:8080 --to 255.255.255.255:9999 x", &["255.255.255.255:9999"]),
 ];
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod bench;
 mod clean;
+mod config;
 mod control;
 mod errors;
 mod forwarded;

@@ -1,11 +1,16 @@
 //! UDP: what is true of connections, for datagrams.
 
 mod broken;
+mod errors;
 mod forwarded;
 mod fragments;
 mod hosts;
 mod limits;
+mod nat;
 mod order;
+mod quic;
+mod real;
+mod send;
 
 use std::{
     io::ErrorKind,

@@ -4,7 +4,7 @@ use super::{PORT, Proxy};
 use crate::{
     bench::{
         server::{wait_listening, write_config},
-        steering::{self, Rules},
+        steering::{self, Listeners, Rules},
     },
     config::Source,
     netns::Namespace,
@@ -20,6 +20,6 @@ pub(super) fn start(source: Source, rules: Rules, gateway: &Namespace, cpus: usi
     ))?;
     let proc = gateway.start(&format!("haproxy -db -f {}", config.display()))?;
     wait_listening(gateway, PORT)?;
-    steering::load_iptables(gateway, rules, &[PORT])?;
+    steering::load_iptables(gateway, rules, &Listeners { tcp: vec![PORT], udp: Vec::new() })?;
     Ok(Proxy::Behind(proc))
 }

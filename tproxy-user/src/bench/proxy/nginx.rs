@@ -13,7 +13,7 @@ use super::{PORT, Proxy};
 use crate::{
     bench::{
         server::{nginx_config, write_config},
-        steering::{self, Rules},
+        steering::{self, Listeners, Rules},
     },
     config::Source,
     netns::{Namespace, Proc},
@@ -39,7 +39,7 @@ pub(super) fn start(source: Source, rules: Rules, gateway: &Namespace, cpus: usi
     let mut command = gateway.command("nginx");
     command.args(["-e", "stderr", "-c"]).arg(&config).env("NGINX", numbers);
     let proc = Proc::start(command)?;
-    steering::load_iptables(gateway, rules, &[PORT])?;
+    steering::load_iptables(gateway, rules, &Listeners { tcp: vec![PORT], udp: Vec::new() })?;
     Ok(Proxy::Behind(proc))
 }
 

@@ -8,7 +8,7 @@ use super::Proxy;
 use crate::{
     bench::{
         contender::Way,
-        relay::READY,
+        relay::{self, READY},
         steering::{self, Rules},
     },
     config::Source,
@@ -36,7 +36,7 @@ pub(super) fn start(
     Ok(Proxy::Tproxy(Tproxy::from(proc)))
 }
 
-/// The workers of `tproxy run` alone.
+/// The workers of `tproxy run` alone, or the relay that they are compared with.
 pub(super) fn start_behind(
     way: Way,
     source: Source,
@@ -44,13 +44,13 @@ pub(super) fn start_behind(
     gateway: &Namespace,
     cpus: usize,
 ) -> anyhow::Result<Proxy> {
-    let proc = start_process(&format!("bench-relay {}", flags(source, rules, cpus)), gateway)?;
+    let command = if way == Way::Singly { "bench-singly" } else { "bench-relay" };
+    let proc = start_process(&format!("{command} {}", flags(source, rules, cpus)), gateway)?;
     let line = proc.wait_line(&[READY], Duration::from_secs(10))?;
-    let ports = line.trim_start_matches(READY).split_whitespace().map(str::parse);
-    let ports = ports.collect::<Result<Vec<u16>, _>>().context(line.clone())?;
+    let listeners = relay::parse_ready(&line).with_context(|| line.clone())?;
     match way {
-        Way::Nft => steering::load_nft(gateway, rules, &ports)?,
-        _ => steering::load_iptables(gateway, rules, &ports)?,
+        Way::Nft => steering::load_nft(gateway, rules, &listeners)?,
+        _ => steering::load_iptables(gateway, rules, &listeners)?,
     }
     Ok(Proxy::Behind(proc))
 }

@@ -17,15 +17,15 @@ use crate::bench::{
     lane::Lane,
     pace::Pace,
     stats::percentile,
+    steering::ECHO,
 };
 
-const PORT: u16 = 7;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) fn run(lane: &Lane, pace: Pace) -> anyhow::Result<Sample> {
     let _pinned = lane.proxy.as_ref().map(|proxy| Pinned::process(proxy.pid())).transpose()?;
-    let listener = lane.net.server.enter(|| TcpListener::bind(("0.0.0.0", PORT)))?;
-    let stream = lane.net.client.enter(|| TcpStream::connect_timeout(&Lane::target(PORT), PATIENCE))?;
+    let listener = lane.net.server.enter(|| TcpListener::bind(("0.0.0.0", ECHO)))?;
+    let stream = lane.net.client.enter(|| TcpStream::connect_timeout(&Lane::target(ECHO), PATIENCE))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     let (before, start) = (CpuTime::now()?, Instant::now());

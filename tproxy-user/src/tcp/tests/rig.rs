@@ -19,7 +19,7 @@ use crate::{
     flows::{Filter, Flows, LiveFlow},
     mark::Mark,
     socket,
-    tcp::{Decisions, End, Setup, Snapshot, TcpCounters},
+    tcp::{Decisions, End, Limits, Setup, Snapshot, TcpCounters},
     worker::{RuleIndex, Worker, WorkerSetup},
 };
 
@@ -58,10 +58,12 @@ impl Rig {
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let counters = Arc::new(TcpCounters::default());
         let flows = Flows::of_workers(1);
+        let rules = [rule(action, Source::Host)];
         let mut setup = Setup {
             listeners: vec![listener],
             bound: Arc::new([]),
-            rules: Arc::new([rule(action, Source::Host)]),
+            limits: Limits::of(&rules),
+            rules: Arc::new(rules),
             timeouts: TIMEOUTS,
             mark: Mark::DEFAULT,
             decisions: Box::new(Always(Some(RuleIndex(0)))),

@@ -17,7 +17,7 @@ use crate::{
     flows::Flows,
     mark::Mark,
     netns::{self, Topology},
-    tcp::{self, TcpCounters},
+    tcp::{self, Limits, TcpCounters},
     udp::{End, Memory, Selected, Setup, Snapshot, Sockets, UdpCounters},
     worker::{RuleIndex, Worker, WorkerSetup},
 };
@@ -94,6 +94,7 @@ impl Rig {
                 listeners: vec![],
                 bound: Arc::new([]),
                 rules: Arc::new([]),
+                limits: Limits::of(&[]),
                 timeouts: TIMEOUTS,
                 mark: Mark::DEFAULT,
                 decisions: Box::new(Nobody),

@@ -13,25 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Commands, Server, Shown};
 use crate::{
+    config::Config,
     flows::Flows,
     host::{ControlSocket, HostError, InstanceName},
-    mark::Mark,
 };
 
 /// For the last answers to be taken.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
-
-/// Where the operator finds the instance.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub struct Operator {
-    /// What this instance is called: its control socket is /run/tproxy/NAME.sock (default: "default"; in a network
-    /// namespace what `ip netns` calls that; with another --mark, the mark is added)
-    #[arg(long)]
-    pub name: Option<InstanceName>,
-    /// Serve metrics for Prometheus at http://ADDR:PORT/metrics
-    #[arg(long, value_name = "ADDR:PORT")]
-    pub metrics: Option<SocketAddr>,
-}
 
 /// Why the operator could not be served.
 #[derive(Debug, thiserror::Error)]
@@ -77,27 +65,25 @@ impl Served {
     }
 }
 
-impl Operator {
-    /// Makes sure that nobody else has the name or the address.
+impl Seat {
+    /// Makes sure that nobody else has the name or the address that a configuration gives its instance.
     ///
     /// # Errors
     /// [`SeatError`]
-    pub fn take_seat(self, mark: Mark) -> Result<Seat, SeatError> {
-        let name = self.name.unwrap_or_else(|| InstanceName::of_this_namespace(mark));
+    pub fn take(config: &Config) -> Result<Self, SeatError> {
+        let name = config.name.clone().unwrap_or_else(|| InstanceName::of_this_namespace(config.mark));
         let (socket, listener) = ControlSocket::claim(&name)?;
         let listen = |address| {
             let listener = TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
             Ok(listener)
         };
-        let metrics = self
+        let metrics = config
             .metrics
             .map(|address| listen(address).map_err(|source| SeatError::Metrics { address, source }));
-        Ok(Seat { name, socket, listener, metrics: metrics.transpose()? })
+        Ok(Self { name, socket, listener, metrics: metrics.transpose()? })
     }
-}
 
-impl Seat {
     /// Answers from now on. To be called inside a runtime.
     ///
     /// # Errors
