@@ -28,7 +28,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &mut App) {
             Layout::horizontal([Constraint::Percentage(55), Constraint::Percentage(45)]).areas(busiest);
         frame.render_widget(rule_table(&picture.rules, rules), rules);
         frame.render_widget(client_table(&picture.clients, clients), clients);
-        let mut state = app.table.clone();
+        let mut state = app.table;
         frame.render_stateful_widget(flow_table(app, &picture.flows), flows, &mut state);
         // How far it is scrolled is to stay.
         app.table = state;

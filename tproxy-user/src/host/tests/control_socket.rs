@@ -58,7 +58,7 @@ fn what_the_dead_left_is_replaced_or_removed_and_the_living_are_left_alone() {
     UnixStream::connect(successor.path()).unwrap();
     fs::write(place.0.join("notes.txt"), "of somebody else").unwrap();
     assert_eq!(remove_dead_in(&place.0).unwrap(), [place.0.join("forgotten.sock")]);
-    assert_eq!(remove_dead_in(&place.0).unwrap(), [PathBuf::new(); 0]);
+    assert!(remove_dead_in(&place.0).unwrap().is_empty());
     assert!(alive.path().exists() && successor.path().exists() && place.0.join("notes.txt").exists());
 }
 
