@@ -5,6 +5,8 @@
 //! tc hooks the rules need, [`policy`] compiles the rules, [`datapath`] holds the eBPF programs and maps, [`host`]
 //! everything else that is changed on the host; [`tcp`] is the way of a connection and [`udp`] that of a datagram, in the
 //! threads of [`worker`] and over sockets made by [`socket`]. [`mod@bench`] is `tproxy bench`.
+//! [`flows`] are the tables of what is live; [`control`] is what an operator sees of it, [`metrics`] what Prometheus does,
+//! [`ask`] and [`top`] are the commands that show it.
 //! The way of a packet is in the crate `tproxy-ebpf`.
 
 pub mod ask;
