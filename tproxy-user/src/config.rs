@@ -1,16 +1,39 @@
-//! What a user asked for, checked: the one structure behind flags (and, later, the file).
+//! What a user asked for, checked: the one structure behind flags and file.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+mod check;
+mod draft;
+mod listed;
+mod path;
+mod print;
+mod read;
+mod remedy;
+mod values;
 
+use std::{
+    fmt, net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration,
+};
+
+pub(crate) use check::{Complaint, Form, check};
+pub(crate) use draft::{Draft, DraftRule};
 use ipnet::IpNet;
+pub use listed::{Listed, NamedSet};
+pub use print::schema;
+pub use read::{Errors, load, parse};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tproxy_common::flow::Protocol;
 pub use tproxy_common::rule::Scope;
 
-use crate::mark::Mark;
+use crate::{host::InstanceName, mark::Mark};
+use values::Text;
 
 /// Everything one instance of `tproxy run` needs to know.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// What the instance is called, if not what [`InstanceName::of_this_namespace`] says.
+    pub name: Option<InstanceName>,
+    /// Where metrics are served, besides at the control socket.
+    pub metrics: Option<SocketAddr>,
     /// Rules in the order in which they are tried; the first match wins.
     pub rules: Vec<Rule>,
     /// The `skb->mark` bits this instance owns.
@@ -30,7 +53,7 @@ pub struct Config {
 }
 
 /// One rule: which flows, and what becomes of them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// Shown in logs and counters.
     pub name: Arc<str>,
@@ -40,14 +63,14 @@ pub struct Rule {
     pub protocols: Protocols,
     /// Interfaces by name; empty means the scope's default.
     pub interfaces: Vec<String>,
-    /// Source prefixes; empty means any.
-    pub from: Vec<IpNet>,
-    /// Destination prefixes; empty means any.
-    pub to: Vec<IpNet>,
+    /// Source prefixes; none listed means any.
+    pub from: Listed<IpNet>,
+    /// Destination prefixes; none listed means any.
+    pub to: Listed<IpNet>,
     /// Destination prefixes the rule leaves out.
-    pub except: Vec<IpNet>,
-    /// Destination ports, inclusive ranges; empty means any.
-    pub ports: Vec<std::ops::RangeInclusive<u16>>,
+    pub except: Listed<IpNet>,
+    /// Destination ports, inclusive ranges; none listed means any.
+    pub ports: Listed<RangeInclusive<u16>>,
     /// Sender's user id (scope `outbound`); empty means any.
     pub uids: Vec<u32>,
     /// Sender's cgroup v2 directory, which includes those below it (scope `outbound`); empty means any.
@@ -58,6 +81,10 @@ pub struct Rule {
     pub source: Source,
     /// Which upstream socket a UDP datagram leaves by.
     pub nat: Nat,
+    /// Time limits of its connections, in place of the instance's.
+    pub timeouts: RuleTimeouts,
+    /// How much of it there may be at once.
+    pub limits: RuleLimits,
 }
 
 impl Rule {
@@ -69,15 +96,17 @@ impl Rule {
             scope,
             protocols: Protocols::default(),
             interfaces: vec![],
-            from: vec![],
-            to: vec![],
-            except: vec![],
-            ports: vec![],
+            from: Listed::default(),
+            to: Listed::default(),
+            except: Listed::default(),
+            ports: Listed::default(),
             uids: vec![],
             cgroups: vec![],
             action,
             source: Source::default(),
             nat: Nat::default(),
+            timeouts: RuleTimeouts::default(),
+            limits: RuleLimits::default(),
         }
     }
 
@@ -89,7 +118,8 @@ impl Rule {
 }
 
 /// The protocols of a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Protocols {
     /// TCP only.
     Tcp,
@@ -113,7 +143,8 @@ impl Protocols {
 }
 
 /// How a client's UDP endpoint is mapped to upstream sockets, in the words of RFC 4787, 4.1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Nat {
     /// One for each client address and port, whatever the destination: every peer sees the same endpoint, and whoever
     /// sends to that endpoint reaches the client.
@@ -154,7 +185,10 @@ impl fmt::Display for Action {
 }
 
 /// Whose address the upstream sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// This host's own address.
     #[default]
@@ -166,7 +200,8 @@ pub enum Source {
 }
 
 /// How tc hands a packet to a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub enum Steer {
     /// tc marks the packet, and the sk_lookup program picks the listener.
@@ -177,18 +212,71 @@ pub enum Steer {
 }
 
 /// Time limits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
-    /// For the upstream's answer to our SYN.
+    /// How long an upstream may take to accept a connection
+    #[arg(long = "connect-timeout", value_name = "TIME", default_value = "10s", value_parser = Duration::parse)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
     pub connect: Duration,
-    /// Without a byte in either direction.
+    /// How long a connection may carry no byte (RFC 5382 asks a NAT for at least 2h4m)
+    #[arg(long = "idle-timeout", value_name = "TIME", default_value = "2h4m", value_parser = Duration::parse)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
     pub idle: Duration,
-    /// For live connections to end after a stop was asked for.
+    /// How long live connections may go on after SIGINT or SIGTERM; a second signal ends them at once
+    #[arg(long = "drain-timeout", value_name = "TIME", default_value = "30s", value_parser = Duration::parse)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
     pub drain: Duration,
-    /// For a UDP session without a datagram, as long as there was none in one of its directions.
+    /// How long a UDP session may carry no datagram, as long as only one side has sent
+    #[arg(long = "udp-timeout", value_name = "TIME", default_value = "30s", value_parser = Duration::parse)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
     pub udp: Duration,
-    /// For a UDP session without a datagram, once there was one in each direction.
+    /// How long a UDP session may carry no datagram, once both sides have sent
+    #[arg(long = "udp-stream-timeout", value_name = "TIME", default_value = "2m", value_parser = Duration::parse)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
     pub udp_stream: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        Self {
+            connect: Duration::from_secs(10),
+            idle: minutes(124),
+            drain: Duration::from_secs(30),
+            udp: Duration::from_secs(30),
+            udp_stream: minutes(2),
+        }
+    }
+}
+
+/// A rule's own time limits; where there is none, that of the instance holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RuleTimeouts {
+    /// How long an upstream may take to accept a connection
+    #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub connect: Option<Duration>,
+    /// How long a connection may carry no byte
+    #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub idle: Option<Duration>,
+}
+
+/// How much of a rule there may be at once; nothing set means no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RuleLimits {
+    /// Most live TCP connections, over all workers; one more is reset and counted
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "NonZeroUsize")]
+    pub connections: Option<NonZeroUsize>,
 }
 
 /// How many UDP sessions there may be at once. Each takes at most two descriptors.
@@ -199,3 +287,6 @@ pub struct SessionLimits {
     /// Of one client address.
     pub per_client: usize,
 }
+
+#[cfg(test)]
+mod tests;

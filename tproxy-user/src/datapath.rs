@@ -5,12 +5,14 @@
 
 mod attach;
 mod decisions;
+mod hits;
 mod log;
 mod memory;
 mod tables;
 mod test_run;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::{
     fs::File,
@@ -27,6 +29,7 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 pub use decisions::DecisionMap;
+pub use hits::RuleHits;
 pub use memory::MemoryMap;
 pub use test_run::{Course, Ran, Seen};
 use tproxy_common::{
@@ -34,6 +37,7 @@ use tproxy_common::{
     flow::{Protocol, Tuple},
     verdict::Reason,
 };
+pub use usage::MapUse;
 
 use crate::{
     config::Steer,
@@ -93,6 +97,8 @@ pub struct Settings {
     pub workers: u32,
     /// For how long a silent UDP flow is remembered, so that its next datagram is not taken for a new flow's.
     pub memory: Duration,
+    /// Number of rule sets to make room for.
+    pub sets: u32,
     /// Whether the programs log.
     pub verbose: bool,
 }
@@ -114,6 +120,8 @@ pub struct Datapath {
     counters: PerCpuArray<MapData, u64>,
     listeners: SockMap<MapData>,
     tables: tables::RuleTables,
+    hits: hits::Hits,
+    capacities: usage::Capacities,
     links: attach::Links,
     lookup: Option<FdLink>,
 }
@@ -133,16 +141,20 @@ impl Datapath {
             .override_global(global::MEMORY_LIFETIME, &nanoseconds(settings.memory), true)
             .override_global(global::SK_ASSIGN, &u8::from(settings.steer == Steer::SkAssign), true)
             .override_global(aya_log::LEVEL, &log_level, false)
+            .map_max_entries(map::SETS, settings.sets.max(abi::MAX_SETS) * abi::SLOTS)
             .load(OBJECT)?;
         attach::load_programs(&mut ebpf)?;
         with_program(&mut ebpf, program::SK_LOOKUP, |lookup: &mut SkLookup| patiently(|| lookup.load()))?;
+        let capacities = usage::capacities(&ebpf)?;
         Ok(Self {
             settings,
+            capacities,
             control: take(&mut ebpf, map::CONTROL)?,
             state: Control::NOTHING,
             counters: take(&mut ebpf, map::COUNTERS)?,
             listeners: take(&mut ebpf, map::LISTENERS)?,
             tables: tables::RuleTables::take(&mut ebpf)?,
+            hits: hits::Hits::take(&mut ebpf)?,
             links: attach::Links::default(),
             lookup: None,
             ebpf,

@@ -11,6 +11,7 @@ use crate::mark::Mark;
 
 pub mod clsact;
 pub mod connections;
+pub mod control_socket;
 pub mod journal;
 pub mod lingering;
 pub mod links;
@@ -20,6 +21,7 @@ mod policy;
 pub mod preflight;
 pub mod sysctl;
 
+pub use control_socket::{BadInstanceName, ControlSocket, InstanceName};
 pub use journal::{Change, Identity, Journal, Report, cleanup};
 
 /// Side of an interface, seen from the host.
@@ -46,8 +48,8 @@ impl fmt::Display for Direction {
 pub enum HostError {
     /// A running instance owns what this one was given.
     #[error(
-        "another tproxy (pid {pid}) runs in this network namespace with {what}; stop it, or choose another {flag}",
-        flag = what.flag()
+        "another tproxy (pid {pid}) runs in this network namespace with {what}; stop it, or choose another {which}",
+        which = what.word()
     )]
     InUse {
         /// Of the running instance.
@@ -57,7 +59,7 @@ pub enum HostError {
     },
     /// Somebody else's `ip rule` selects by bits of our mark.
     #[error(
-        "the mark {mark} is in use by somebody else's rule: {rule}; choose another --mark, or delete the rule (ip rule del) if it is a leftover"
+        "the mark {mark} is in use by somebody else's rule: {rule}; choose another mark, or delete the rule (ip rule del) if it is a leftover"
     )]
     MarkTaken {
         /// Ours.
@@ -67,7 +69,7 @@ pub enum HostError {
     },
     /// Somebody else has routes in our table.
     #[error(
-        "the routing table {table} is in use by somebody else's route: {route}; choose another --table, or empty it (ip route flush table {table}) if it is a leftover"
+        "the routing table {table} is in use by somebody else's route: {route}; choose another table, or empty it (ip route flush table {table}) if it is a leftover"
     )]
     TableTaken {
         /// Ours.
@@ -81,6 +83,30 @@ pub enum HostError {
         path.display()
     )]
     Journal {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// An instance of this name lives.
+    #[error(
+        "another tproxy is called '{name}' and answers at {}; stop it, or choose another --name",
+        path.display()
+    )]
+    NameTaken {
+        /// The name.
+        name: InstanceName,
+        /// Its control socket.
+        path: PathBuf,
+    },
+    /// The control socket cannot be made or removed.
+    #[error(
+        "cannot {action} {}: {source}; tproxy has its control socket there, make the directory writable and see that the file system is not full",
+        path.display()
+    )]
+    ControlSocket {
         /// What was tried.
         action: &'static str,
         /// The file or directory.
@@ -149,10 +175,10 @@ pub enum Owned {
 }
 
 impl Owned {
-    const fn flag(self) -> &'static str {
+    const fn word(self) -> &'static str {
         match self {
-            Self::Mark(_) => "--mark",
-            Self::Table(_) => "--table",
+            Self::Mark(_) => "mark",
+            Self::Table(_) => "table",
         }
     }
 }

@@ -1,5 +1,7 @@
 //! One running instance in one network namespace: what it is made of, how it starts, follows the host, and stops.
 
+mod look;
+
 use std::{
     io, mem,
     net::SocketAddr,
@@ -8,6 +10,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
+pub use look::Look;
 use socket2::Socket;
 use tproxy_common::{flow::Protocol, verdict::Reason};
 
@@ -15,6 +18,7 @@ use crate::{
     config::{Action, Config, Rule, Scope, SessionLimits},
     datapath::{AttachError, Attachment, Datapath, DatapathError, Settings},
     family::Family,
+    flows::Flows,
     host::{
         Change, Direction, HostError, Identity, Journal, lingering,
         links::{self, Changed, Link},
@@ -24,7 +28,7 @@ use crate::{
     plan::{Plan, Surroundings},
     policy::{Cgroup, CgroupError, Compiled},
     socket::{self, SocketError},
-    tcp::{self, TcpCounters},
+    tcp::{self, Limits, TcpCounters},
     udp::{self, UdpCounters},
     worker::{Worker, WorkerSetup},
 };
@@ -48,7 +52,7 @@ pub enum InstanceError {
     #[error("{0}")]
     Socket(#[from] SocketError),
     /// The system refused what a worker needs.
-    #[error("cannot start a worker: {0}; try fewer --workers or a higher limit of processes")]
+    #[error("cannot start a worker: {0}; try fewer workers or a higher limit of processes")]
     Worker(#[source] io::Error),
 }
 
@@ -58,6 +62,8 @@ pub struct Instance {
     datapath: Datapath,
     workers: Vec<Worker>,
     counters: Vec<Counters>,
+    flows: Flows,
+    draining: bool,
     _black_holes: Vec<Socket>,
     _sockets: LingeringSockets,
     journal: Journal,
@@ -85,16 +91,23 @@ impl Instance {
         let sockets = LingeringSockets { config: config.clone() };
         let workers = config.workers as u32;
         let memory = config.timeouts.udp_stream;
-        let mut datapath = Datapath::load(Settings { mark, steer, attachment, workers, memory, verbose })?;
+        // Twice what is needed now: interfaces may come, and so may other rules.
+        let sets =
+            2 * Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups).sets.len() as u32;
+        let settings = Settings { mark, steer, attachment, workers, memory, sets, verbose };
+        let mut datapath = Datapath::load(settings)?;
         if verbose {
             datapath.forward_logs()?;
         }
-        let (workers, counters) = start_workers(&config, &mut datapath)?;
+        let flows = Flows::of_workers(config.workers);
+        let (workers, counters) = start_workers(&config, &flows, &mut datapath)?;
         let black_holes = open_black_holes(&config, &mut datapath)?;
         let mut instance = Self {
             datapath,
             workers,
             counters,
+            flows,
+            draining: false,
             _black_holes: black_holes,
             _sockets: sockets,
             journal,
@@ -111,6 +124,12 @@ impl Instance {
         instance.datapath.attach_lookup()?;
         instance.datapath.start_deciding()?;
         Ok(instance)
+    }
+
+    /// The live flows.
+    #[must_use]
+    pub const fn flows(&self) -> &Flows {
+        &self.flows
     }
 
     /// Adapts to what changed on the host.
@@ -140,16 +159,36 @@ impl Instance {
         futures_util::future::select_all(ended).await;
     }
 
-    /// Takes no new flow and waits until the live connections have ended, at most `drain_timeout`.
+    /// Connections and sessions at the moment.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.workers.iter().map(Worker::live).sum()
+    }
+
+    /// How long live flows may go on once no new one is taken.
+    #[must_use]
+    pub const fn drain_limit(&self) -> Duration {
+        self.config.timeouts.drain
+    }
+
+    /// Takes no new flow from now on.
     ///
     /// # Errors
     /// When the datapath cannot be told.
-    pub async fn drain(&mut self) -> Result<(), InstanceError> {
-        let deadline = Instant::now() + self.config.timeouts.drain;
+    pub fn drain(&mut self) -> Result<(), InstanceError> {
         self.datapath.stop_deciding()?;
+        self.draining = true;
         self.workers.iter().for_each(Worker::drain);
-        let live: usize = self.workers.iter().map(Worker::live).sum();
-        tracing::info!(live, limit = ?self.config.timeouts.drain, "draining: no new flow is taken");
+        tracing::info!(live = self.live(), limit = ?self.drain_limit(), "draining: no new flow is taken");
+        Ok(())
+    }
+
+    /// Waits until the live flows have ended, at most [`Self::drain_limit`].
+    ///
+    /// # Errors
+    /// When the host cannot be asked.
+    pub async fn drained(&self) -> Result<(), InstanceError> {
+        let deadline = Instant::now() + self.drain_limit();
         match tokio::time::timeout_at(deadline.into(), self.finished()).await {
             Ok(finished) => finished,
             Err(_elapsed) => Ok(()),
@@ -190,10 +229,8 @@ impl Instance {
     }
 
     fn log_counters(&self) {
-        let tcp: tcp::Snapshot = self.counters.iter().map(|counters| counters.tcp.snapshot()).sum();
-        let udp: udp::Snapshot = self.counters.iter().map(|counters| counters.udp.snapshot()).sum();
-        tracing::info!("connections: {tcp}");
-        tracing::info!("datagrams: {udp}");
+        tracing::info!("connections: {}", self.tcp());
+        tracing::info!("datagrams: {}", self.udp());
         match self.datapath.counters() {
             Ok(counters) => tracing::info!("packets: {}", in_words(&counters)),
             Err(error) => tracing::warn!("packets: {error}"),
@@ -297,6 +334,7 @@ struct Counters {
 
 fn start_workers(
     config: &Config,
+    flows: &Flows,
     datapath: &mut Datapath,
 ) -> Result<(Vec<Worker>, Vec<Counters>), InstanceError> {
     let mut sockets = Vec::new();
@@ -309,6 +347,7 @@ fn start_workers(
     let udp_bound: Arc<[SocketAddr]> =
         sockets.iter().flat_map(|(_, udp)| udp).filter_map(|udp| address_of(udp.listener())).collect();
     let rules: Arc<[Rule]> = config.rules.clone().into();
+    let limits = Limits::of(&rules);
     let SessionLimits { total, per_client } = config.sessions;
     // All sessions of a client endpoint are one worker's, but not all of a client address.
     let share = SessionLimits {
@@ -323,10 +362,12 @@ fn start_workers(
             listeners,
             bound: Arc::clone(&tcp_bound),
             rules: Arc::clone(&rules),
+            limits: limits.clone(),
             timeouts: config.timeouts,
             mark: config.mark,
-            decisions: Box::new(datapath.decisions()?),
+            decisions: Box::new(datapath.decisions(own.tcp.accept_latency())?),
             counters: Arc::clone(&own.tcp),
+            flows: flows.table(index),
         };
         let udp = if sockets.is_empty() {
             None
@@ -340,6 +381,7 @@ fn start_workers(
                 mark: config.mark,
                 memory: Box::new(datapath.memory()?),
                 counters: Arc::clone(&own.udp),
+                flows: flows.table(index),
             })
         };
         workers.push(Worker::spawn(WorkerSetup { index, tcp, udp }).map_err(InstanceError::Worker)?);

@@ -5,18 +5,25 @@
 //! tc hooks the rules need, [`policy`] compiles the rules, [`datapath`] holds the eBPF programs and maps, [`host`]
 //! everything else that is changed on the host; [`tcp`] is the way of a connection and [`udp`] that of a datagram, in the
 //! threads of [`worker`] and over sockets made by [`socket`]. [`mod@bench`] is `tproxy bench`.
+//! [`flows`] are the tables of what is live; [`control`] is what an operator sees of it, [`metrics`] what Prometheus does,
+//! [`ask`] and [`top`] are the commands that show it.
 //! The way of a packet is in the crate `tproxy-ebpf`.
 
+pub mod ask;
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod datapath;
 pub mod family;
 pub mod flow;
+pub mod flows;
 pub mod host;
 pub mod instance;
+pub mod latency;
 pub mod logging;
 pub mod mark;
+pub mod metrics;
 pub mod netns;
 pub mod plan;
 pub mod policy;
@@ -25,5 +32,6 @@ pub mod send;
 pub mod socket;
 mod source;
 pub mod tcp;
+pub mod top;
 pub mod udp;
 pub mod worker;

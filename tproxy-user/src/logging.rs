@@ -1,8 +1,11 @@
 //! Log lines on stderr.
 
+mod limit;
+
 use std::io::{self, IsTerminal as _};
 
-use tracing_subscriber::EnvFilter;
+use limit::Limit;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -13,7 +16,7 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging, once a process. `RUST_LOG` overrides `verbose`.
+/// Starts logging, once a process. `RUST_LOG` overrides `verbose`. Warnings and errors are limited by their reason.
 pub fn init(format: Format, verbose: u8) {
     let default = match verbose {
         0 => "info",
@@ -28,7 +31,7 @@ pub fn init(format: Format, verbose: u8) {
         .with_writer(io::stderr)
         .with_target(false);
     match format {
-        Format::Text => lines.with_ansi(io::stderr().is_terminal()).init(),
-        Format::Json => lines.json().flatten_event(true).init(),
+        Format::Text => lines.with_ansi(io::stderr().is_terminal()).finish().with(Limit::default()).init(),
+        Format::Json => lines.json().flatten_event(true).finish().with(Limit::default()).init(),
     }
 }

@@ -8,12 +8,13 @@ use std::{
 use clap::{Parser as _, error::ErrorKind};
 use tproxy::{
     bench,
-    cli::{Cli, Command, one_line},
+    cli::{self, Cli, Command, Mistakes, one_line},
+    config::{self, Config},
     host::Report,
-    logging, run,
+    logging, run, top,
 };
 
-/// Exit code for a command line that makes no sense, as clap and the shell have it.
+/// Exit code for a command line or a file that makes no sense, as clap and the shell have it.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -26,50 +27,71 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(flags) => {
             let (format, verbose) = (flags.log_format, flags.verbose);
-            let config = match flags.into_config() {
-                Ok(config) => config,
-                Err(error) => return fail(&format!("error: {error}"), USAGE),
-            };
-            logging::init(format, verbose);
-            finish(serve(config, verbose >= 2))
+            match flags.setup.into_config() {
+                Err(mistakes) => refuse(&mistakes),
+                Ok(config) => {
+                    logging::init(format, verbose);
+                    finish(serve(config, verbose >= 2))
+                }
+            }
         }
         Command::Bench(args) => {
             logging::init(logging::Format::Text, 0);
-            finish(bench::main(&args).map(|report| print(&report)))
+            finish(bench::main(&args).and_then(|report| print(&report)))
         }
         Command::BenchRelay(flags) => finish(relay(*flags)),
         Command::BenchSingly(flags) => {
-            finish(flags.into_config().map_err(Into::into).and_then(|config| bench::singly(&config)))
+            finish(flags.setup.into_config().map_err(Into::into).and_then(|config| bench::singly(&config)))
         }
         Command::BenchMany(flags) => {
             logging::init(logging::Format::Text, 0);
             finish(flags.into_config().and_then(|config| serve(config, false)))
         }
+        Command::Config(show) if show.schema => finish(print(&config::schema())),
+        Command::Config(show) => match show.setup.into_config() {
+            Err(mistakes) => refuse(&mistakes),
+            Ok(config) => finish(config.to_toml().map_err(Into::into).and_then(|toml| print(&toml))),
+        },
+        Command::Check { file } => match config::load(&file) {
+            Err(errors) => refuse(&Mistakes(errors.lines().collect())),
+            Ok(config) => finish(print(&format!("{}: {}\n", file.display(), config.summary()))),
+        },
+        Command::Completions { shell } => {
+            finish(cli::completions(shell, &mut io::stdout()).map_err(Into::into))
+        }
+        Command::Man { directory } => finish(cli::man(&directory).map_err(Into::into)),
+        Command::Status(show) => finish(ask(show.status())),
+        Command::Rules(show) => finish(ask(show.rules())),
+        Command::Flows(flows) => finish(ask(flows.show())),
+        Command::Top(args) => finish(ask(top::main(args))),
+        Command::Close(close) => finish(ask(close.close())),
+        Command::Drain(drain) => finish(ask(drain.drain())),
+        Command::Metrics(metrics) => finish(ask(metrics.show())),
         Command::Cleanup => {
             logging::init(logging::Format::Text, 0);
             finish(run::cleanup().and_then(|reports| report(&reports)))
         }
         Command::Send(datagram) => match datagram.check() {
-            Ok(datagram) => finish(datagram.send().map(|line| print(&format!("{line}\n")))),
+            Ok(datagram) => finish(datagram.send().and_then(|line| print(&format!("{line}\n")))),
             Err(error) => fail(&format!("error: {error}"), USAGE),
         },
     }
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn serve(config: tproxy::config::Config, verbose: bool) -> anyhow::Result<()> {
+async fn serve(config: Config, verbose: bool) -> anyhow::Result<()> {
     run::run(config, verbose).await
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn relay(flags: tproxy::cli::Run) -> anyhow::Result<()> {
-    logging::init(flags.log_format, flags.verbose);
-    bench::without_datapath(flags.into_config()?).await
+async fn ask(answer: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    answer.await
 }
 
-#[expect(clippy::print_stdout, reason = "the answer to the command")]
-fn print(text: &str) {
-    print!("{text}");
+#[tokio::main(flavor = "current_thread")]
+async fn relay(flags: cli::Run) -> anyhow::Result<()> {
+    logging::init(flags.log_format, flags.verbose);
+    bench::without_datapath(flags.setup.into_config()?).await
 }
 
 #[expect(clippy::print_stdout, reason = "the answer to the command")]
@@ -83,6 +105,14 @@ fn report(reports: &[Report]) -> anyhow::Result<()> {
     let failed = reports.iter().filter(|report| report.is_failure()).count();
     anyhow::ensure!(failed == 0, "{failed} of these could not be undone");
     Ok(())
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(io::stdout().write_all(text.as_bytes())?)
+}
+
+fn refuse(Mistakes(lines): &Mistakes) -> ExitCode {
+    fail(&lines.join("\n"), USAGE)
 }
 
 fn finish(result: anyhow::Result<()>) -> ExitCode {

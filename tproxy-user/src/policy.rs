@@ -2,10 +2,14 @@
 //! rules that a value satisfies, so that the cost of a decision does not grow with the number of rules.
 
 mod cgroup;
+mod ports;
 mod prefixes;
 mod sets;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 pub use cgroup::{Cgroup, CgroupError};
 use ipnet::IpNet;
@@ -39,6 +43,8 @@ pub struct Compiled {
     pub cgroups: BTreeMap<Cgroup, SetId>,
     /// By rule.
     pub actions: Vec<ActionKind>,
+    /// By rule: what it is called.
+    pub names: Vec<Arc<str>>,
     /// Whether some rule of scope `forwarded` has UDP upstream sockets that bear their clients' addresses.
     pub spoofs_datagrams: bool,
 }
@@ -54,7 +60,7 @@ impl Compiled {
     ) -> Self {
         let indexed = || rules.iter().enumerate().map(|(index, rule)| (index as RuleIndex, rule));
         let mut sets = Sets::new();
-        sets.fix(Unrestricted::Port as SetId, select(indexed(), |rule| rule.ports.is_empty()));
+        sets.fix(Unrestricted::Port as SetId, select(indexed(), |rule| rule.ports.is_any()));
         sets.fix(Unrestricted::Interface as SetId, select(indexed(), |rule| interfaces(rule).is_none()));
         sets.fix(Unrestricted::Uid as SetId, select(indexed(), |rule| rule.uids.is_empty()));
         sets.fix(Unrestricted::Cgroup as SetId, select(indexed(), |rule| rule.cgroups.is_empty()));
@@ -62,20 +68,19 @@ impl Compiled {
             let is_about = |rule: &Rule| rule.scope == scope && rule.protocols.include(protocol);
             sets.fix(scope_set(scope, protocol), select(indexed(), is_about));
         }
-        let ports = indexed()
-            .flat_map(|(index, rule)| rule.ports.iter().cloned().flatten().map(move |port| (port, index)));
         let limited = indexed().flat_map(|(index, rule)| {
             interfaces(rule).into_iter().flatten().map(move |ifindex| (ifindex, index))
         });
         let uids = indexed().flat_map(|(index, rule)| rule.uids.iter().map(move |uid| (*uid, index)));
         Self {
-            sources: prefixes::compile(rules, |rule| (&rule.from, &[]), &mut sets),
-            destinations: prefixes::compile(rules, |rule| (&rule.to, &rule.except), &mut sets),
-            ports: by_value(ports, Unrestricted::Port, &mut sets),
+            sources: prefixes::compile(rules, |rule| (&rule.from, None), &mut sets),
+            destinations: prefixes::compile(rules, |rule| (&rule.to, Some(&rule.except)), &mut sets),
+            ports: ports::compile(rules, &mut sets),
             interfaces: by_value(limited, Unrestricted::Interface, &mut sets),
             uids: by_value(uids, Unrestricted::Uid, &mut sets),
             cgroups: cgroup::compile(cgroups, &mut sets),
             actions: rules.iter().map(|rule| kind(&rule.action)).collect(),
+            names: rules.iter().map(|rule| Arc::clone(&rule.name)).collect(),
             spoofs_datagrams: rules.iter().any(|rule| {
                 rule.scope == Scope::Forwarded && rule.protocols.include(Protocol::Udp) && rule.is_spoofed()
             }),

@@ -1,6 +1,6 @@
 //! `tproxy run` and `tproxy cleanup`, from start to end.
 
-use std::io;
+use std::{io, pin::pin};
 
 use anyhow::anyhow;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     config::Config,
+    control::{self, Command, Draining, Seat},
     host::{self, Report, links::Monitor, preflight},
     instance::Instance,
 };
@@ -22,11 +23,16 @@ pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let cannot_watch = |error: io::Error| anyhow!("cannot watch the interfaces (netlink): {error}");
     let mut monitor = Monitor::new().map_err(cannot_watch)?;
+    let seat = Seat::take(&config)?;
     let mut instance = Instance::start(config, verbose)?;
+    let (commands, mut asked) = control::asked();
+    let served =
+        seat.serve(commands, instance.flows().clone()).map_err(|error| anyhow!("control socket: {error}"))?;
     tracing::info!("ready: steering is in place");
     loop {
         tokio::select! {
             () = signals.next() => break,
+            Some(command) = asked.recv() => if carry_out(command, &instance) == Next::Drain { break },
             () = instance.worker_ended() => {
                 instance.stop()?;
                 anyhow::bail!("a worker ended by itself, which is a bug; the host is as it was");
@@ -39,13 +45,46 @@ pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
             }
         }
     }
-    tokio::select! {
-        drained = instance.drain() => drained?,
-        () = signals.next() => tracing::info!("second signal: stopping now"),
+    instance.drain()?;
+    {
+        let mut drained = pin!(instance.drained());
+        loop {
+            tokio::select! {
+                drained = &mut drained => break drained?,
+                () = signals.next() => break tracing::info!("second signal: stopping now"),
+                Some(command) = asked.recv() => drop(carry_out(command, &instance)),
+            }
+        }
     }
+    served.finish().await;
     instance.stop()?;
     tracing::info!("stopped: the host is as it was");
     Ok(())
+}
+
+/// What a run does after a command.
+#[derive(PartialEq, Eq)]
+enum Next {
+    GoOn,
+    Drain,
+}
+
+/// Does what was asked; whoever asked may be gone by now.
+fn carry_out(command: Command, instance: &Instance) -> Next {
+    match command {
+        Command::Look(answer) => {
+            let _ = answer.send(instance.look().map(Box::new).map_err(|error| error.to_string()));
+        }
+        Command::Maps(answer) => {
+            let _ = answer.send(instance.maps().map_err(|error| error.to_string()));
+        }
+        Command::Drain(answer) => {
+            let limit_seconds = instance.drain_limit().as_secs_f64();
+            let _ = answer.send(Draining { live: instance.live(), limit_seconds });
+            return Next::Drain;
+        }
+    }
+    Next::GoOn
 }
 
 /// Undoes what dead instances left in this network namespace, and says what that was.
@@ -54,7 +93,10 @@ pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
 /// What could not be undone.
 pub fn cleanup() -> anyhow::Result<Vec<Report>> {
     preflight::check()?;
-    Ok(host::cleanup()?)
+    let mut reports = host::cleanup()?;
+    let sockets = host::control_socket::remove_dead()?;
+    reports.extend(sockets.into_iter().map(|path| Report::Socket { path }));
+    Ok(reports)
 }
 
 /// A connection takes two descriptors, and the usual soft limit is 1,024: enough for programs that use `select`, which

@@ -20,6 +20,7 @@ mod accept;
 mod buffers;
 mod connection;
 mod counters;
+mod limits;
 mod pipe;
 mod relay;
 mod respond;
@@ -28,6 +29,7 @@ mod session;
 mod upstream;
 
 pub use counters::{End, Snapshot, TcpCounters};
+pub use limits::Limits;
 pub(crate) use service::Service;
 pub use service::Setup;
 

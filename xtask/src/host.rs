@@ -43,6 +43,7 @@ pub(crate) const TOOLS: &[Tool] = &[
         reason: "is the firewall to get along with",
         demo: false,
     },
+    Tool { command: "script", package: "bsdutils", reason: "is a terminal", demo: false },
     Tool { command: "traceroute", package: "traceroute", reason: "shows the way of packets", demo: false },
     Tool { command: "unshare", package: "util-linux", reason: "keeps the benchmark apart", demo: false },
     Tool { command: "nft", package: "nftables", reason: "steers in the benchmark", demo: false },

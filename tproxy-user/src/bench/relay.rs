@@ -11,8 +11,9 @@ use crate::{
     config::{Config, Rule},
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    flows::Flows,
     socket,
-    tcp::{self, Decisions},
+    tcp::{self, Decisions, Limits},
     udp::{self, Memory, Selected, Sockets},
     worker::{RuleIndex, Worker, WorkerSetup},
 };
@@ -36,11 +37,12 @@ impl Many {
     /// # Errors
     /// Flags that do not go together.
     pub fn into_config(self) -> anyhow::Result<Config> {
-        let mut config = self.run.into_config()?;
+        let mut config = self.run.setup.into_config()?;
         let rule = config.rules.last().context("flags make a rule")?.clone();
         let filler = |index| {
             let (destination, port) = steering::filler(index);
-            anyhow::Ok(Rule { to: vec![destination.parse()?], ports: vec![port..=port], ..rule.clone() })
+            let (to, ports) = (vec![destination.parse()?].into(), vec![port..=port].into());
+            anyhow::Ok(Rule { to, ports, ..rule.clone() })
         };
         let fillers = (0..self.fillers).map(filler).collect::<Result<Vec<_>, _>>()?;
         config.rules.splice(0..0, fillers);
@@ -68,15 +70,18 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
         |ports: &[u16]| ports.iter().map(|port| (Ipv4Addr::LOCALHOST, *port).into()).collect::<Arc<[_]>>();
     let (bound_tcp, bound_udp) = (bound(&listeners.tcp), bound(&listeners.udp));
     let mut workers = Vec::new();
+    let flows = Flows::of_workers(config.workers);
     for (index, (tcp, udp)) in tcp.into_iter().zip(udp).enumerate() {
         let tcp = tcp::Setup {
             listeners: vec![tcp],
             bound: Arc::clone(&bound_tcp),
             rules: Arc::clone(&rules),
+            limits: Limits::of(&rules),
             timeouts: config.timeouts,
             mark: config.mark,
             decisions: Box::new(Everything),
             counters: Arc::default(),
+            flows: flows.table(index),
         };
         let udp = udp::Setup {
             sockets: vec![udp],
@@ -87,6 +92,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             mark: config.mark,
             memory: Box::new(Everything),
             counters: Arc::default(),
+            flows: flows.table(index),
         };
         workers.push(Worker::spawn(WorkerSetup { index, tcp, udp: Some(udp) })?);
     }

@@ -49,6 +49,19 @@ impl RuleTables {
         })
     }
 
+    /// How many entries there are of both slots, by map.
+    pub(super) fn entries(&self) -> [(&'static str, u64); 6] {
+        let held = |of: fn(&Compiled) -> usize| self.held.values().map(of).sum::<usize>() as u64;
+        [
+            (map::HOST_ADDRESSES, self.known_host_addresses.len() as u64),
+            (map::SOURCES, held(|rules| rules.sources.len())),
+            (map::DESTINATIONS, held(|rules| rules.destinations.len())),
+            (map::INTERFACES, held(|rules| rules.interfaces.len())),
+            (map::UIDS, held(|rules| rules.uids.len())),
+            (map::CGROUPS, held(|rules| rules.cgroups.len())),
+        ]
+    }
+
     fn fill(&mut self, slot: u32, rules: &Compiled) -> Result<(), DatapathError> {
         for (id, set) in (0..).zip(&rules.sets) {
             self.sets.set(abi::set_index(slot, id), set, 0).map_err(in_map(map::SETS))?;
@@ -118,6 +131,7 @@ impl Datapath {
         let next = (self.state.slot + 1) % SLOTS;
         self.tables.clear(next)?;
         self.tables.fill(next, rules)?;
+        self.hits.renew(next, rules.names.clone())?;
         self.state.slot = next;
         self.state.cgroup_depths = rules.cgroup_depths();
         self.state.scopes = rules.scopes();

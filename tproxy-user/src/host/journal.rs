@@ -24,7 +24,7 @@ pub use reclaim::{Report, cleanup};
 use store::{Record, Store};
 
 /// Where all journals are.
-const ROOT: &str = "/run/tproxy";
+pub(super) const ROOT: &str = "/run/tproxy";
 
 /// What one instance owns exclusively in its network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

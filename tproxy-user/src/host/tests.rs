@@ -2,6 +2,7 @@
 //! What the host looks like is asked of iproute2, which shares no code with us.
 
 mod clsact;
+mod control_socket;
 
 use std::{
     fs,
@@ -339,8 +340,8 @@ fn a_second_instance_is_refused_by_name_of_the_first() {
         let now = host();
         let other_mark: Mark = "0x8000/0xc000".parse().unwrap();
         let same = [
-            ("--mark", Identity { table: 3333, priority: 333, ..IDENTITY }),
-            ("--table", Identity { mark: other_mark, priority: 333, ..IDENTITY }),
+            ("another mark", Identity { table: 3333, priority: 333, ..IDENTITY }),
+            ("another table", Identity { mark: other_mark, priority: 333, ..IDENTITY }),
         ];
         for (flag, identity) in same {
             let error = Journal::begin_in(&root.0, identity).unwrap_err();

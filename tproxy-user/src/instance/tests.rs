@@ -11,11 +11,13 @@ use crate::{
 fn config(steer: Steer, mark: &str, number: u32, port: u16, text: &str) -> Config {
     let rule = Rule {
         interfaces: vec!["lan".into()],
-        ports: vec![port..=port],
+        ports: vec![port..=port].into(),
         ..Rule::new("1", Scope::Forwarded, Action::Respond(text.into()))
     };
     let second = Duration::from_secs(1);
     Config {
+        name: None,
+        metrics: None,
         rules: vec![rule],
         mark: mark.parse().unwrap(),
         table: number,

@@ -9,7 +9,7 @@ use std::{
 
 use tproxy_common::{
     abi::Unrestricted,
-    rule::{RuleIndex, SetId},
+    rule::{RuleSet, SetId},
 };
 
 use super::Sets;
@@ -28,7 +28,7 @@ pub struct Cgroup {
 pub enum CgroupError {
     /// The v2 hierarchy is not mounted.
     #[error(
-        "--cgroup needs the cgroup v2 hierarchy, and it is not mounted: mount -t cgroup2 none /sys/fs/cgroup"
+        "a rule names a cgroup, and the cgroup v2 hierarchy is not mounted: mount -t cgroup2 none /sys/fs/cgroup"
     )]
     NotMounted,
     /// Not below the mount point.
@@ -40,7 +40,7 @@ pub enum CgroupError {
         mount: PathBuf,
     },
     /// The root, in which every process is.
-    #[error("cgroup '{0}' is the root of the hierarchy, which holds every process; leave --cgroup out")]
+    #[error("cgroup '{0}' is the root of the hierarchy, which holds every process; leave it out")]
     Root(PathBuf),
     /// Deeper than the datapath looks.
     #[error("cgroup '{0}' is more than {MAX_DEPTH} levels deep")]
@@ -104,22 +104,21 @@ impl Cgroup {
 
 /// The table of cgroups: a deeper one's set includes the rules of those above it, since the deepest match decides.
 pub(super) fn compile(rules: &[Vec<Cgroup>], sets: &mut Sets) -> BTreeMap<Cgroup, SetId> {
-    let named = || {
-        rules
-            .iter()
-            .enumerate()
-            .flat_map(|(rule, cgroups)| cgroups.iter().map(move |cgroup| (cgroup, rule as RuleIndex)))
-    };
-    let base = *sets.get(Unrestricted::Cgroup as SetId);
-    let mut compiled = BTreeMap::new();
-    for (cgroup, _) in named() {
-        let mut set = base;
-        for (_, rule) in named().filter(|(above, _)| cgroup.path.starts_with(&above.path)) {
-            set.insert(rule);
+    let mut named: BTreeMap<&[u64], RuleSet> = BTreeMap::new();
+    for (rule, cgroups) in (0..).zip(rules) {
+        for cgroup in cgroups {
+            named.entry(&cgroup.path).or_insert(RuleSet::EMPTY).insert(rule);
         }
-        compiled.insert(cgroup.clone(), sets.intern(set));
     }
-    compiled
+    let base = *sets.get(Unrestricted::Cgroup as SetId);
+    let with_those_above = |path: &[u64]| {
+        let mut set = base;
+        (1..=path.len()).filter_map(|depth| named.get(&path[..depth])).for_each(|above| set.extend(above));
+        set
+    };
+    let compiled =
+        named.keys().map(|path| (Cgroup { path: path.to_vec() }, sets.intern(with_those_above(path))));
+    compiled.collect()
 }
 
 fn mount_point() -> Option<PathBuf> {

@@ -1,12 +1,16 @@
 //! Rules and addresses for tests, so few that rules overlap and flows hit them.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{Arc, LazyLock},
+};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
 use tproxy_common::{flow::Protocol, rule::Scope};
 
-use crate::config::{Action, Protocols, Rule};
+use crate::config::{Action, Listed, NamedSet, Protocols, Rule};
 
 /// Any flow that is forwarded, `direct`.
 pub(crate) fn rule() -> Rule {
@@ -42,8 +46,27 @@ pub(crate) fn interfaces(rule: &Rule) -> Option<BTreeSet<u32>> {
     (!rule.interfaces.is_empty()).then(|| rule.interfaces.iter().map(|name| name.parse().unwrap()).collect())
 }
 
+/// Of sets that rules share, mostly none.
+fn shared() -> impl Strategy<Value = Vec<Arc<NamedSet<IpNet>>>> {
+    static SETS: LazyLock<[Arc<NamedSet<IpNet>>; 3]> = LazyLock::new(|| {
+        [
+            ("empty", &[][..]),
+            ("short", &["8.0.0.0/7", "2000::/15"]),
+            ("long", &["10.0.0.1/32", "8.0.0.0/8", "2001::/16"]),
+        ]
+        .map(|(name, members)| {
+            let members = members.iter().map(|text| text.parse().unwrap()).collect();
+            Arc::new(NamedSet { name: name.into(), members })
+        })
+    });
+    prop_oneof![3 => Just(vec![]), 1 => prop::sample::subsequence(SETS.to_vec(), 1..=2)]
+}
+
 pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
-    let nets = || prop_oneof![Just(vec![]), prop::collection::vec(net(), 1..3)];
+    let nets = || {
+        let own = prop_oneof![Just(vec![]), prop::collection::vec(net(), 1..3)];
+        (own, shared()).prop_map(|(own, sets)| Listed { own, sets })
+    };
     let ports = prop::collection::vec((0u16..6, 0u16..3).prop_map(|(from, more)| from..=from + more), 0..3);
     let scope = prop::sample::select(vec![Scope::Forwarded, Scope::Outbound, Scope::Inbound]);
     // Of no other scope is a sender known.
@@ -65,7 +88,7 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
             from,
             to,
             except,
-            ports,
+            ports: ports.into(),
             uids,
             action,
             ..rule()

@@ -2,21 +2,70 @@
 //! is the longest match.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ptr,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tproxy_common::rule::{RuleIndex, RuleSet, SetId};
 
 use super::Sets;
-use crate::config::Rule;
+use crate::config::{Listed, NamedSet, Rule};
 
-/// What the prefixes down to here say: rules that name one of them, and rules that except one of them.
+/// What a list of prefixes says, or all that contain a prefix together: rules that name it, and rules that except it.
 #[derive(Clone, Copy)]
-struct Node {
+struct Saying {
     named: RuleSet,
     excepted: RuleSet,
+}
+
+impl Saying {
+    const NOTHING: Self = Self { named: RuleSet::EMPTY, excepted: RuleSet::EMPTY };
+
+    fn side(&mut self, side: Side) -> &mut RuleSet {
+        match side {
+            Side::Named => &mut self.named,
+            Side::Excepted => &mut self.excepted,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Named,
+    Excepted,
+}
+
+/// The distinct lists of prefixes. A set is one list, however many rules share it.
+struct Lists<'a> {
+    lists: Vec<(&'a [IpNet], Saying)>,
+    sets: HashMap<*const NamedSet<IpNet>, usize>,
+}
+
+impl<'a> Lists<'a> {
+    fn add(&mut self, rule: RuleIndex, side: Side, listed: &'a Listed<IpNet>) {
+        let mut saying = Saying::NOTHING;
+        saying.side(side).insert(rule);
+        self.lists.push((&listed.own, saying));
+        for set in &listed.sets {
+            let list = *self.sets.entry(ptr::from_ref(&**set)).or_insert_with(|| {
+                self.lists.push((&set.members, Saying::NOTHING));
+                self.lists.len() - 1
+            });
+            self.lists[list].1.side(side).insert(rule);
+        }
+    }
+
+    /// Every prefix with the list that it is in; a prefix comes after those that contain it.
+    fn prefixes(&self) -> Vec<(IpNet, usize)> {
+        let with_list = |(list, (prefixes, _)): (usize, &(&[IpNet], Saying))| {
+            prefixes.iter().map(move |prefix| (prefix.trunc(), list)).collect::<Vec<_>>()
+        };
+        let mut prefixes: Vec<_> = self.lists.iter().enumerate().flat_map(with_list).collect();
+        prefixes.sort_unstable();
+        prefixes
+    }
 }
 
 /// Both families' roots: `0.0.0.0/0` and `::/0` are separate trees, so that `::/0` means IPv6 only.
@@ -30,34 +79,35 @@ pub(super) fn roots() -> [IpNet; 2] {
 /// Compiles one dimension; `of` gives a rule's prefixes and exceptions, no prefix meaning any address.
 pub(super) fn compile<'a>(
     rules: &'a [Rule],
-    of: impl Fn(&'a Rule) -> (&'a [IpNet], &'a [IpNet]),
+    of: impl Fn(&'a Rule) -> (&'a Listed<IpNet>, Option<&'a Listed<IpNet>>),
     sets: &mut Sets,
 ) -> BTreeMap<IpNet, SetId> {
-    let empty = Node { named: RuleSet::EMPTY, excepted: RuleSet::EMPTY };
-    // Ordered so that a prefix comes after those that contain it.
-    let mut nodes: BTreeMap<IpNet, Node> = roots().map(|root| (root, empty)).into();
-    for (rule, (named, excepted)) in rules.iter().map(of).enumerate() {
-        let rule = rule as RuleIndex;
-        let any = roots();
-        for prefix in if named.is_empty() { &any } else { named } {
-            nodes.entry(prefix.trunc()).or_insert(empty).named.insert(rule);
+    let roots = roots();
+    let mut lists = Lists { lists: vec![(&roots, Saying::NOTHING)], sets: HashMap::new() };
+    for (rule, (named, excepted)) in (0..).zip(rules.iter().map(of)) {
+        if named.is_any() {
+            lists.lists[0].1.named.insert(rule);
+        } else {
+            lists.add(rule, Side::Named, named);
         }
-        for prefix in excepted {
-            nodes.entry(prefix.trunc()).or_insert(empty).excepted.insert(rule);
+        if let Some(excepted) = excepted {
+            lists.add(rule, Side::Excepted, excepted);
         }
     }
-    let mut path: Vec<(IpNet, Node)> = Vec::new();
+    let mut path: Vec<(IpNet, Saying)> = Vec::new();
     let mut compiled = BTreeMap::new();
-    for (prefix, mut node) in nodes {
+    for same in lists.prefixes().chunk_by(|(one, _), (other, _)| one == other) {
+        let prefix = same[0].0;
         while path.last().is_some_and(|(above, _)| !above.contains(&prefix)) {
             path.pop();
         }
-        if let Some((_, above)) = path.last() {
-            node.named.extend(&above.named);
-            node.excepted.extend(&above.excepted);
+        let mut saying = path.last().map_or(Saying::NOTHING, |(_, above)| *above);
+        for (_, list) in same {
+            saying.named.extend(&lists.lists[*list].1.named);
+            saying.excepted.extend(&lists.lists[*list].1.excepted);
         }
-        compiled.insert(prefix, sets.intern(node.named.without(&node.excepted)));
-        path.push((prefix, node));
+        compiled.insert(prefix, sets.intern(saying.named.without(&saying.excepted)));
+        path.push((prefix, saying));
     }
     compiled
 }

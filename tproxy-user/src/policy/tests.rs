@@ -1,4 +1,8 @@
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use proptest::prelude::*;
 use tproxy_common::{
@@ -11,9 +15,10 @@ use super::{
     generate::{INTERFACES, UIDS, address, any_rule, interfaces, port, protocol, rule},
     *,
 };
+use crate::config::{Listed, NamedSet};
 
-fn nets(texts: &[&str]) -> Vec<IpNet> {
-    texts.iter().map(|text| text.parse().unwrap()).collect()
+fn nets(texts: &[&str]) -> Listed<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>().into()
 }
 
 fn flow(src: &str, dst: &str, port: u16) -> Flow {
@@ -60,7 +65,7 @@ fn an_exception_holds_for_longer_prefixes_too() {
 #[test]
 fn the_first_match_wins() {
     let rules = [
-        Rule { ports: vec![443..=443], action: Action::Pass, ..rule() },
+        Rule { ports: vec![443..=443].into(), action: Action::Pass, ..rule() },
         Rule { to: nets(&["8.0.0.0/8"]), action: Action::Drop, ..rule() },
         Rule { action: Action::Reject, ..rule() },
     ];
@@ -90,7 +95,7 @@ fn scope_inbound_is_about_the_hosts_own_addresses_and_not_its_own_clients() {
 fn the_deepest_cgroup_of_the_sender_decides_with_the_rules_of_those_above() {
     let outbound = |action| Rule { scope: Scope::Outbound, action, ..rule() };
     let rules = [
-        Rule { ports: vec![443..=443], cgroups: vec!["above".into()], ..outbound(Action::Drop) },
+        Rule { ports: vec![443..=443].into(), cgroups: vec!["above".into()], ..outbound(Action::Drop) },
         Rule { cgroups: vec!["above/below".into()], ..outbound(Action::Reject) },
         Rule { uids: vec![1000], ..outbound(Action::Direct) },
     ];
@@ -124,8 +129,12 @@ fn a_rule_whose_interface_is_absent_matches_nothing() {
 
 #[test]
 fn a_fragment_without_ports_waits_for_them_only_where_a_rule_could_ask() {
-    let rules =
-        [Rule { from: nets(&["10.0.0.0/8"]), to: nets(&["8.0.0.0/8"]), ports: vec![53..=53], ..rule() }];
+    let rules = [Rule {
+        from: nets(&["10.0.0.0/8"]),
+        to: nets(&["8.0.0.0/8"]),
+        ports: vec![53..=53].into(),
+        ..rule()
+    }];
     let compiled = Compiled::new(&rules, |_| None, &[]);
     let host = Addr::from(IpAddr::from([10, 0, 0, 254]));
     let lookups =
@@ -159,14 +168,14 @@ fn by_walking_the_rules(rules: &[Rule], hosts: &[IpAddr], scope: Scope, flow: &F
     if !right_side {
         return Verdict::Pass(Reason::HostAddress);
     }
-    let within = |nets: &[IpNet], addr: &IpAddr| nets.iter().any(|net| net.contains(addr));
+    let within = |nets: &Listed<IpNet>, addr: &IpAddr| nets.iter().any(|net| net.contains(addr));
     let first = rules.iter().position(|rule| {
         rule.scope == scope
             && rule.protocols.include(flow.protocol)
-            && (rule.from.is_empty() || within(&rule.from, &src))
-            && (rule.to.is_empty() || within(&rule.to, &dst))
+            && (rule.from.is_any() || within(&rule.from, &src))
+            && (rule.to.is_any() || within(&rule.to, &dst))
             && !within(&rule.except, &dst)
-            && (rule.ports.is_empty() || rule.ports.iter().any(|range| range.contains(&port)))
+            && (rule.ports.is_any() || rule.ports.iter().any(|range| range.contains(&port)))
             && (rule.uids.is_empty() || rule.uids.contains(&flow.uid))
             && (rule.interfaces.is_empty() || rule.interfaces.contains(&flow.ifindex.to_string()))
     });
@@ -198,4 +207,42 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_set_without_members_is_not_any() {
+    let empty = Arc::new(NamedSet { name: "empty".into(), members: vec![] });
+    let nowhere = Listed { own: vec![], sets: vec![empty] };
+    let flow = flow("10.0.0.1", "8.8.8.8", 80);
+    assert_eq!(verdict(&[Rule { to: nowhere.clone(), ..rule() }], &flow), Verdict::Pass(Reason::NoRule));
+    assert_eq!(verdict(&[Rule { except: nowhere, ..rule() }], &flow), Verdict::Steer(0));
+}
+
+/// As many as one instance may have, each rule with prefixes and ports of its own and with those of shared sets.
+#[test]
+fn the_most_rules_and_prefixes_compile_in_no_time() {
+    const RULES: u32 = 4096;
+    const SHARED: u32 = 50_000;
+    let prefixes = |first: u32, count: u32| -> Vec<IpNet> {
+        let net = |index: u32| IpNet::new(IpAddr::from(((first + index) << 8).to_be_bytes()), 24);
+        (0..count).map(|index| net(index).unwrap()).collect()
+    };
+    let shared = Arc::new(NamedSet { name: "shared".into(), members: prefixes(1 << 20, SHARED) });
+    let shared_ports = Arc::new(NamedSet { name: "ports".into(), members: vec![1024..=65_535] });
+    let rules: Vec<_> = (0..RULES)
+        .map(|index| Rule {
+            to: Listed { own: prefixes(index * 12, 12), sets: vec![Arc::clone(&shared)] },
+            from: prefixes(index, 1).into(),
+            ports: Listed {
+                own: vec![index as u16 + 1..=index as u16 + 100],
+                sets: vec![Arc::clone(&shared_ports)],
+            },
+            ..rule()
+        })
+        .collect();
+    let start = Instant::now();
+    let compiled = Compiled::new(&rules, |_| None, &[]);
+    let took = start.elapsed();
+    assert_eq!(compiled.destinations.len() as u32, RULES * 12 + SHARED + 2);
+    assert!(took < Duration::from_secs(3), "{took:?}");
 }

@@ -29,7 +29,7 @@ pub(super) async fn relay(client: &TcpStream, upstream: &TcpStream, connection: 
     let mut client_error = pin!(client.ready(Interest::ERROR));
     let mut upstream_error = pin!(upstream.ready(Interest::ERROR));
     // One timer a connection: moving bytes only notes the time, and the timer looks at it when it fires.
-    let limit = connection.shared.timeouts.idle;
+    let limit = connection.idle_timeout();
     let mut last_moved = Instant::now();
     let mut timer = pin!(sleep_until(last_moved + limit));
 

@@ -47,8 +47,7 @@ pub(super) async fn respond(client: &TcpStream, text: &str, connection: &mut Con
 async fn exchange(client: &TcpStream, text: &str, connection: &mut Connection) -> io::Result<End> {
     let request = request(client, connection).await?;
     let answer = answer(request, text);
-    let Ok(written) = timeout(connection.shared.timeouts.idle, write(client, &answer, connection)).await
-    else {
+    let Ok(written) = timeout(connection.idle_timeout(), write(client, &answer, connection)).await else {
         return Ok(End::IdleTimeout);
     };
     written?;

@@ -5,9 +5,10 @@ use std::{cell::RefCell, convert::Infallible, io, net::SocketAddr, rc::Rc, sync:
 use socket2::Socket;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
-use super::{Decisions, TcpCounters, accept, buffers::Buffers};
+use super::{Decisions, Limits, TcpCounters, accept, buffers::Buffers};
 use crate::{
     config::{Rule, Timeouts},
+    flows::Table,
     mark::Mark,
 };
 
@@ -19,6 +20,8 @@ pub struct Setup {
     pub bound: Arc<[SocketAddr]>,
     /// The rules that [`RuleIndex`](crate::worker::RuleIndex) counts.
     pub rules: Arc<[Rule]>,
+    /// How many connections those may have, over all workers.
+    pub limits: Limits,
     /// Time limits of a connection; the one of the stop is the caller's business.
     pub timeouts: Timeouts,
     /// The mark of the instance, for upstream sockets.
@@ -27,6 +30,8 @@ pub struct Setup {
     pub decisions: Box<dyn Decisions>,
     /// Where this worker counts.
     pub counters: Arc<TcpCounters>,
+    /// Where its connections are while they live.
+    pub flows: Arc<Table>,
 }
 
 /// The TCP side of a worker, ready to be moved to its thread.
@@ -57,10 +62,12 @@ impl Service {
 pub(super) struct Shared {
     pub(super) bound: Arc<[SocketAddr]>,
     pub(super) rules: Arc<[Rule]>,
+    pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,
     pub(super) mark: Mark,
     pub(super) decisions: RefCell<Box<dyn Decisions>>,
     pub(super) counters: Arc<TcpCounters>,
+    pub(super) flows: Arc<Table>,
     pub(super) live: watch::Sender<usize>,
     pub(super) buffers: Buffers,
 }
@@ -70,10 +77,12 @@ impl Shared {
         Rc::new(Self {
             bound: setup.bound,
             rules: setup.rules,
+            limits: setup.limits,
             timeouts: setup.timeouts,
             mark: setup.mark,
             decisions: RefCell::new(setup.decisions),
             counters: setup.counters,
+            flows: setup.flows,
             live,
             buffers: Buffers::default(),
         })

@@ -3,6 +3,8 @@
 
 mod bench;
 mod clean;
+mod config;
+mod control;
 mod errors;
 mod forwarded;
 mod inbound;

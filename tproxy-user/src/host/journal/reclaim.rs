@@ -49,6 +49,11 @@ pub enum Report {
         /// What is wrong with it.
         reason: String,
     },
+    /// The control socket of a dead instance was removed.
+    Socket {
+        /// Where it was.
+        path: std::path::PathBuf,
+    },
     /// An instance lives, and was left alone.
     Running {
         /// Of the instance.
@@ -82,6 +87,7 @@ impl fmt::Display for Report {
             Self::Unreadable { path, reason } => {
                 write!(f, "removed the unreadable journal {}: {reason}", path.display())
             }
+            Self::Socket { path } => write!(f, "removed the control socket {}", path.display()),
             Self::Running { pid, mark } => {
                 write!(f, "left alone: tproxy is running (pid {pid}, mark {mark})")
             }

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
+    num::NonZeroUsize,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -10,11 +11,11 @@ use std::{
 
 use super::rig::*;
 use crate::{
-    config::{Action, Source, Timeouts},
+    config::{Action, Rule, RuleLimits, RuleTimeouts, Source, Timeouts},
     family::Family,
     mark::Mark,
     socket,
-    tcp::End,
+    tcp::{End, Limits},
     worker::RuleIndex,
 };
 
@@ -144,6 +145,42 @@ fn only_silence_is_idle() {
     assert!(silent_since.elapsed() >= idle - Duration::from_millis(50));
     assert_reset(upstream);
     rig.assert_end(End::IdleTimeout);
+}
+
+#[test]
+fn a_rule_has_its_own_idle_time() {
+    let idle = Duration::from_millis(300);
+    let (rig, server) = upstream_with(|setup| {
+        let timeouts = RuleTimeouts { idle: Some(idle), connect: None };
+        setup.rules = Arc::new([Rule { timeouts, ..setup.rules[0].clone() }]);
+    });
+    let (client, _upstream) = rig.pair(&server);
+    assert_reset(client);
+    rig.assert_end(End::IdleTimeout);
+}
+
+#[test]
+fn a_rule_has_no_more_connections_than_its_limit() {
+    let (rig, server) = upstream_with(|setup| {
+        let limits = RuleLimits { connections: NonZeroUsize::new(2) };
+        let rules = [Rule { limits, ..setup.rules[0].clone() }];
+        setup.limits = Limits::of(&rules);
+        setup.rules = Arc::new(rules);
+    });
+    let [first, second] = [(); 2].map(|()| rig.pair(&server));
+    assert_reset(rig.client());
+    drop(first);
+    // Its place is free once both sides are closed, of which no word comes.
+    let deadline = Instant::now() + PATIENCE;
+    while rig.counted().ended(End::Eof) == 0 {
+        assert!(Instant::now() < deadline, "{}", rig.counted());
+        thread::yield_now();
+    }
+    let third = rig.pair(&server);
+    assert_reset(rig.client());
+    drop((second, third));
+    let counted = rig.finish();
+    assert_eq!((counted.accepted, counted.ended(End::OverLimit)), (5, 2), "{counted}");
 }
 
 #[test]

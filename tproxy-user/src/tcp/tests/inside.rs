@@ -14,9 +14,10 @@ use crate::{
     config::{Action, Source},
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    flows::Flows,
     mark::Mark,
     socket,
-    tcp::{Setup, TcpCounters, connection::Connection, service::Shared, session},
+    tcp::{Limits, Setup, TcpCounters, connection::Connection, service::Shared, session},
     worker::RuleIndex,
 };
 
@@ -27,20 +28,24 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
     let front = TcpListener::from_std(front.into()).unwrap();
     let client = TcpStream::connect(front.local_addr().unwrap()).await.unwrap();
     let (accepted, peer) = front.accept().await.unwrap();
+    let rules = [rule(Action::Direct, Source::Host)];
+    let place = Limits::of(&rules).place(RuleIndex(0)).unwrap();
     let shared = Shared::new(
         Setup {
             listeners: vec![],
             bound: [].into(),
-            rules: [rule(Action::Direct, Source::Host)].into(),
+            limits: Limits::of(&rules),
+            rules: rules.into(),
             timeouts: TIMEOUTS,
             mark: Mark::DEFAULT,
             decisions: Box::new(Always(None)),
             counters: TcpCounters::default().into(),
+            flows: Flows::of_workers(1).table(0),
         },
         watch::Sender::new(0),
     );
     let dst = OriginalDst(server.local_addr().unwrap());
-    let connection = Connection::new(Rc::clone(&shared), ClientAddr(peer), dst, RuleIndex(0));
+    let connection = Connection::new(Rc::clone(&shared), ClientAddr(peer), dst, RuleIndex(0), place);
     let session = session::run(accepted, connection);
     assert!(size_of_val(&session) <= 1024, "{} bytes a connection", size_of_val(&session));
     tokio::task::spawn_local(session);

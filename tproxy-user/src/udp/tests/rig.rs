@@ -14,9 +14,10 @@ use crate::{
     config::{Action, Rule, Scope, SessionLimits, Timeouts},
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    flows::Flows,
     mark::Mark,
     netns::{self, Topology},
-    tcp::{self, TcpCounters},
+    tcp::{self, Limits, TcpCounters},
     udp::{End, Memory, Selected, Setup, Snapshot, Sockets, UdpCounters},
     worker::{RuleIndex, Worker, WorkerSetup},
 };
@@ -54,6 +55,7 @@ pub(super) struct Rig {
     pub(super) worker: Worker,
     pub(super) net: Topology,
     memory: Everything,
+    pub(super) flows: Flows,
     counters: Arc<UdpCounters>,
 }
 
@@ -70,6 +72,7 @@ impl Rig {
         let net = Topology::three().expect("root");
         let memory = Everything { selected: Some(Selected::By(RuleIndex(0))), forgotten: Arc::default() };
         let counters = Arc::new(UdpCounters::default());
+        let flows = Flows::of_workers(1);
         let worker = net.gateway.enter(|| {
             let open = |family| Sockets::open(family, Mark::DEFAULT).unwrap();
             let mut setup = Setup {
@@ -81,6 +84,7 @@ impl Rig {
                 mark: Mark::DEFAULT,
                 memory: Box::new(memory.clone()),
                 counters: Arc::clone(&counters),
+                flows: flows.table(0),
             };
             change(&mut setup);
             for sockets in &setup.sockets {
@@ -90,14 +94,16 @@ impl Rig {
                 listeners: vec![],
                 bound: Arc::new([]),
                 rules: Arc::new([]),
+                limits: Limits::of(&[]),
                 timeouts: TIMEOUTS,
                 mark: Mark::DEFAULT,
                 decisions: Box::new(Nobody),
                 counters: TcpCounters::default().into(),
+                flows: flows.table(0),
             };
             Worker::spawn(WorkerSetup { index: 0, tcp, udp: Some(setup) }).unwrap()
         });
-        Self { worker, net, memory, counters }
+        Self { worker, net, memory, flows, counters }
     }
 
     /// A client that has the gateway between itself and everybody else.

@@ -1,0 +1,260 @@
+//! What does not go together in one rule.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::{ByName, Check, Form, Sets};
+use crate::config::{
+    Action, Listed, Nat, Protocols, Rule, Scope, Source, draft::DraftRule, path::Path, remedy::nearest,
+    values::Item,
+};
+
+/// Longest name of an interface, in bytes (`IFNAMSIZ` without the final zero).
+const LONGEST_INTERFACE: usize = 15;
+
+/// Longest name of a rule, in bytes.
+const LONGEST_NAME: usize = 64;
+
+impl Check {
+    /// The rule, unless it lacks something without which there is none.
+    pub(super) fn rule(&mut self, index: usize, draft: DraftRule, sets: &Sets) -> Option<Rule> {
+        let at = Path::rule(index);
+        let name = draft.name_at(index);
+        let rule = Rule {
+            protocols: draft.protocol,
+            from: self.listed(&at, "from", draft.from, &sets.prefixes),
+            to: self.listed(&at, "to", draft.to, &sets.prefixes),
+            except: self.listed(&at, "except", draft.except, &sets.prefixes),
+            ports: self.listed(&at, "ports", draft.ports, &sets.ports),
+            interfaces: draft.interfaces,
+            uids: draft.uid,
+            cgroups: draft.cgroup,
+            source: draft.source,
+            nat: draft.nat,
+            timeouts: draft.timeouts,
+            limits: draft.limits,
+            ..Rule::new(
+                &name,
+                // Stand-ins; without the real ones there is no rule.
+                draft.scope.map_or(Scope::Outbound, Scope::from),
+                draft.action.clone().unwrap_or(Action::Direct),
+            )
+        };
+        for (missing, key, example) in [
+            (draft.scope.is_none(), "scope", "forwarded, outbound or inbound"),
+            (
+                draft.action.is_none(),
+                "action",
+                "direct, upstream=ADDR:PORT, respond=TEXT, reject, drop or pass",
+            ),
+        ] {
+            if missing {
+                let name = self.form.key(key);
+                self.complain([at.key(key)], format!("{name} is missing: give one of {example}"));
+            }
+        }
+        let whole = draft.scope.is_some() && draft.action.is_some();
+        for (keys, text) in contradictions(&rule, self.form) {
+            // What follows from a stand-in is nobody's mistake.
+            let guessed = |key: &&str| {
+                (*key == "scope" && draft.scope.is_none()) || (*key == "action" && draft.action.is_none())
+            };
+            if !keys.iter().any(guessed) {
+                self.complain(keys.iter().map(|key| at.key(key)), text);
+            }
+        }
+        whole.then_some(rule)
+    }
+
+    fn listed<T>(&mut self, at: &Path, key: &str, items: Vec<Item<T>>, sets: &ByName<T>) -> Listed<T> {
+        let mut listed = Listed::default();
+        for (index, item) in items.into_iter().enumerate() {
+            match item {
+                Item::One(value) => listed.own.push(value),
+                Item::Set(name) => match sets.get(&*name) {
+                    Some(set) => listed.sets.push(Arc::clone(set)),
+                    None => {
+                        let text = no_such_set(&name, sets, self.form);
+                        self.complain([at.key(key).index(index)], text);
+                    }
+                },
+            }
+        }
+        listed
+    }
+}
+
+fn no_such_set<T>(name: &str, sets: &ByName<T>, form: Form) -> String {
+    if form == Form::Flags {
+        return format!("@{name} names a set, which only a file has: write the members, or use --config");
+    }
+    let remedy = match nearest(name, sets.keys().map(String::as_str)) {
+        Some(other) => format!("did you mean @{other}?"),
+        None => "write it in [sets.prefixes] or [sets.ports], or leave the @ out".to_owned(),
+    };
+    format!("there is no set {name:?} of this kind; {remedy}")
+}
+
+/// The keys that do not go together, the one to be changed first, and what to do.
+type Contradiction = (&'static [&'static str], String);
+
+fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
+    let key = |key| form.key(key);
+    let is = |key, value| form.is(key, value);
+    let mut found: Vec<Contradiction> = Vec::new();
+    let mut say = |keys, text| found.push((keys, text));
+    match rule.scope {
+        Scope::Forwarded if rule.interfaces.is_empty() => say(
+            &["scope", "interfaces"],
+            format!(
+                "{} needs {}: name the interface that the clients' packets arrive by",
+                is("scope", "forwarded"),
+                key("interfaces")
+            ),
+        ),
+        Scope::Forwarded if rule.interfaces.iter().any(|name| name == "lo") => say(
+            &["interfaces", "scope"],
+            format!(
+                "{} has no meaning for lo in {}, since nothing is forwarded from there: name another, or use {}",
+                key("interfaces"),
+                is("scope", "forwarded"),
+                is("scope", "outbound")
+            ),
+        ),
+        Scope::Inbound if !rule.interfaces.is_empty() => say(
+            &["interfaces", "scope"],
+            format!(
+                "{} has no meaning in {}, which takes flows from every interface: leave it out",
+                key("interfaces"),
+                is("scope", "inbound")
+            ),
+        ),
+        _ => {}
+    }
+    if let Some(name) = rule.interfaces.iter().find(|name| !is_interface_name(name)) {
+        say(
+            &["interfaces"],
+            format!(
+                "{name:?} cannot be the name of an interface, which has 1 to {LONGEST_INTERFACE} bytes \
+                 without blanks and slashes: `ip link` shows those that there are"
+            ),
+        );
+    }
+    match (rule.scope, rule.source) {
+        (Scope::Inbound, Source::ClientPort) => say(
+            &["source", "scope"],
+            format!(
+                "{} is impossible in {}, where the client's own connection has that address and port: use {}",
+                is("source", "client-port"),
+                is("scope", "inbound"),
+                is("source", "client")
+            ),
+        ),
+        (Scope::Outbound, Source::Client | Source::ClientPort) => say(
+            &["source", "scope"],
+            format!(
+                "{} has no meaning in {}, where the client is this host: leave it out",
+                is("source", "client"),
+                is("scope", "outbound")
+            ),
+        ),
+        _ => {}
+    }
+    for (named, sender) in [(!rule.uids.is_empty(), "uid"), (!rule.cgroups.is_empty(), "cgroup")] {
+        if named && rule.scope != Scope::Outbound {
+            let keys = if sender == "uid" { &["uid", "scope"] } else { &["cgroup", "scope"] };
+            say(
+                keys,
+                format!(
+                    "{} is about the sending process, which scopes forwarded and inbound do not know: use it with {}",
+                    key(sender),
+                    is("scope", "outbound")
+                ),
+            );
+        }
+    }
+    about_the_action(rule, form, &mut say);
+    if !share_a_family(&rule.from, &rule.to) {
+        say(
+            &["to", "from"],
+            format!(
+                "{} and {} have no address family in common, so no packet can match both: give both in IPv4, or both in IPv6",
+                key("from"),
+                key("to")
+            ),
+        );
+    }
+    if rule.protocols == Protocols::Tcp && rule.nat != Nat::default() {
+        say(
+            &["nat", "protocol"],
+            format!("{} is about UDP: leave it out, or use {} or both", key("nat"), is("protocol", "udp")),
+        );
+    }
+    if rule.name.is_empty() || rule.name.len() > LONGEST_NAME || rule.name.chars().any(char::is_control) {
+        say(&["name"], format!("{} must have 1 to {LONGEST_NAME} bytes, all of them printable", key("name")));
+    }
+    found
+}
+
+fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'static str], String)) {
+    let connects = matches!(rule.action, Action::Direct | Action::Upstream(_));
+    let accepts = connects || matches!(rule.action, Action::Respond(_));
+    if rule.source != Source::Host && !connects {
+        say(
+            &["source", "action"],
+            format!(
+                "{} is about the connection to the upstream: use it with {} or upstream=",
+                form.key("source"),
+                form.is("action", "direct")
+            ),
+        );
+    }
+    if let Action::Upstream(upstream) = rule.action
+        && rule.source != Source::Host
+        && !families(&rule.to)[usize::from(upstream.is_ipv6())]
+    {
+        say(
+            &["action", "source", "to"],
+            format!(
+                "{} needs an upstream of the clients' address family: give upstream= and {} in the same one",
+                form.is("source", "client"),
+                form.key("to")
+            ),
+        );
+    }
+    let tcp = rule.protocols != Protocols::Udp;
+    const CONNECT: &[&str] = &["timeouts.connect", "action", "protocol"];
+    const IDLE: &[&str] = &["timeouts.idle", "action", "protocol"];
+    const CONNECTIONS: &[&str] = &["limits.connections", "action", "protocol"];
+    for (keys, given, works) in [
+        (CONNECT, rule.timeouts.connect.is_some(), connects && tcp),
+        (IDLE, rule.timeouts.idle.is_some(), accepts && tcp),
+        (CONNECTIONS, rule.limits.connections.is_some(), accepts && tcp),
+    ] {
+        if given && !works {
+            let text = format!(
+                "{} is about TCP connections, and this rule makes none: leave it out, or use another action or protocol",
+                keys[0]
+            );
+            say(keys, text);
+        }
+    }
+}
+
+fn is_interface_name(name: &str) -> bool {
+    let bad = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+    !name.is_empty() && name.len() <= LONGEST_INTERFACE && !name.contains(bad)
+}
+
+/// Whether the prefixes, none meaning any, have some of IPv4, and of IPv6.
+fn families(prefixes: &Listed<IpNet>) -> [bool; 2] {
+    let some = |v6| prefixes.is_any() || prefixes.iter().any(|net| matches!(net, IpNet::V6(_)) == v6);
+    [some(false), some(true)]
+}
+
+/// Sets without members match nothing, but that may change.
+fn share_a_family(from: &Listed<IpNet>, to: &Listed<IpNet>) -> bool {
+    let (from, to) = (families(from), families(to));
+    from == [false; 2] || to == [false; 2] || (0..2).any(|family| from[family] && to[family])
+}

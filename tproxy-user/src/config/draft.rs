@@ -1,0 +1,324 @@
+//! What a user writes, in flags or in a file, before it is checked: the one structure from which the flags, what the
+//! file may hold, the JSON schema and the printed configuration are derived.
+
+use std::{
+    borrow::Cow, collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, path::PathBuf, sync::Arc,
+};
+
+use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::{
+    Action, Nat, Protocols, RuleLimits, RuleTimeouts, Scope, Source, Steer, Timeouts,
+    path::{Path, Step},
+    values::{self, Item, Text},
+};
+use crate::{host::InstanceName, mark::Mark};
+
+/// Everything one instance of `tproxy run` is told.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "tproxy.toml")]
+pub(crate) struct Draft {
+    /// What this instance is called; its control socket is /run/tproxy/NAME.sock (default: "default", or what `ip netns`
+    /// calls the network namespace; with another mark, the mark is added)
+    #[arg(long, value_parser = InstanceName::parse)]
+    #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "values::schema::<InstanceName>")]
+    pub(crate) name: Option<InstanceName>,
+    /// Serve metrics for Prometheus at http://ADDR:PORT/metrics (default: at the control socket only)
+    #[arg(long, value_name = "ADDR:PORT", value_parser = <SocketAddr as Text>::parse)]
+    #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "values::schema::<SocketAddr>")]
+    pub(crate) metrics: Option<SocketAddr>,
+    /// The bits of the packet mark this instance uses: VALUE marks what it steers, VALUE and one more bit of MASK what
+    /// its own sockets send
+    #[arg(long, value_name = "VALUE/MASK", default_value_t = Mark::DEFAULT)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Mark>")]
+    pub(crate) mark: Mark,
+    /// Number of the routing table this instance uses; it must be empty
+    #[arg(long, default_value_t = Draft::TABLE)]
+    pub(crate) table: u32,
+    /// Preference of this instance's routing rules (ip rule); instances may share one
+    #[arg(long, default_value_t = Draft::PRIORITY)]
+    pub(crate) priority: u32,
+    /// Who picks the socket of a steered packet
+    #[arg(long, default_value = "sk_lookup")]
+    pub(crate) steer: Steer,
+    /// Worker threads (default: one per CPU)
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "usize")]
+    pub(crate) workers: Option<usize>,
+    /// Time limits
+    #[command(flatten)]
+    pub(crate) timeouts: Timeouts,
+    /// How much there may be at once
+    #[command(flatten)]
+    pub(crate) limits: Limits,
+    /// Prefixes and ports by name
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Sets::is_empty")]
+    pub(crate) sets: Sets,
+    /// In the order in which they are tried; the first match wins
+    #[arg(skip)]
+    pub(crate) rules: Vec<DraftRule>,
+}
+
+impl Draft {
+    const TABLE: u32 = 29_808;
+    const PRIORITY: u32 = 100;
+}
+
+impl Default for Draft {
+    fn default() -> Self {
+        Self {
+            name: None,
+            metrics: None,
+            mark: Mark::DEFAULT,
+            table: Self::TABLE,
+            priority: Self::PRIORITY,
+            steer: Steer::default(),
+            workers: None,
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+            sets: Sets::default(),
+            rules: Vec::new(),
+        }
+    }
+}
+
+/// How much there may be at once.
+#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Limits {
+    /// Most UDP sessions at once; each takes two descriptors (default: as many as a quarter of the descriptors allows)
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "usize")]
+    pub(crate) udp_sessions: Option<usize>,
+    /// Most UDP sessions at once of one client address (default: a quarter of all)
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "usize")]
+    pub(crate) udp_sessions_per_client: Option<usize>,
+}
+
+/// Sets that rules name as `@NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Sets {
+    /// For from, to and except
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) prefixes: BTreeMap<String, Members<IpNet>>,
+    /// For ports
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) ports: BTreeMap<String, Members<RangeInclusive<u16>>>,
+}
+
+impl Sets {
+    pub(super) fn is_empty(&self) -> bool {
+        self.prefixes.is_empty() && self.ports.is_empty()
+    }
+
+    /// Makes sure that the set that `path` is in exists.
+    pub(super) fn add_empty(&mut self, path: &Path) {
+        let [Step::Key(sets), Step::Key(kind), Step::Key(name), ..] = path.steps() else { return };
+        match (&**sets, &**kind) {
+            ("sets", "prefixes") => _ = self.prefixes.entry(name.clone()).or_insert_with(|| vec![].into()),
+            ("sets", "ports") => _ = self.ports.entry(name.clone()).or_insert_with(|| vec![].into()),
+            _ => {}
+        }
+    }
+}
+
+/// The members of a set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged, bound = "T: Text")]
+pub(crate) enum Members<T: Text> {
+    /// One by one.
+    Listed(Vec<Item<T>>),
+    /// In a file.
+    Elsewhere(MembersFile),
+}
+
+/// A file with a member a line; what follows a `#` is a comment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MembersFile {
+    /// A file with a member a line, comments after #; relative to the directory of the configuration file
+    pub(crate) file: PathBuf,
+}
+
+/// By hand, since what serde derives for `untagged` forgets where in the document an error is.
+impl<'de, T: Text> Deserialize<'de> for Members<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(std::marker::PhantomData<T>);
+
+        impl<'de, T: Text> de::Visitor<'de> for Visitor<T> {
+            type Value = Members<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list in brackets, or { file = \"PATH\" }")
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(list)).map(Members::Listed)
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, table: A) -> Result<Self::Value, A::Error> {
+                let file = MembersFile::deserialize(de::value::MapAccessDeserializer::new(table));
+                file.map(Members::Elsewhere)
+            }
+        }
+
+        deserializer.deserialize_any(Visitor(std::marker::PhantomData))
+    }
+}
+
+impl<T: Text> JsonSchema for Members<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Members".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let (list, file) =
+            (generator.subschema_for::<Vec<Item<T>>>(), generator.subschema_for::<MembersFile>());
+        json_schema!({ "anyOf": [list, file] })
+    }
+}
+
+/// One rule: which flows, and what becomes of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["scope", "action"]))]
+pub(crate) struct DraftRule {
+    /// Shown in logs and counters (default: rule-N, counted from 0)
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub(crate) name: Option<String>,
+    /// Which traffic the rule looks at; required
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "DraftScope")]
+    pub(crate) scope: Option<DraftScope>,
+    /// Which protocols the rule looks at
+    #[arg(long = "proto", value_name = "PROTOCOL", default_value = "both")]
+    pub(crate) protocol: Protocols,
+    /// Interfaces that packets arrive by (forwarded: required) or leave by (outbound; default: all with a default or
+    /// connected route)
+    #[arg(long = "interface", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) interfaces: Vec<String>,
+    /// Destination prefixes and addresses (default: any; 0.0.0.0/0 is all of IPv4, ::/0 all of IPv6)
+    #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) to: Vec<Item<IpNet>>,
+    /// Source prefixes and addresses (default: any)
+    #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) from: Vec<Item<IpNet>>,
+    /// Destination prefixes and addresses to leave out
+    #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) except: Vec<Item<IpNet>>,
+    /// Destination ports and ranges, such as 80,443,8000-8999 (default: any)
+    #[arg(long = "port", value_name = "PORTS", value_delimiter = ',', value_parser = Item::<RangeInclusive<u16>>::parse)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ports: Vec<Item<RangeInclusive<u16>>>,
+    /// User ids of the sending process, as numbers (outbound)
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) uid: Vec<u32>,
+    /// cgroup v2 directories of the sending process, or ones above it (outbound)
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) cgroup: Vec<PathBuf>,
+    /// What becomes of a flow: direct, upstream=ADDR:PORT, respond=TEXT, reject, drop or pass; required
+    ///
+    /// direct              relay it to its original destination
+    /// upstream=ADDR:PORT  relay it to this address
+    /// respond=TEXT        answer it: an HTTP request with HTTP, a datagram with TEXT, anything else with TEXT on a line
+    /// reject              refuse it (RST, or ICMP port unreachable)
+    /// drop                discard its packets without an answer
+    /// pass                leave it alone
+    #[arg(long, value_parser = Action::parse, verbatim_doc_comment)]
+    #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "values::schema::<Action>")]
+    pub(crate) action: Option<Action>,
+    /// Whose address the upstream sees (direct and upstream=)
+    #[arg(long, default_value = "host")]
+    pub(crate) source: Source,
+    /// Which upstream socket a client's UDP datagrams leave by (direct; with upstream= always per destination)
+    #[arg(long, default_value = "endpoint-independent")]
+    pub(crate) nat: Nat,
+    /// Time limits of its TCP connections, in place of the general ones
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "is_default")]
+    pub(crate) timeouts: RuleTimeouts,
+    /// How much of it there may be at once
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "is_default")]
+    pub(crate) limits: RuleLimits,
+}
+
+impl DraftRule {
+    /// Its name, or the one that it gets for its place.
+    pub(super) fn name_at(&self, index: usize) -> String {
+        self.name.clone().unwrap_or_else(|| format!("rule-{index}"))
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// [`Scope`] as it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DraftScope {
+    /// Flows that arrive by the named interfaces for addresses that are not this host's
+    Forwarded,
+    /// Flows that processes of this host open
+    Outbound,
+    /// Flows to this host's own addresses, before the application's socket sees them
+    Inbound,
+}
+
+impl From<DraftScope> for Scope {
+    fn from(scope: DraftScope) -> Self {
+        match scope {
+            DraftScope::Forwarded => Self::Forwarded,
+            DraftScope::Outbound => Self::Outbound,
+            DraftScope::Inbound => Self::Inbound,
+        }
+    }
+}
+
+impl From<Scope> for DraftScope {
+    fn from(scope: Scope) -> Self {
+        match scope {
+            Scope::Forwarded => Self::Forwarded,
+            Scope::Outbound => Self::Outbound,
+            Scope::Inbound => Self::Inbound,
+        }
+    }
+}
+
+impl<T: Text> From<Vec<Item<T>>> for Members<T> {
+    fn from(list: Vec<Item<T>>) -> Self {
+        Self::Listed(list)
+    }
+}
+
+/// A set's name as rules write it.
+pub(super) fn by_name<T>(name: &Arc<str>) -> Item<T> {
+    Item::Set(Arc::clone(name))
+}

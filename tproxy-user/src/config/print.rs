@@ -1,0 +1,123 @@
+//! From a configuration back to what a user could have written, or wants to know.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use serde::{Serialize, Serializer};
+
+use super::{
+    Config, Listed, NamedSet, Rule, Scope,
+    draft::{Draft, DraftRule, Limits, Members, Sets, by_name},
+    values::{Item, Text},
+};
+
+/// As the file that would make it, with nothing left to defaults.
+impl Serialize for Config {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Draft::from(self).serialize(serializer)
+    }
+}
+
+impl Config {
+    /// The file that would make this configuration, with nothing left to defaults.
+    ///
+    /// # Errors
+    /// When the path of a cgroup is not UTF-8, which TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+
+    /// How much it is, on one line.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let of = |scope| self.rules.iter().filter(|rule| rule.scope == scope).count();
+        let scopes =
+            [(Scope::Forwarded, "forwarded"), (Scope::Outbound, "outbound"), (Scope::Inbound, "inbound")]
+                .map(|(scope, name)| (of(scope), name));
+        let scopes = scopes.iter().filter(|(count, _)| *count > 0);
+        let scopes: Vec<_> = scopes.map(|(count, name)| format!("{count} {name}")).collect();
+        let rules = || self.rules.iter();
+        let prefixes = count(rules().flat_map(|rule| [&rule.from, &rule.to, &rule.except]));
+        let ports = count(rules().map(|rule| &rule.ports));
+        let (rules, scopes) = (self.rules.len(), scopes.join(", "));
+        format!("nothing is wrong: rules={rules} ({scopes}) prefixes={prefixes} ports={ports}")
+    }
+}
+
+/// The JSON schema of the file, on lines.
+#[must_use]
+pub fn schema() -> String {
+    format!("{:#}\n", schemars::schema_for!(Draft).as_value())
+}
+
+impl From<&Config> for Draft {
+    fn from(config: &Config) -> Self {
+        let rules = || config.rules.iter();
+        Self {
+            name: config.name.clone(),
+            metrics: config.metrics,
+            mark: config.mark,
+            table: config.table,
+            priority: config.priority,
+            steer: config.steer,
+            workers: Some(config.workers),
+            timeouts: config.timeouts,
+            limits: Limits {
+                udp_sessions: Some(config.sessions.total),
+                udp_sessions_per_client: Some(config.sessions.per_client),
+            },
+            sets: Sets {
+                prefixes: used(rules().flat_map(|rule| [&rule.from, &rule.to, &rule.except])),
+                ports: used(rules().map(|rule| &rule.ports)),
+            },
+            rules: rules().map(DraftRule::from).collect(),
+        }
+    }
+}
+
+impl From<&Rule> for DraftRule {
+    fn from(rule: &Rule) -> Self {
+        Self {
+            name: Some(rule.name.to_string()),
+            scope: Some(rule.scope.into()),
+            protocol: rule.protocols,
+            interfaces: rule.interfaces.clone(),
+            to: items(&rule.to),
+            from: items(&rule.from),
+            except: items(&rule.except),
+            ports: items(&rule.ports),
+            uid: rule.uids.clone(),
+            cgroup: rule.cgroups.clone(),
+            action: Some(rule.action.clone()),
+            source: rule.source,
+            nat: rule.nat,
+            timeouts: rule.timeouts,
+            limits: rule.limits,
+        }
+    }
+}
+
+/// Values that rules list, those of a set once.
+fn count<'a, T: 'a>(listed: impl Iterator<Item = &'a Listed<T>> + Clone) -> usize {
+    let own: usize = listed.clone().map(|listed| listed.own.len()).sum();
+    let sets: HashMap<_, _> =
+        listed.flat_map(|listed| &listed.sets).map(|set| (Arc::as_ptr(set), set.members.len())).collect();
+    own + sets.values().sum::<usize>()
+}
+
+fn items<T: Clone>(listed: &Listed<T>) -> Vec<Item<T>> {
+    let own = listed.own.iter().cloned().map(Item::One);
+    own.chain(listed.sets.iter().map(|set| by_name(&set.name))).collect()
+}
+
+/// The sets that some rule names, with their members.
+fn used<'a, T: Text + Clone + 'a>(
+    lists: impl Iterator<Item = &'a Listed<T>>,
+) -> BTreeMap<String, Members<T>> {
+    let distinct: BTreeMap<&str, &Arc<NamedSet<T>>> =
+        lists.flat_map(|listed| &listed.sets).map(|set| (&*set.name, set)).collect();
+    let members = |set: &NamedSet<T>| set.members.iter().cloned().map(Item::One).collect::<Vec<_>>();
+    distinct.into_iter().map(|(name, set)| (name.to_owned(), members(set).into())).collect()
+}

@@ -1,0 +1,149 @@
+//! From the text of a file to a configuration: all that is wrong with it at once, each with its place and a remedy.
+
+mod document;
+mod errors;
+mod members;
+
+use std::{fs, path::Path as FilePath};
+
+pub use errors::Errors;
+use toml::de::{DeTable, DeValue};
+
+use self::{
+    document::{Document, Lenient},
+    errors::{Problem, Source},
+};
+use super::{
+    Complaint, Config, Form, check,
+    draft::{Draft, DraftRule, Members, MembersFile, Sets},
+    path::Path,
+    values::{Item, Text},
+};
+
+/// The configuration in a file, with the files of sets that it names.
+///
+/// # Errors
+/// All that is wrong, with file, line and column.
+pub fn load(file: &FilePath) -> Result<Config, Errors> {
+    let bytes =
+        fs::read(file).map_err(|error| Errors::from(vec![Problem::unreadable(file, &error.to_string())]))?;
+    parse(file, &bytes)
+}
+
+/// The configuration that a file of this name would hold.
+///
+/// # Errors
+/// All that is wrong, with file, line and column.
+pub fn parse(file: &FilePath, bytes: &[u8]) -> Result<Config, Errors> {
+    let text = match str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+            let source = Source { file, text: &valid };
+            let problem = source.problem(valid.len(), None, "this byte is not UTF-8: save the file as UTF-8");
+            return Err(vec![problem].into());
+        }
+    };
+    Reader { source: Source { file, text }, problems: Vec::new(), broken: Vec::new() }.read()
+}
+
+struct Reader<'a> {
+    source: Source<'a>,
+    problems: Vec<Problem>,
+    /// What could not be read and was left out. Complaints about it would be our own fault.
+    broken: Vec<Path>,
+}
+
+impl Reader<'_> {
+    fn read(mut self) -> Result<Config, Errors> {
+        let (table, errors) = DeTable::parse_recoverable(self.source.text);
+        for error in &errors {
+            let at = error.span().map_or(0, |span| span.start);
+            self.problems.push(self.source.problem(
+                at,
+                None,
+                &format!("this is not TOML: {}", error.message()),
+            ));
+        }
+        // What is left after a mistake of syntax is guesswork.
+        if !errors.is_empty() {
+            return Err(self.problems.into());
+        }
+        let document = Document::from(table.into_inner());
+        let mut draft = self.draft(&document);
+        self.read_members(&document, &mut draft.sets);
+        let checked = check(draft, Form::File);
+        let complaints = checked.as_ref().err().into_iter().flatten();
+        let justified = |complaint: &&Complaint| {
+            !complaint.about.iter().any(|about| self.broken.iter().any(|broken| broken.touches(about)))
+        };
+        let complaints: Vec<_> = complaints.filter(justified).cloned().collect();
+        for Complaint { about, text } in complaints {
+            let at = document.position(&about[0]);
+            self.problems.push(self.source.problem(at, Some(&about[0]), &text));
+        }
+        match checked {
+            Ok(config) if self.problems.is_empty() => Ok(config),
+            _ => Err(self.problems.into()),
+        }
+    }
+
+    /// Rules are read one by one, so that a mistake costs no more than reading its rule again.
+    fn draft(&mut self, document: &Document<'_>) -> Draft {
+        let mut rest = document.clone();
+        let rules = rest.take_array("rules");
+        let mut draft: Draft = self.lenient(&Path::default(), rest.into());
+        let rules = rules.into_iter().enumerate();
+        draft.rules =
+            rules.map(|(index, rule)| self.lenient::<DraftRule>(&Path::rule(index), rule)).collect();
+        draft
+    }
+
+    fn lenient<T: Default + serde::de::DeserializeOwned>(
+        &mut self,
+        at: &Path,
+        value: toml::Spanned<DeValue<'_>>,
+    ) -> T {
+        let Lenient { value, mistakes } = document::lenient(value);
+        for mistake in mistakes {
+            let path = at.join(&mistake.path);
+            let text = mistake.explain(self.source.text);
+            self.problems.push(self.source.problem(mistake.span.start, Some(&path), &text));
+            self.broken.push(path);
+        }
+        value.unwrap_or_else(|| {
+            self.broken.push(at.clone());
+            T::default()
+        })
+    }
+
+    /// Replaces the files of sets by their members, and sets that could not be read by empty ones, since they are not
+    /// unknown.
+    fn read_members(&mut self, document: &Document<'_>, sets: &mut Sets) {
+        for path in self.broken.clone() {
+            sets.add_empty(&path);
+        }
+        self.read_files("sets.prefixes", document, &mut sets.prefixes);
+        self.read_files("sets.ports", document, &mut sets.ports);
+    }
+
+    fn read_files<T: Text>(
+        &mut self,
+        at: &str,
+        document: &Document<'_>,
+        sets: &mut std::collections::BTreeMap<String, Members<T>>,
+    ) {
+        for (name, members) in sets {
+            let Members::Elsewhere(MembersFile { file }) = members else { continue };
+            let at = Path::of(at).named(name).key("file");
+            let items = match members::read(self.source.file, file) {
+                Ok(text) => members::parse::<T>(&text, &mut self.problems),
+                Err(error) => {
+                    self.problems.push(self.source.problem(document.position(&at), Some(&at), &error));
+                    Vec::new()
+                }
+            };
+            *members = Members::Listed(items.into_iter().map(Item::One).collect());
+        }
+    }
+}

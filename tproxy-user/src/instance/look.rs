@@ -1,0 +1,117 @@
+//! How an instance is, for whoever asks.
+
+use std::sync::Arc;
+
+use tproxy_common::verdict::Reason;
+
+use super::{Instance, InstanceError};
+use crate::{
+    config::Rule,
+    datapath::{MapUse, RuleHits},
+    host::{Direction, Identity},
+    tcp, udp,
+};
+
+/// An instance at one moment.
+#[derive(Debug)]
+pub struct Look {
+    /// What is its own on the host.
+    pub identity: Identity,
+    /// Whether it takes no new flow any more.
+    pub draining: bool,
+    /// Its threads that serve flows.
+    pub workers: usize,
+    /// Its rules, in order.
+    pub rules: Arc<[Rule]>,
+    /// Interfaces, by name, and the side of each that a program sees.
+    pub hooks: Vec<(String, Direction)>,
+    /// What was counted about TCP.
+    pub tcp: tcp::Snapshot,
+    /// What was counted about UDP.
+    pub udp: udp::Snapshot,
+    /// Packets by what was decided, and why.
+    pub packets: Vec<(Reason, u64)>,
+    /// Flows by the rule that decided them.
+    pub hits: RuleHits,
+}
+
+impl Instance {
+    /// How it is.
+    ///
+    /// # Errors
+    /// When the datapath cannot be asked.
+    pub fn look(&self) -> Result<Look, InstanceError> {
+        let mark = self.config.mark;
+        Ok(Look {
+            identity: Identity { mark, table: self.config.table, priority: self.config.priority },
+            draining: self.draining,
+            workers: self.workers.len(),
+            rules: self.config.rules.clone().into(),
+            hooks: self.datapath.attached().into_iter().map(|(link, hook)| (link.name, hook)).collect(),
+            tcp: self.tcp(),
+            udp: self.udp(),
+            packets: self.datapath.counters()?,
+            hits: self.datapath.rule_hits()?,
+        })
+    }
+
+    /// How full the datapath's maps are.
+    ///
+    /// # Errors
+    /// When the datapath cannot be asked.
+    pub fn maps(&self) -> Result<Vec<MapUse>, InstanceError> {
+        Ok(self.datapath.map_use()?)
+    }
+
+    pub(super) fn tcp(&self) -> tcp::Snapshot {
+        self.counters.iter().map(|counters| counters.tcp.snapshot()).sum()
+    }
+
+    pub(super) fn udp(&self) -> udp::Snapshot {
+        self.counters.iter().map(|counters| counters.udp.snapshot()).sum()
+    }
+}
+
+#[cfg(test)]
+impl Look {
+    /// One in which most numbers are not zero.
+    pub(crate) fn example() -> Self {
+        use crate::{
+            config::{Action, Scope},
+            latency::Latency,
+            mark::Mark,
+            tcp::{End, TcpCounters},
+            udp::UdpCounters,
+        };
+        use std::time::Duration;
+
+        let latency = Latency::default();
+        for microseconds in [700, 900, 2_000_000] {
+            latency.observe(Duration::from_micros(microseconds));
+        }
+        let mut tcp = tcp::Snapshot {
+            accepted: 7,
+            bytes_up: 100,
+            bytes_down: 1000,
+            accept_latency: latency.snapshot(),
+            ..TcpCounters::default().snapshot()
+        };
+        tcp.ends[End::ConnectRefused as usize].1 = 2;
+        tcp.ends[End::Eof as usize].1 = 1;
+        let rules = [
+            Rule::new("web", Scope::Forwarded, Action::Direct),
+            Rule::new("say \"no\"", Scope::Forwarded, Action::Reject),
+        ];
+        Self {
+            identity: Identity { mark: Mark::DEFAULT, table: 29_808, priority: 100 },
+            draining: false,
+            workers: 2,
+            hits: [(Arc::clone(&rules[0].name), 7), (Arc::clone(&rules[1].name), 5)].into(),
+            rules: rules.into(),
+            hooks: vec![("lan".into(), Direction::Ingress)],
+            tcp,
+            udp: udp::Snapshot { sessions: 3, ..UdpCounters::default().snapshot() },
+            packets: vec![(Reason::RuleSteer, 7), (Reason::RuleReject, 5)],
+        }
+    }
+}
