@@ -12,6 +12,7 @@ use tproxy_common::abi::MAX_WORKERS;
 use crate::{
     bench,
     config::{Action, Config, Nat, Protocols, Rule, Scope, SessionLimits, Source, Steer, Timeouts},
+    doctor,
     logging::Format,
     mark::Mark,
 };
@@ -44,6 +45,11 @@ pub enum Command {
         after_long_help = "Example:\n  tproxy bench --quick --only sk_lookup,haproxy --html bench.html"
     )]
     Bench(bench::Args),
+    /// Say what on this host keeps interception from working, and what cures it
+    #[command(
+        after_long_help = "Exit code: 0 nothing is wrong, 3 warnings only, 1 something fails.\n\nExample:\n  tproxy doctor --probe"
+    )]
+    Doctor(doctor::Args),
     /// The workers of `run` alone, for the benchmark
     #[command(hide = true)]
     BenchRelay(Box<Run>),

@@ -7,6 +7,7 @@ mod attach;
 mod decisions;
 mod log;
 mod memory;
+pub mod support;
 mod tables;
 mod test_run;
 #[cfg(test)]

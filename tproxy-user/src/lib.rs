@@ -11,6 +11,7 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod doctor;
 pub mod family;
 pub mod flow;
 pub mod host;

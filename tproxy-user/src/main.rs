@@ -9,12 +9,15 @@ use clap::{Parser as _, error::ErrorKind};
 use tproxy::{
     bench,
     cli::{Cli, Command, one_line},
+    doctor::{self, Level},
     host::Report,
     logging, run,
 };
 
 /// Exit code for a command line that makes no sense, as clap and the shell have it.
 const USAGE: u8 = 2;
+/// Exit code of `doctor` where it warns of something, and nothing fails.
+const WARNINGS: u8 = 3;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -42,6 +45,16 @@ fn main() -> ExitCode {
             logging::init(logging::Format::Text, 0);
             finish(flags.into_config().and_then(|config| serve(config, false)))
         }
+        Command::Doctor(args) => {
+            logging::init(logging::Format::Text, 0);
+            let report = doctor::examine(&args);
+            print(&if args.json { as_json(&report) } else { report.to_string() });
+            match report.worst {
+                Level::Ok => ExitCode::SUCCESS,
+                Level::Warn => ExitCode::from(WARNINGS),
+                Level::Fail => ExitCode::FAILURE,
+            }
+        }
         Command::Cleanup => {
             logging::init(logging::Format::Text, 0);
             finish(run::cleanup().and_then(|reports| report(&reports)))
@@ -63,6 +76,13 @@ async fn relay(flags: tproxy::cli::Run) -> anyhow::Result<()> {
 #[expect(clippy::print_stdout, reason = "the answer to the command")]
 fn print(text: &str) {
     print!("{text}");
+}
+
+/// Pretty, and with a newline at its end.
+fn as_json(answer: &impl serde::Serialize) -> String {
+    let text =
+        serde_json::to_string_pretty(answer).unwrap_or_else(|error| unreachable!("plain data: {error}"));
+    text + "\n"
 }
 
 #[expect(clippy::print_stdout, reason = "the answer to the command")]

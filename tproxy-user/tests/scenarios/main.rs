@@ -3,6 +3,7 @@
 
 mod bench;
 mod clean;
+mod doctor;
 mod errors;
 mod forwarded;
 mod inbound;
