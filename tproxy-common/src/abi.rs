@@ -38,6 +38,8 @@ pub mod map {
     pub const SETS: &str = "SETS";
     /// `Array<u8>`: the `ActionKind` by slot and rule.
     pub const ACTIONS: &str = "ACTIONS";
+    /// `PerCpuArray<u64>`: flows that were decided by a rule, indexed as `ACTIONS`.
+    pub const HITS: &str = "HITS";
 }
 
 /// Name of a program in the object.
@@ -124,6 +126,8 @@ pub const PASSED: u32 = u32::MAX - 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Decision {
+    /// When the first packet was seen, in nanoseconds since boot (`CLOCK_MONOTONIC`).
+    pub seen: u64,
     /// The rule, in the slot that was active.
     pub rule: RuleIndex,
     /// The worker of the CPU that saw the first packet. The rest of the handshake has to meet the same listener: a SYN
@@ -244,7 +248,7 @@ pub const fn port_index(slot: u32, port: u16) -> u32 {
     port as u32 * SLOTS + slot
 }
 
-/// Place of a rule in `ACTIONS`.
+/// Place of a rule in `ACTIONS` and `HITS`.
 #[inline(always)]
 #[must_use]
 pub const fn action_index(slot: u32, rule: RuleIndex) -> u32 {
@@ -283,7 +287,7 @@ pub const MAX_LISTENERS: u32 = (1 + MAX_WORKERS) * 4;
 
 const _: () = {
     assert!(size_of::<Tuple>() == 36);
-    assert!(size_of::<Decision>() == 8);
+    assert!(size_of::<Decision>() == 16);
     assert!(size_of::<Memory>() == 16);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<SlotAddr>() == 20);

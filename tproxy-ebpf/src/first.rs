@@ -4,7 +4,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use tproxy_common::{
-    abi::{CARRY, Decision, FragmentCourse},
+    abi::{CARRY, FragmentCourse},
     flow::{Flow, Protocol, Tuple},
     packet::{Kind, Packet, Piece},
     policy::decide,
@@ -135,7 +135,7 @@ fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleIndex, history: History) ->
     drop(listener);
     debug!(ctx, "rule {} steers a flow to port {}", rule, u16::from_be_bytes(parsed.tuple.dport));
     match parsed.protocol {
-        Protocol::Tcp => drop(maps::DECISIONS.insert(parsed.tuple, Decision { rule, worker }, 0)),
+        Protocol::Tcp => maps::decided(&parsed.tuple, rule, worker),
         Protocol::Udp => memory::steered(&parsed.tuple, rule, worker),
     }
     fragments::follow(parsed, FragmentCourse::Steer);

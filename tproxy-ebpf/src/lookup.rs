@@ -113,7 +113,7 @@ fn ask_the_rules(control: Control, flow: &Flow) -> Result<Receiver, Reason> {
             let worker = match flow.protocol {
                 Protocol::Tcp => {
                     let worker = this_cpu_worker();
-                    let _ = maps::DECISIONS.insert(flow.tuple, Decision { rule, worker }, 0);
+                    maps::decided(&flow.tuple, rule, worker);
                     worker
                 }
                 Protocol::Udp => {

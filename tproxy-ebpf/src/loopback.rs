@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
 use tproxy_common::{
-    abi::{APPLICATION, Decision},
+    abi::APPLICATION,
     flow::Protocol,
     packet::{Kind, Packet, Piece},
     rule::Scope,
@@ -57,7 +57,7 @@ fn remember_own(ctx: &TcContext, meta: &Meta) {
     }
     match packet::read(ctx, ETHERNET) {
         Ok(Packet { tuple, kind: Kind::Syn, .. }) if connections => {
-            let _ = maps::DECISIONS.insert(tuple, Decision { rule: 0, worker: APPLICATION }, 0);
+            maps::decided(&tuple, 0, APPLICATION);
             ctx.set_mark(settings::unmarked(meta.mark));
         }
         // Sessions reply from the host's own addresses, and upstream sockets that are not spoofed send from them.

@@ -2,6 +2,7 @@
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap},
+    helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
 use tproxy_common::{
@@ -10,7 +11,7 @@ use tproxy_common::{
     },
     addr::Addr,
     flow::Tuple,
-    rule::{MAX_RULES, RuleSet, SetId},
+    rule::{MAX_RULES, RuleIndex, RuleSet, SetId},
     verdict::Reason,
 };
 
@@ -47,6 +48,8 @@ pub(crate) static CGROUPS: HashMap<CgroupKey, SetId, 16_384> = HashMap::new();
 pub(crate) static SETS: Array<RuleSet, { (MAX_SETS * SLOTS) as usize }> = Array::new();
 #[btf_map]
 pub(crate) static ACTIONS: Array<u8, { MAX_RULES * SLOTS as usize }> = Array::new();
+#[btf_map]
+pub(crate) static HITS: PerCpuArray<u64, { MAX_RULES * SLOTS as usize }> = PerCpuArray::new();
 
 /// The loader's word, read once a packet.
 #[inline(always)]
@@ -54,10 +57,30 @@ pub(crate) fn control() -> Control {
     CONTROL.get(0).copied().unwrap_or(Control::NOTHING)
 }
 
+/// Notes who gets a connection whose first packet this is.
+#[inline(always)]
+pub(crate) fn decided(tuple: &Tuple, rule: RuleIndex, worker: u32) {
+    // SAFETY: no arguments, no failure.
+    let seen = unsafe { bpf_ktime_get_ns() };
+    // It fails only when the map has no memory left; the connection is then refused.
+    let _ = DECISIONS.insert(tuple, Decision { seen, rule, worker }, 0);
+}
+
 /// Counts a packet under its reason.
 #[inline(always)]
 pub(crate) fn count(reason: Reason) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+    increment(COUNTERS.get_ptr_mut(reason as u32));
+}
+
+/// Counts a flow under the rule that decides it, which is at this place of `ACTIONS`.
+#[inline(always)]
+pub(crate) fn hit(action: u32) {
+    increment(HITS.get_ptr_mut(action));
+}
+
+#[inline(always)]
+fn increment(counter: Option<*mut u64>) {
+    if let Some(counter) = counter {
         // SAFETY: the slot is this CPU's own, and programs on one CPU do not interrupt each other in softirq.
         unsafe { *counter += 1 };
     }

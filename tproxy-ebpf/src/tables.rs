@@ -114,10 +114,11 @@ impl Lookups for Tables<'_> {
         self.set(set)
     }
 
+    /// Asked once, of the rule that decides a flow.
     #[inline(always)]
     fn action(&self, rule: RuleIndex) -> ActionKind {
-        maps::ACTIONS
-            .get(action_index(self.control.slot, rule))
-            .map_or(ActionKind::Pass, |b| ActionKind::from_byte(*b))
+        let index = action_index(self.control.slot, rule);
+        maps::hit(index);
+        maps::ACTIONS.get(index).map_or(ActionKind::Pass, |byte| ActionKind::from_byte(*byte))
     }
 }

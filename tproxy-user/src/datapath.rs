@@ -5,6 +5,7 @@
 
 mod attach;
 mod decisions;
+mod hits;
 mod log;
 mod memory;
 pub mod support;
@@ -28,6 +29,7 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 pub use decisions::DecisionMap;
+pub use hits::RuleHits;
 pub use memory::MemoryMap;
 pub use test_run::{Course, Ran, Seen};
 use tproxy_common::{
@@ -115,6 +117,7 @@ pub struct Datapath {
     counters: PerCpuArray<MapData, u64>,
     listeners: SockMap<MapData>,
     tables: tables::RuleTables,
+    hits: hits::Hits,
     links: attach::Links,
     lookup: Option<FdLink>,
 }
@@ -144,6 +147,7 @@ impl Datapath {
             counters: take(&mut ebpf, map::COUNTERS)?,
             listeners: take(&mut ebpf, map::LISTENERS)?,
             tables: tables::RuleTables::take(&mut ebpf)?,
+            hits: hits::Hits::take(&mut ebpf)?,
             links: attach::Links::default(),
             lookup: None,
             ebpf,

@@ -15,6 +15,7 @@ use crate::{
     config::{Action, Config, Rule, Scope, SessionLimits},
     datapath::{AttachError, Attachment, Datapath, DatapathError, Settings},
     family::Family,
+    flows::Flows,
     host::{
         Change, Direction, HostError, Identity, Journal, lingering,
         links::{self, Changed, Link},
@@ -58,6 +59,7 @@ pub struct Instance {
     datapath: Datapath,
     workers: Vec<Worker>,
     counters: Vec<Counters>,
+    flows: Flows,
     _black_holes: Vec<Socket>,
     _sockets: LingeringSockets,
     journal: Journal,
@@ -89,12 +91,14 @@ impl Instance {
         if verbose {
             datapath.forward_logs()?;
         }
-        let (workers, counters) = start_workers(&config, &mut datapath)?;
+        let flows = Flows::of_workers(config.workers);
+        let (workers, counters) = start_workers(&config, &flows, &mut datapath)?;
         let black_holes = open_black_holes(&config, &mut datapath)?;
         let mut instance = Self {
             datapath,
             workers,
             counters,
+            flows,
             _black_holes: black_holes,
             _sockets: sockets,
             journal,
@@ -111,6 +115,12 @@ impl Instance {
         instance.datapath.attach_lookup()?;
         instance.datapath.start_deciding()?;
         Ok(instance)
+    }
+
+    /// The live flows.
+    #[must_use]
+    pub const fn flows(&self) -> &Flows {
+        &self.flows
     }
 
     /// Adapts to what changed on the host.
@@ -297,6 +307,7 @@ struct Counters {
 
 fn start_workers(
     config: &Config,
+    flows: &Flows,
     datapath: &mut Datapath,
 ) -> Result<(Vec<Worker>, Vec<Counters>), InstanceError> {
     let mut sockets = Vec::new();
@@ -325,8 +336,9 @@ fn start_workers(
             rules: Arc::clone(&rules),
             timeouts: config.timeouts,
             mark: config.mark,
-            decisions: Box::new(datapath.decisions()?),
+            decisions: Box::new(datapath.decisions(own.tcp.accept_latency())?),
             counters: Arc::clone(&own.tcp),
+            flows: flows.table(index),
         };
         let udp = if sockets.is_empty() {
             None
@@ -340,6 +352,7 @@ fn start_workers(
                 mark: config.mark,
                 memory: Box::new(datapath.memory()?),
                 counters: Arc::clone(&own.udp),
+                flows: flows.table(index),
             })
         };
         workers.push(Worker::spawn(WorkerSetup { index, tcp, udp }).map_err(InstanceError::Worker)?);

@@ -5,7 +5,10 @@ mod cgroup;
 mod prefixes;
 mod sets;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 pub use cgroup::{Cgroup, CgroupError};
 use ipnet::IpNet;
@@ -39,6 +42,8 @@ pub struct Compiled {
     pub cgroups: BTreeMap<Cgroup, SetId>,
     /// By rule.
     pub actions: Vec<ActionKind>,
+    /// By rule: what it is called.
+    pub names: Vec<Arc<str>>,
     /// Whether some rule of scope `forwarded` has UDP upstream sockets that bear their clients' addresses.
     pub spoofs_datagrams: bool,
 }
@@ -76,6 +81,7 @@ impl Compiled {
             uids: by_value(uids, Unrestricted::Uid, &mut sets),
             cgroups: cgroup::compile(cgroups, &mut sets),
             actions: rules.iter().map(|rule| kind(&rule.action)).collect(),
+            names: rules.iter().map(|rule| Arc::clone(&rule.name)).collect(),
             spoofs_datagrams: rules.iter().any(|rule| {
                 rule.scope == Scope::Forwarded && rule.protocols.include(Protocol::Udp) && rule.is_spoofed()
             }),

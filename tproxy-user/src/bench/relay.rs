@@ -10,6 +10,7 @@ use crate::{
     config::Config,
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    flows::Flows,
     socket,
     tcp::{self, Decisions, TcpCounters},
     worker::{RuleIndex, Worker, WorkerSetup},
@@ -58,6 +59,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
     let mut stop = signal(SignalKind::terminate())?;
     let mut ports = Vec::new();
     let mut workers = Vec::new();
+    let flows = Flows::of_workers(config.workers);
     for index in 0..config.workers {
         let listener = socket::listener(Family::V4, config.mark)?;
         let address = listener.local_addr()?.as_socket().context("a listener has an address")?;
@@ -70,6 +72,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             mark: config.mark,
             decisions: Box::new(Everything),
             counters: Arc::new(TcpCounters::default()),
+            flows: flows.table(index),
         };
         workers.push(Worker::spawn(WorkerSetup { index, tcp, udp: None })?);
     }

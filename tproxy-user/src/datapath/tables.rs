@@ -118,6 +118,7 @@ impl Datapath {
         let next = (self.state.slot + 1) % SLOTS;
         self.tables.clear(next)?;
         self.tables.fill(next, rules)?;
+        self.hits.renew(next, rules.names.clone())?;
         self.state.slot = next;
         self.state.cgroup_depths = rules.cgroup_depths();
         self.state.scopes = rules.scopes();

@@ -3,7 +3,7 @@
 mod frames;
 mod reference;
 
-use std::{cell::RefCell, collections::HashMap, net::IpAddr};
+use std::{cell::RefCell, collections::HashMap, net::IpAddr, sync::Arc};
 
 use aya::maps::HashMap as BpfHashMap;
 
@@ -94,13 +94,16 @@ impl Rig {
         self.datapath.install(compiled).unwrap();
         self.datapath.set_host_addresses(hosts.iter().map(|addr| IpNet::from(*addr))).unwrap();
         if deciding { self.datapath.start_deciding() } else { self.datapath.stop_deciding() }.unwrap();
-        empty(&mut self.datapath.decisions().unwrap().0);
+        empty(&mut self.datapath.decisions(Arc::default()).unwrap().map);
         empty(&mut self.datapath.share::<Tuple, Memory>(map::MEMORY).unwrap());
         empty(&mut self.datapath.share::<FragmentKey, u32>(map::FRAGMENTS).unwrap());
     }
 
     fn decisions(&self) -> HashMap<Tuple, Decision> {
-        self.datapath.decisions().unwrap().0.iter().collect::<Result<_, _>>().unwrap()
+        let map = self.datapath.decisions(Arc::default()).unwrap().map;
+        let timeless =
+            map.iter().map(|entry| entry.map(|(tuple, decision)| (tuple, Decision { seen: 0, ..decision })));
+        timeless.collect::<Result<_, _>>().unwrap()
     }
 
     fn memory(&self) -> HashMap<Tuple, (RuleIndex, u32)> {
@@ -242,7 +245,12 @@ impl Rig {
     }
 
     fn check(&mut self, case: &Case) -> TestCaseResult {
-        let compiled = Compiled::new(&case.rules, interfaces, &[]);
+        let numbered = (0..).zip(&case.rules);
+        let rules: Vec<_> = numbered
+            .map(|(index, rule): (u32, _)| Rule { name: index.to_string().into(), ..rule.clone() })
+            .collect();
+        let compiled = Compiled::new(&rules, interfaces, &[]);
+        let hits_before = self.datapath.rule_hits().unwrap();
         self.install(&compiled, &case.hosts, case.deciding);
         let is_host_address = |addr: &Addr| case.hosts.contains(&IpAddr::from(*addr));
         let rules =
@@ -274,6 +282,10 @@ impl Rig {
         }
         prop_assert_eq!(&self.decisions(), &reference.decisions);
         prop_assert_eq!(&self.memory(), &reference.memory);
+        for (name, hits) in self.datapath.rule_hits().unwrap() {
+            let expected = reference.hits.get(&name.parse().unwrap()).copied().unwrap_or_default();
+            prop_assert_eq!(hits - hits_before.get(&name).unwrap_or(&0), expected, "hits of rule {}", name);
+        }
         Ok(())
     }
 }

@@ -63,7 +63,9 @@ fn decide(stream: TcpStream, client: ClientAddr, shared: &Rc<Shared>) {
     let Some(rule) = decision.filter(|rule| rule.0 < shared.rules.len()) else {
         return refuse(shared, client, dst, End::Undecided);
     };
-    tokio::task::spawn_local(session::run(stream, Connection::new(Rc::clone(shared), client, dst, rule)));
+    let connection = Connection::new(Rc::clone(shared), client, dst, rule);
+    let flow = connection.live.share();
+    flow.served_by(tokio::task::spawn_local(session::run(stream, connection)).abort_handle());
 }
 
 /// Errors that were already pending on the connection; accept(2) says to treat them like `EAGAIN`.

@@ -1,28 +1,33 @@
 //! What is known of one connection, and the two lines that are written about it.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use tokio::net::TcpStream;
+use tproxy_common::flow::Protocol;
 
 use super::{End, pipe::Pipe, service::Shared};
 use crate::{
     config::Rule,
     flow::{ClientAddr, OriginalDst},
+    flows::{Live, Selection},
     worker::RuleIndex,
 };
 
 /// A live connection. It is counted and logged as ended when it is dropped: by then [`Connection::end`]
-/// says how, or it was cut off by a stop.
+/// says how, or it was cut off: by somebody who asked for it, or by a stop.
 pub(super) struct Connection {
     pub(super) shared: Rc<Shared>,
-    pub(super) client: ClientAddr,
-    pub(super) dst: OriginalDst,
+    pub(super) live: Live,
     /// client → upstream
     pub(super) up: Pipe,
     /// upstream → client
     pub(super) down: Pipe,
     rule: RuleIndex,
-    accepted: Instant,
     announced: Announced,
     counted: Counted,
     end: Option<Ended>,
@@ -89,18 +94,26 @@ pub(super) fn refuse(shared: &Shared, client: ClientAddr, dst: OriginalDst, end:
 impl Connection {
     pub(super) fn new(shared: Rc<Shared>, client: ClientAddr, dst: OriginalDst, rule: RuleIndex) -> Self {
         shared.live.send_modify(|live| *live += 1);
+        let Rule { scope, ref name, .. } = shared.rules[rule.0];
+        let selection = Selection { protocol: Protocol::Tcp, scope, rule: Arc::clone(name), client, dst };
         Self {
+            live: shared.flows.enter(selection),
             shared,
-            client,
-            dst,
             up: Pipe::default(),
             down: Pipe::default(),
             rule,
-            accepted: Instant::now(),
             announced: Announced::No,
             counted: Counted::default(),
             end: None,
         }
+    }
+
+    pub(super) fn client(&self) -> ClientAddr {
+        self.live.selection().client
+    }
+
+    pub(super) fn dst(&self) -> OriginalDst {
+        self.live.selection().dst
     }
 
     pub(super) fn rule(&self) -> &Rule {
@@ -109,11 +122,14 @@ impl Connection {
 
     /// Writes the first line, once it is known whether there is an upstream socket.
     pub(super) fn announce(&mut self, upstream: Option<SocketAddr>, socket: Option<&TcpStream>) {
+        if let Some(upstream) = upstream {
+            self.live.leads_to(upstream);
+        }
         let rule = self.rule();
         let source = socket.and_then(|socket| socket.local_addr().ok());
         tracing::info!(
-            client = %self.client,
-            dst = %self.dst,
+            client = %self.client(),
+            dst = %self.dst(),
             rule = %rule.name,
             action = %rule.action,
             upstream = upstream.map(display),
@@ -135,6 +151,7 @@ impl Connection {
         }
         self.shared.counters.bytes_up.fetch_add(up, Relaxed);
         self.shared.counters.bytes_down.fetch_add(down, Relaxed);
+        self.live.set_bytes(self.up.read, self.down.written);
         self.counted = Counted { up: self.up.read, down: self.down.written };
         true
     }
@@ -148,14 +165,16 @@ impl Drop for Connection {
         self.count();
         self.up.abandon(&self.shared.buffers);
         self.down.abandon(&self.shared.buffers);
-        let Ended { end, error } = self.end.take().unwrap_or(Ended::from(End::Stopped));
+        let cut_off = if self.live.is_closing() { End::Closed } else { End::Stopped };
+        let Ended { end, error } = self.end.take().unwrap_or(Ended::from(cut_off));
+        self.live.ended(end.name());
         tracing::info!(
-            client = %self.client,
-            dst = %self.dst,
+            client = %self.client(),
+            dst = %self.dst(),
             rule = %self.rule().name,
             bytes_up = self.up.read,
             bytes_down = self.down.written,
-            duration = ?self.accepted.elapsed(),
+            duration = ?self.live.began().elapsed(),
             %end,
             error,
             "closed"

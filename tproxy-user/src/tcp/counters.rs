@@ -3,8 +3,13 @@
 use std::{
     fmt,
     iter::Sum,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
+
+use crate::latency::{Latencies, Latency};
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +37,8 @@ pub enum End {
     IdleTimeout,
     /// Reset because we were told to stop.
     Stopped,
+    /// Somebody asked for its end (`tproxy close`); both sides were reset.
+    Closed,
     /// The original destination was a listener of ours; the client was reset.
     Loop,
     /// The datapath has no record of an interception; the client was reset.
@@ -39,7 +46,7 @@ pub enum End {
 }
 
 impl End {
-    const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Eof,
         Self::ClientReset,
         Self::UpstreamReset,
@@ -51,6 +58,7 @@ impl End {
         Self::ConnectFailed,
         Self::IdleTimeout,
         Self::Stopped,
+        Self::Closed,
         Self::Loop,
         Self::Undecided,
     ];
@@ -70,6 +78,7 @@ impl End {
             Self::ConnectFailed => "connect_failed",
             Self::IdleTimeout => "idle_timeout",
             Self::Stopped => "stopped",
+            Self::Closed => "closed",
             Self::Loop => "loop",
             Self::Undecided => "undecided",
         }
@@ -91,10 +100,18 @@ pub struct TcpCounters {
     pub(super) bytes_down: AtomicU64,
     pub(super) source_fallbacks: AtomicU64,
     pub(super) out_of_descriptors: AtomicU64,
+    pub(super) connect_latency: Latency,
+    accept_latency: Arc<Latency>,
     ends: [AtomicU64; End::ALL.len()],
 }
 
 impl TcpCounters {
+    /// Where it is counted how long accepted connections have waited since their first packets.
+    #[must_use]
+    pub fn accept_latency(&self) -> Arc<Latency> {
+        Arc::clone(&self.accept_latency)
+    }
+
     pub(super) fn ended(&self, end: End) {
         self.ends[end as usize].fetch_add(1, Relaxed);
     }
@@ -113,6 +130,8 @@ impl TcpCounters {
             bytes_down: read(&self.bytes_down),
             source_fallbacks: read(&self.source_fallbacks),
             out_of_descriptors: read(&self.out_of_descriptors),
+            accept_latency: self.accept_latency.snapshot(),
+            connect_latency: self.connect_latency.snapshot(),
         }
     }
 }
@@ -130,6 +149,10 @@ pub struct Snapshot {
     pub source_fallbacks: u64,
     /// Times that `accept` failed for lack of descriptors or memory.
     pub out_of_descriptors: u64,
+    /// From the first packet of a connection to its accept, which includes the handshake with the client.
+    pub accept_latency: Latencies,
+    /// From the accept to the connection with the upstream.
+    pub connect_latency: Latencies,
     /// Connections by how they ended.
     pub ends: [(End, u64); End::ALL.len()],
 }
@@ -170,6 +193,8 @@ impl Sum for Snapshot {
             bytes_down: a.bytes_down + b.bytes_down,
             source_fallbacks: a.source_fallbacks + b.source_fallbacks,
             out_of_descriptors: a.out_of_descriptors + b.out_of_descriptors,
+            accept_latency: [a.accept_latency, b.accept_latency].into_iter().sum(),
+            connect_latency: [a.connect_latency, b.connect_latency].into_iter().sum(),
             ends: End::ALL.map(|end| (end, a.ended(end) + b.ended(end))),
         })
     }

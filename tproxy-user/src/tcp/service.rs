@@ -8,6 +8,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use super::{Decisions, TcpCounters, accept, buffers::Buffers};
 use crate::{
     config::{Rule, Timeouts},
+    flows::Table,
     mark::Mark,
 };
 
@@ -27,6 +28,8 @@ pub struct Setup {
     pub decisions: Box<dyn Decisions>,
     /// Where this worker counts.
     pub counters: Arc<TcpCounters>,
+    /// Where its connections are while they live.
+    pub flows: Arc<Table>,
 }
 
 /// The TCP side of a worker, ready to be moved to its thread.
@@ -61,6 +64,7 @@ pub(super) struct Shared {
     pub(super) mark: Mark,
     pub(super) decisions: RefCell<Box<dyn Decisions>>,
     pub(super) counters: Arc<TcpCounters>,
+    pub(super) flows: Arc<Table>,
     pub(super) live: watch::Sender<usize>,
     pub(super) buffers: Buffers,
 }
@@ -74,6 +78,7 @@ impl Shared {
             mark: setup.mark,
             decisions: RefCell::new(setup.decisions),
             counters: setup.counters,
+            flows: setup.flows,
             live,
             buffers: Buffers::default(),
         })

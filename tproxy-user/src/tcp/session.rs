@@ -9,7 +9,7 @@ use super::{
     connection::{Connection, Ended},
     relay, respond, upstream,
 };
-use crate::{config::Action, socket};
+use crate::{config::Action, flows::FlowState, socket};
 
 /// Serves one connection from accept to close. Unless it ends in order, dropping the sockets resets
 /// whoever is at their other ends.
@@ -26,11 +26,12 @@ pub(super) fn run(client: TcpStream, mut connection: Connection) -> impl Future<
 
 async fn serve(client: &TcpStream, connection: &mut Connection) -> Ended {
     let address = match &connection.rule().action {
-        Action::Direct => connection.dst.0,
+        Action::Direct => connection.dst().0,
         Action::Upstream(address) => *address,
         Action::Respond(text) => {
             let text = Arc::clone(text);
             connection.announce(None, None);
+            connection.live.set_state(FlowState::Answering);
             return respond::respond(client, &text, connection).await;
         }
         // The datapath does these without us.
@@ -42,6 +43,7 @@ async fn serve(client: &TcpStream, connection: &mut Connection) -> Ended {
         Ok(upstream) => upstream,
         Err(ended) => return ended,
     };
+    connection.live.set_state(FlowState::Relaying);
     let ended = relay::relay(client, &upstream, connection).await;
     if ended.end == End::Eof {
         socket::close_in_order(&upstream);

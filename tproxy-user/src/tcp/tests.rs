@@ -2,6 +2,7 @@
 
 mod ends;
 mod inside;
+mod looked_at;
 mod relaying;
 mod responding;
 mod rig;

@@ -35,7 +35,7 @@ pub(super) async fn connect(
     let mut timer = pin!(sleep(connection.shared.timeouts.connect));
     // Where the kernel cannot say, the odds are what they are.
     let is_clients = |theirs| connections::exists(Protocol::Tcp, address, theirs).unwrap_or(false);
-    let mut sources = Sources::of(connection.rule(), connection.client);
+    let mut sources = Sources::of(connection.rule(), connection.client());
     let mut source = sources.first(is_clients);
     loop {
         let socket = socket::upstream(address, source, connection.shared.mark);
@@ -57,6 +57,7 @@ pub(super) async fn connect(
             }
             Err(error) => return Err(error.into()),
             Ok(stream) => {
+                connection.shared.counters.connect_latency.observe(connection.live.began().elapsed());
                 forget_own(&stream, address, connection);
                 return Ok(stream);
             }

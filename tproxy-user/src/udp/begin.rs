@@ -20,6 +20,7 @@ use crate::{
     config::{Action, Nat, Rule, Scope, Source},
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    flows::Selection,
     host::connections,
     socket::{self, Datagram, Endpoint, SocketError},
     source::Sources,
@@ -97,7 +98,14 @@ impl Relay {
             }
             sockets => sockets?,
         };
-        let mut session = Session::new(index, reply, upstream, ttl, now);
+        let live = self.flows.enter(Selection {
+            protocol: Protocol::Udp,
+            scope: rule.scope,
+            rule: Arc::clone(&rule.name),
+            client: flow.client,
+            dst: flow.dst,
+        });
+        let mut session = Session::new(index, reply, upstream, ttl, live, now);
         match session.reply {
             // The kernel's own lookup brings the flow's datagrams to it from now on.
             Reply::Own(_) => {

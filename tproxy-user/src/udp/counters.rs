@@ -19,10 +19,13 @@ pub enum End {
     Evicted,
     /// We were told to stop.
     Stopped,
+    /// Somebody asked for its end (`tproxy close`).
+    Closed,
 }
 
 impl End {
-    const ALL: [Self; 5] = [Self::Idle, Self::Answered, Self::ClientRefused, Self::Evicted, Self::Stopped];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Idle, Self::Answered, Self::ClientRefused, Self::Evicted, Self::Stopped, Self::Closed];
 
     /// The word for it in logs and counters.
     #[must_use]
@@ -33,6 +36,7 @@ impl End {
             Self::ClientRefused => "client_refused",
             Self::Evicted => "evicted",
             Self::Stopped => "stopped",
+            Self::Closed => "closed",
         }
     }
 }

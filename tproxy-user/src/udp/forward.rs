@@ -7,7 +7,7 @@ use super::{
     batch::{Batch, Most, Run},
     counters::add,
     relay::Relay,
-    session::{Reply, Session, Upstream},
+    session::{Reply, Session, Traffic, Upstream},
     table::{Flow, Sender, SessionId},
 };
 use crate::flow::{ClientAddr, OriginalDst};
@@ -101,7 +101,7 @@ impl Relay {
             }
             Upstream::Text(_) => return self.respond(id, run, now),
         };
-        session.record.up.count(&sent);
+        session.count_up(Traffic::from(&sent));
         add(&counters.datagrams_up, sent.datagrams);
         add(&counters.bytes_up, sent.bytes);
         add(&counters.send_errors, sent.lost);
@@ -117,8 +117,7 @@ impl Relay {
         let Upstream::Text(text) = &session.upstream else { return };
         let text = std::sync::Arc::clone(text);
         let received = u64::from(run.count());
-        session.record.up.datagrams += received;
-        session.record.up.bytes += run.contents.len() as u64;
+        session.count_up(Traffic { datagrams: received, bytes: run.contents.len() as u64 });
         add(&self.counters.datagrams_up, received);
         add(&self.counters.bytes_up, run.contents.len() as u64);
         self.table.used(id, Sender::Client, run.count(), now);
@@ -135,7 +134,7 @@ impl Relay {
             Reply::Own(channel) => channel.send(offload, run, flow.client.0),
             Reply::Raw => raw.send(flow.dst, flow.client, run),
         };
-        session.record.down.count(&sent);
+        session.count_down(Traffic::from(&sent));
         add(&counters.datagrams_down, sent.datagrams);
         add(&counters.bytes_down, sent.bytes);
         add(&counters.send_errors, sent.lost);

@@ -25,6 +25,7 @@ use crate::{
     config::{Rule, Scope},
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    flows,
     mark::Mark,
     socket::{IcmpSender, RawSender},
 };
@@ -39,6 +40,7 @@ pub(super) struct Relay {
     pub(super) mark: Mark,
     pub(super) memory: Box<dyn Memory>,
     pub(super) counters: Arc<UdpCounters>,
+    pub(super) flows: Arc<flows::Table>,
     pub(super) table: Table<Session>,
     pub(super) mappings: Mappings,
     pub(super) offload: Offload,
@@ -70,6 +72,7 @@ impl Relay {
             mark: setup.mark,
             memory: setup.memory,
             counters: setup.counters,
+            flows: setup.flows,
             table: Table::new(limits),
             mappings: Mappings::default(),
             offload: Offload::new()?,
@@ -96,7 +99,8 @@ impl Relay {
     /// Ends a session, with its sockets. That it has ended before is no matter.
     pub(super) fn end(&mut self, id: SessionId, end: End, now: Instant) {
         let Some((flow, session)) = self.table.remove(id) else { return };
-        let Session { reply, upstream, record, .. } = session;
+        let Session { reply, upstream, record, live, .. } = session;
+        live.ended(end.name());
         let rule = &self.rules[record.rule.0];
         match &upstream {
             Upstream::Shared(mapping) => self.mappings.release(*mapping),
@@ -151,6 +155,13 @@ impl Relay {
         let Some(id) = self.table.silent(DRAINED, now).filter(|_| draining) else { return false };
         self.end(id, End::Stopped, now);
         true
+    }
+
+    /// Ends the sessions whose end somebody has asked for.
+    pub(super) fn end_closing(&mut self, now: Instant) {
+        for id in self.table.select(|session| session.live.is_closing()) {
+            self.end(id, End::Closed, now);
+        }
     }
 
     /// Passes on the errors of a socket.

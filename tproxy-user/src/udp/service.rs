@@ -26,6 +26,7 @@ use super::{
 use crate::{
     config::{Rule, SessionLimits, Timeouts},
     family::Family,
+    flows::Table,
     mark::Mark,
     socket::{self, IcmpSender, RawSender, SocketError},
 };
@@ -57,6 +58,8 @@ pub struct Setup {
     pub memory: Box<dyn Memory>,
     /// Where this worker counts.
     pub counters: Arc<UdpCounters>,
+    /// Where its sessions are while they live.
+    pub flows: Arc<Table>,
 }
 
 /// The sockets of one address family that all sessions of a worker have in common.
@@ -128,6 +131,7 @@ impl Service {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweeping = false;
         let mut attended = 0;
+        let flows = Arc::clone(&self.relay.flows);
         loop {
             let is_waited_for = self.listeners.iter().any(Listener::is_waited_for);
             tokio::select! {
@@ -138,6 +142,7 @@ impl Service {
                     }
                 }
                 _ = sweep.tick() => sweeping = true,
+                () = flows.closing() => self.relay.end_closing(Instant::now()),
                 () = future::ready(()), if sweeping || is_waited_for => {
                     sweeping = sweeping && self.sweep();
                     self.read_on();

@@ -10,7 +10,13 @@ use super::{
     mapping::Mapping,
     table::Flow,
 };
-use crate::{config::Rule, family::Family, socket, worker::RuleIndex};
+use crate::{
+    config::Rule,
+    family::Family,
+    flows::{FlowState, Live},
+    socket,
+    worker::RuleIndex,
+};
 
 /// A flow that is relayed or answered.
 pub(super) struct Session {
@@ -21,6 +27,7 @@ pub(super) struct Session {
     /// The socket towards the client is not read yet.
     pub(super) waits_for: Option<Place>,
     pub(super) record: Record,
+    pub(super) live: Live,
 }
 
 /// What is left to say of a session when its sockets are closed.
@@ -60,9 +67,15 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    pub(super) fn count(&mut self, sent: &Sent) {
-        self.datagrams += sent.datagrams;
-        self.bytes += sent.bytes;
+    fn add(&mut self, more: Self) {
+        self.datagrams += more.datagrams;
+        self.bytes += more.bytes;
+    }
+}
+
+impl From<&Sent> for Traffic {
+    fn from(sent: &Sent) -> Self {
+        Self { datagrams: sent.datagrams, bytes: sent.bytes }
     }
 }
 
@@ -94,9 +107,38 @@ impl UpstreamSocket {
 }
 
 impl Session {
-    pub(super) fn new(rule: RuleIndex, reply: Reply, upstream: Upstream, ttl: u8, now: Instant) -> Self {
+    pub(super) fn new(
+        rule: RuleIndex,
+        reply: Reply,
+        upstream: Upstream,
+        ttl: u8,
+        live: Live,
+        now: Instant,
+    ) -> Self {
         let (up, down) = (Traffic::default(), Traffic::default());
-        Self { reply, upstream, ttl, waits_for: None, record: Record { rule, up, down, began: now } }
+        if let Upstream::Text(_) = upstream {
+            live.set_state(FlowState::Answering);
+        }
+        Self { reply, upstream, ttl, waits_for: None, record: Record { rule, up, down, began: now }, live }
+    }
+
+    /// Counts what was sent to the upstream.
+    pub(super) fn count_up(&mut self, sent: Traffic) {
+        self.record.up.add(sent);
+        self.show_bytes();
+    }
+
+    /// Counts what was sent to the client.
+    pub(super) fn count_down(&mut self, sent: Traffic) {
+        self.record.down.add(sent);
+        self.show_bytes();
+        if !matches!(self.upstream, Upstream::Text(_)) {
+            self.live.set_state(FlowState::TwoWay);
+        }
+    }
+
+    fn show_bytes(&self) {
+        self.live.set_bytes(self.record.up.bytes, self.record.down.bytes);
     }
 
     /// Writes the first line.
@@ -108,6 +150,9 @@ impl Session {
             }
             Upstream::Text(_) => (None, None),
         };
+        if let Some(upstream) = upstream {
+            self.live.leads_to(upstream);
+        }
         tracing::info!(
             client = %flow.client,
             dst = %flow.dst,

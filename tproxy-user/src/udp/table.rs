@@ -213,6 +213,12 @@ impl<T> Table<T> {
         order.first().filter(|id| now.duration_since(self.sessions[id.0 as usize].used) >= time)
     }
 
+    /// Those that are meant.
+    pub(super) fn select(&self, is_meant: impl Fn(&T) -> bool) -> Vec<SessionId> {
+        let meant = self.sessions.iter().filter(|(_, session)| is_meant(&session.value));
+        meant.map(|(index, _)| SessionId(index as u32)).collect()
+    }
+
     /// Any session, as long as there is one.
     pub(super) fn any(&self) -> Option<SessionId> {
         self.all.one_way.first().or(self.all.two_way.first())

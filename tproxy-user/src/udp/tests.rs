@@ -2,6 +2,7 @@
 
 mod ends;
 mod limits;
+mod looked_at;
 mod nat;
 mod relaying;
 mod rig;

@@ -1,13 +1,14 @@
 //! What the programs have to do with a packet, by the parser and the policy as they are in user space.
 
-use std::collections::HashMap;
+use std::{cell::Cell, collections::HashMap};
 
 use tproxy_common::{
     abi::{APPLICATION, CARRY, Decision, FragmentCourse, FragmentKey, PASSED},
+    addr::Addr,
     flow::{Flow, Protocol, Tuple},
     packet::{self, Kind, Packet, Piece},
-    policy::{decide, may_be_reply, may_select},
-    rule::{RuleIndex, Scope},
+    policy::{Lookups, decide, may_be_reply, may_select},
+    rule::{ActionKind, RuleIndex, RuleSet, Scope},
     verdict::{Reason, Verdict},
 };
 
@@ -45,6 +46,8 @@ pub(super) struct Reference<'a> {
     pub(super) decisions: HashMap<Tuple, Decision>,
     /// What is remembered of the UDP flows seen: rule and worker.
     pub(super) memory: HashMap<Tuple, (RuleIndex, u32)>,
+    /// How many flows each rule has decided.
+    pub(super) hits: HashMap<RuleIndex, u64>,
     fragments: HashMap<FragmentKey, FragmentCourse>,
     /// Counted for the packet at hand.
     counted: Vec<Reason>,
@@ -58,7 +61,8 @@ type Decided = Result<(Course, Reason), Reason>;
 impl<'a> Reference<'a> {
     pub(super) fn new(rules: HostLookups<'a>, mark: Mark, steer: Steer, deciding: bool) -> Self {
         let (decisions, memory, fragments) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { rules, mark, steer, deciding, decisions, memory, fragments, counted: vec![] }
+        let hits = HashMap::new();
+        Self { rules, mark, steer, deciding, decisions, memory, hits, fragments, counted: vec![] }
     }
 
     /// `to_us`: as the link layer says.
@@ -116,7 +120,7 @@ impl<'a> Reference<'a> {
         let datagrams = self.has(Scope::Inbound, Protocol::Udp) || self.has(Scope::Outbound, Protocol::Udp);
         match parsed {
             Ok(Packet { kind: Kind::Syn, tuple, .. }) if self.has(Scope::Inbound, Protocol::Tcp) => {
-                self.decisions.insert(tuple, Decision { rule: 0, worker: APPLICATION });
+                self.decisions.insert(tuple, Decision { seen: 0, rule: 0, worker: APPLICATION });
                 after = self.unmarked(mark);
             }
             Ok(Packet { kind: Kind::Datagram, tuple, .. })
@@ -155,7 +159,7 @@ impl<'a> Reference<'a> {
     fn is_dropped_inbound(&self, link: &Link, tuple: &Tuple) -> bool {
         !self.decisions.contains_key(tuple)
             && self.has(Scope::Inbound, Protocol::Tcp)
-            && self.ask(Scope::Inbound, Protocol::Tcp, link, tuple) == Verdict::Drop
+            && self.verdict(Scope::Inbound, Protocol::Tcp, link, tuple).0 == Verdict::Drop
     }
 
     /// The first datagram decides, then the flow is remembered.
@@ -299,19 +303,79 @@ impl<'a> Reference<'a> {
         }
     }
 
-    fn ask(&self, scope: Scope, protocol: Protocol, link: &Link, tuple: &Tuple) -> Verdict {
+    fn ask(&mut self, scope: Scope, protocol: Protocol, link: &Link, tuple: &Tuple) -> Verdict {
+        let (verdict, decider) = self.verdict(scope, protocol, link, tuple);
+        if let Some(rule) = decider {
+            *self.hits.entry(rule).or_default() += 1;
+        }
+        verdict
+    }
+
+    fn verdict(
+        &self,
+        scope: Scope,
+        protocol: Protocol,
+        link: &Link,
+        tuple: &Tuple,
+    ) -> (Verdict, Option<RuleIndex>) {
         if !self.deciding {
-            return Verdict::Pass(Reason::Draining);
+            return (Verdict::Pass(Reason::Draining), None);
         }
         let flow = Flow { protocol, tuple: *tuple, ifindex: link.index, uid: SUPERUSER };
-        decide(scope, &flow, &self.rules)
+        let asked = Asked { rules: &self.rules, decider: Cell::default() };
+        (decide(scope, &flow, &asked), asked.decider.get())
     }
 
     fn remember(&mut self, rule: RuleIndex, protocol: Protocol, tuple: &Tuple) {
         match protocol {
-            Protocol::Tcp => drop(self.decisions.insert(*tuple, Decision { rule, worker: WORKER })),
+            Protocol::Tcp => drop(self.decisions.insert(*tuple, Decision { seen: 0, rule, worker: WORKER })),
             Protocol::Udp => drop(self.memory.insert(*tuple, (rule, WORKER))),
         }
+    }
+}
+
+/// The rules, with the one that has decided.
+struct Asked<'a> {
+    rules: &'a HostLookups<'a>,
+    decider: Cell<Option<RuleIndex>>,
+}
+
+impl Lookups for Asked<'_> {
+    fn is_host_address(&self, addr: &Addr) -> bool {
+        self.rules.is_host_address(addr)
+    }
+
+    fn by_scope(&self, scope: Scope, protocol: Protocol) -> Option<&RuleSet> {
+        self.rules.by_scope(scope, protocol)
+    }
+
+    fn by_source(&self, addr: &Addr) -> Option<&RuleSet> {
+        self.rules.by_source(addr)
+    }
+
+    fn by_destination(&self, addr: &Addr) -> Option<&RuleSet> {
+        self.rules.by_destination(addr)
+    }
+
+    fn by_port(&self, port: u16) -> Option<&RuleSet> {
+        self.rules.by_port(port)
+    }
+
+    fn by_interface(&self, ifindex: u32) -> Option<&RuleSet> {
+        self.rules.by_interface(ifindex)
+    }
+
+    fn by_uid(&self, uid: u32) -> Option<&RuleSet> {
+        self.rules.by_uid(uid)
+    }
+
+    fn by_cgroup(&self) -> Option<&RuleSet> {
+        self.rules.by_cgroup()
+    }
+
+    fn action(&self, rule: RuleIndex) -> ActionKind {
+        self.decider.set(Some(rule));
+        self.rules.action(rule)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     config::{Action, Source},
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    flows::Flows,
     mark::Mark,
     socket,
     tcp::{Setup, TcpCounters, connection::Connection, service::Shared, session},
@@ -36,6 +37,7 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
             mark: Mark::DEFAULT,
             decisions: Box::new(Always(None)),
             counters: TcpCounters::default().into(),
+            flows: Flows::of_workers(1).table(0),
         },
         watch::Sender::new(0),
     );

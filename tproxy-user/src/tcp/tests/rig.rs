@@ -5,7 +5,8 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     sync::Arc,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +16,7 @@ use crate::{
     config::{Action, Rule, Scope, Source, Timeouts},
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    flows::{Filter, Flows, LiveFlow},
     mark::Mark,
     socket,
     tcp::{Decisions, End, Setup, Snapshot, TcpCounters},
@@ -35,6 +37,7 @@ impl Decisions for Always {
 pub(super) struct Rig {
     pub(super) worker: Worker,
     pub(super) address: SocketAddr,
+    pub(super) flows: Flows,
     counters: Arc<TcpCounters>,
 }
 
@@ -54,6 +57,7 @@ impl Rig {
         let listener = socket::listener(Family::V4, Mark::DEFAULT).expect("root");
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let counters = Arc::new(TcpCounters::default());
+        let flows = Flows::of_workers(1);
         let mut setup = Setup {
             listeners: vec![listener],
             bound: Arc::new([]),
@@ -62,10 +66,11 @@ impl Rig {
             mark: Mark::DEFAULT,
             decisions: Box::new(Always(Some(RuleIndex(0)))),
             counters: Arc::clone(&counters),
+            flows: flows.table(0),
         };
         change(&mut setup);
         let worker = Worker::spawn(WorkerSetup { index: 0, tcp: setup, udp: None }).unwrap();
-        Self { worker, address, counters }
+        Self { worker, address, flows, counters }
     }
 
     pub(super) fn client(&self) -> TcpStream {
@@ -80,6 +85,21 @@ impl Rig {
         let (upstream, _) = server.accept().unwrap();
         upstream.set_read_timeout(Some(PATIENCE)).unwrap();
         (client, upstream)
+    }
+
+    /// Waits until the only connection is as it should be.
+    pub(super) fn until(&self, condition: impl Fn(&LiveFlow) -> bool) -> Arc<LiveFlow> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let flows = self.flows.select(&Filter::default());
+            if let [flow] = &flows[..]
+                && condition(flow)
+            {
+                return Arc::clone(flow);
+            }
+            assert!(Instant::now() < deadline, "{flows:?}");
+            thread::yield_now();
+        }
     }
 
     pub(super) fn counted(&self) -> Snapshot {

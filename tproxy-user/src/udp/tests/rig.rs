@@ -14,6 +14,7 @@ use crate::{
     config::{Action, Rule, Scope, SessionLimits, Timeouts},
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    flows::Flows,
     mark::Mark,
     netns::{self, Topology},
     tcp::{self, TcpCounters},
@@ -54,6 +55,7 @@ pub(super) struct Rig {
     pub(super) worker: Worker,
     pub(super) net: Topology,
     memory: Everything,
+    pub(super) flows: Flows,
     counters: Arc<UdpCounters>,
 }
 
@@ -70,6 +72,7 @@ impl Rig {
         let net = Topology::three().expect("root");
         let memory = Everything { selected: Some(Selected::By(RuleIndex(0))), forgotten: Arc::default() };
         let counters = Arc::new(UdpCounters::default());
+        let flows = Flows::of_workers(1);
         let worker = net.gateway.enter(|| {
             let open = |family| Sockets::open(family, Mark::DEFAULT).unwrap();
             let mut setup = Setup {
@@ -81,6 +84,7 @@ impl Rig {
                 mark: Mark::DEFAULT,
                 memory: Box::new(memory.clone()),
                 counters: Arc::clone(&counters),
+                flows: flows.table(0),
             };
             change(&mut setup);
             for sockets in &setup.sockets {
@@ -94,10 +98,11 @@ impl Rig {
                 mark: Mark::DEFAULT,
                 decisions: Box::new(Nobody),
                 counters: TcpCounters::default().into(),
+                flows: flows.table(0),
             };
             Worker::spawn(WorkerSetup { index: 0, tcp, udp: Some(setup) }).unwrap()
         });
-        Self { worker, net, memory, counters }
+        Self { worker, net, memory, flows, counters }
     }
 
     /// A client that has the gateway between itself and everybody else.
