@@ -12,9 +12,10 @@ use tproxy_common::abi::MAX_WORKERS;
 use crate::{
     bench,
     config::{Action, Config, Nat, Protocols, Rule, Scope, SessionLimits, Source, Steer, Timeouts},
-    doctor,
+    doctor, explain,
     logging::Format,
     mark::Mark,
+    trace,
 };
 
 /// UDP sessions at most where descriptors set no lower limit: what each takes of kernel memory adds up.
@@ -50,6 +51,14 @@ pub enum Command {
         after_long_help = "Exit code: 0 nothing is wrong, 3 warnings only, 1 something fails.\n\nExample:\n  tproxy doctor --probe"
     )]
     Doctor(doctor::Args),
+    /// Say what becomes of a flow, which rule decides, and why
+    #[command(
+        after_long_help = "Examples:\n  tproxy explain tcp 10.0.0.5:5555 8.8.8.8:443 --interface eth1\n  tproxy explain udp 10.0.0.5:5555 8.8.8.8:53 --interface eth1 -- --scope forwarded --interface eth1 --action direct"
+    )]
+    Explain(explain::Args),
+    /// Show what is decided about flows, live
+    #[command(after_long_help = "Example:\n  tproxy trace --proto tcp --dst :443 --reason pass")]
+    Trace(trace::Args),
     /// The workers of `run` alone, for the benchmark
     #[command(hide = true)]
     BenchRelay(Box<Run>),
@@ -164,6 +173,20 @@ enum ScopeArg {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Contradiction(String);
+
+impl Cli {
+    /// What `tproxy run` would make of these flags.
+    ///
+    /// # Errors
+    /// [`Contradiction`], also for flags that make no sense by themselves.
+    pub fn config_of_run(flags: &[String]) -> Result<Config, Contradiction> {
+        let words = ["tproxy", "run"].into_iter().chain(flags.iter().map(String::as_str));
+        match Self::try_parse_from(words).map_err(|error| Contradiction(one_line(&error)))?.command {
+            Command::Run(run) => run.into_config(),
+            _ => unreachable!("the command is run"),
+        }
+    }
+}
 
 impl Run {
     /// Checks the flags against each other.

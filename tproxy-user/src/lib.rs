@@ -4,7 +4,9 @@
 //! Where to begin reading: [`run`] is `tproxy run` from start to end; [`instance`] is what runs; [`plan`] says which
 //! tc hooks the rules need, [`policy`] compiles the rules, [`datapath`] holds the eBPF programs and maps, [`host`]
 //! everything else that is changed on the host; [`tcp`] is the way of a connection and [`udp`] that of a datagram, in the
-//! threads of [`worker`] and over sockets made by [`socket`]. [`mod@bench`] is `tproxy bench`.
+//! threads of [`worker`] and over sockets made by [`socket`]. [`mod@bench`] is `tproxy bench`;
+//! [`doctor`], [`explain`] and [`trace`] are the subcommands of these names. [`intercept`] is for programs that take
+//! connections themselves.
 //! The way of a packet is in the crate `tproxy-ebpf`.
 
 pub mod bench;
@@ -12,11 +14,13 @@ pub mod cli;
 pub mod config;
 pub mod datapath;
 pub mod doctor;
+pub mod explain;
 pub mod family;
 pub mod flow;
 pub mod flows;
 pub mod host;
 pub mod instance;
+pub mod intercept;
 pub mod latency;
 pub mod logging;
 pub mod mark;
@@ -27,5 +31,6 @@ pub mod run;
 pub mod socket;
 mod source;
 pub mod tcp;
+pub mod trace;
 pub mod udp;
 pub mod worker;

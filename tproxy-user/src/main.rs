@@ -10,8 +10,10 @@ use tproxy::{
     bench,
     cli::{Cli, Command, one_line},
     doctor::{self, Level},
+    explain,
     host::Report,
     logging, run,
+    trace::{self, TraceError},
 };
 
 /// Exit code for a command line that makes no sense, as clap and the shell have it.
@@ -55,6 +57,14 @@ fn main() -> ExitCode {
                 Level::Fail => ExitCode::FAILURE,
             }
         }
+        Command::Explain(args) => {
+            logging::init(logging::Format::Text, 0);
+            finish(explain(&args))
+        }
+        Command::Trace(args) => {
+            logging::init(logging::Format::Text, 0);
+            finish(trace(&args))
+        }
         Command::Cleanup => {
             logging::init(logging::Format::Text, 0);
             finish(run::cleanup().and_then(|reports| report(&reports)))
@@ -76,6 +86,23 @@ async fn relay(flags: tproxy::cli::Run) -> anyhow::Result<()> {
 #[expect(clippy::print_stdout, reason = "the answer to the command")]
 fn print(text: &str) {
     print!("{text}");
+}
+
+fn explain(args: &explain::Args) -> anyhow::Result<()> {
+    let config = if args.run.is_empty() { None } else { Some(Cli::config_of_run(&args.run)?) };
+    let explanations = explain::explain(args, config.as_ref())?;
+    let texts: Vec<_> = explanations.iter().map(ToString::to_string).collect();
+    print(&if args.json { as_json(&explanations) } else { texts.join("\n") });
+    Ok(())
+}
+
+/// That nobody reads any more is no failure.
+fn trace(args: &trace::Args) -> anyhow::Result<()> {
+    let says = |text: &str| tracing::info!("{text}");
+    match trace::follow(args, &mut io::stdout().lock(), says) {
+        Err(TraceError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        ended => Ok(ended?),
+    }
 }
 
 /// Pretty, and with a newline at its end.

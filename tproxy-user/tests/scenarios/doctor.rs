@@ -77,7 +77,11 @@ impl Said {
 fn a_rule_that_is_asked_before_ours_takes_steered_packets_until_ours_come_first() {
     let world = World::new();
     let public = Family::V4.public();
-    world.net.gateway.ip("rule add pref 60 iif lan lookup 77\nroute add default via 10.2.0.2 table 77").unwrap();
+    world
+        .net
+        .gateway
+        .ip("rule add pref 60 iif lan lookup 77\nroute add default via 10.2.0.2 table 77")
+        .unwrap();
     let cure = doctor(&world.net.gateway, "").cure("rules", "warn");
     let flags = cure.strip_prefix("tproxy run ").and_then(|rest| rest.strip_suffix(" …")).expect(&cure);
     let rule = format!("{FORWARDED} --port 80 --action respond=taken");
