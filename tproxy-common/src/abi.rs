@@ -40,6 +40,34 @@ pub mod map {
     pub const ACTIONS: &str = "ACTIONS";
     /// `PerCpuArray<u64>`: flows that were decided by a rule, indexed as `ACTIONS`.
     pub const HITS: &str = "HITS";
+    /// `RingBuf` of `Told`: what was decided, while somebody looks.
+    pub const TRACE: &str = "TRACE";
+    /// `Array<u64>`, indexed by `watch`.
+    pub const WATCH: &str = "WATCH";
+}
+
+/// Places in `WATCH`.
+pub mod watch {
+    /// Until when somebody looks, in nanoseconds since boot (`CLOCK_MONOTONIC`). Whoever looks renews it, so that nothing
+    /// is told any more once that process is gone.
+    pub const UNTIL: u32 = 0;
+    /// How much could not be told, since nobody took what was told before.
+    pub const LOST: u32 = 1;
+}
+
+/// Words of `skb->cb` by which `BPF_PROG_TEST_RUN` asks a tc program what it would do with a packet. Asked so, a program
+/// counts and remembers nothing, and leaves the packet alone.
+pub mod question {
+    /// The first two words. What the kernel keeps there of a real packet is lengths and offsets.
+    pub const ASKED: [u32; 2] = [0x7470_726f, 0x7879_3f3f];
+    /// The first word of an answer.
+    pub const ANSWERED: u32 = 0x7470_7221;
+    /// In a question, the sender's user id; in an answer, the number of the `Reason`.
+    pub const UID_OR_REASON: usize = 2;
+    /// In an answer, the rule that decided, or `NO_RULE`.
+    pub const RULE: usize = 3;
+    /// In an answer, the worker that would receive the flow, or what the question had there.
+    pub const WORKER: usize = 4;
 }
 
 /// Name of a program in the object.
@@ -146,6 +174,36 @@ pub struct Memory {
     /// The worker whose listener receives it until a socket of its own does; [`PASSED`]; or [`APPLICATION`].
     pub worker: u32,
 }
+
+/// In [`Told::rule`] and answers: no rule decided.
+pub const NO_RULE: RuleIndex = 0xffff;
+
+/// What was decided about a flow's first packet, for whoever looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Told {
+    /// When, in nanoseconds since boot (`CLOCK_MONOTONIC`), to the tick.
+    pub seen: u64,
+    /// Addresses and ports.
+    pub tuple: Tuple,
+    /// The [`Protocol`].
+    pub protocol: u32,
+    /// The [`Scope`] that it was seen in.
+    pub scope: u32,
+    /// Interface it came in by, or goes out by in scope `outbound`.
+    pub ifindex: u32,
+    /// The sender's user id, in scope `outbound`.
+    pub uid: u32,
+    /// The number of the `Reason`.
+    pub reason: u32,
+    /// The rule that decided, in the slot that was active, or [`NO_RULE`].
+    pub rule: RuleIndex,
+    /// Zero.
+    pub rest: u32,
+}
+
+/// Size of `TRACE` in bytes: some thousand flows.
+pub const TRACE_SIZE: u32 = 128 * 1024;
 
 /// What identifies the fragments of one datagram (RFC 791, 3.2; RFC 8200, 4.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -290,6 +348,7 @@ const _: () = {
     assert!(size_of::<Decision>() == 16);
     assert!(size_of::<Memory>() == 16);
     assert!(size_of::<FragmentKey>() == 40);
+    assert!(size_of::<Told>() == 72);
     assert!(size_of::<SlotAddr>() == 20);
     assert!(size_of::<SlotKey>() == 8);
     assert!(size_of::<CgroupKey>() == 16);
@@ -299,7 +358,9 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Addr, CgroupKey, Control, Decision, FragmentKey, Memory, RuleSet, SlotAddr, SlotKey, Tuple};
+    use super::{
+        Addr, CgroupKey, Control, Decision, FragmentKey, Memory, RuleSet, SlotAddr, SlotKey, Told, Tuple,
+    };
 
     macro_rules! pod {
         ($($type:ty)*) => {$(
@@ -308,5 +369,5 @@ mod pod {
         )*};
     }
 
-    pod! { Addr CgroupKey Control Decision FragmentKey Memory RuleSet SlotAddr SlotKey Tuple }
+    pod! { Addr CgroupKey Control Decision FragmentKey Memory RuleSet SlotAddr SlotKey Told Tuple }
 }

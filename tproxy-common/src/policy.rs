@@ -57,8 +57,10 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
     }
 }
 
+/// Whether no rule may select the flow, by its addresses and ports alone.
 #[inline(always)]
-fn is_never_intercepted(flow: &Flow) -> bool {
+#[must_use]
+pub fn is_never_intercepted(flow: &Flow) -> bool {
     let Tuple { src, dst, sport, dport } = flow.tuple;
     let is_special = src.is_special() || dst.is_special() || dport == [0, 0];
     // Nobody can answer to port 0.

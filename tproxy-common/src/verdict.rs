@@ -15,6 +15,20 @@ pub enum Verdict {
     Drop,
 }
 
+impl Verdict {
+    /// Why, as the rules have it: whether somebody is there to receive what is steered, they do not know.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Pass(reason) => reason,
+            Self::Steer(_) => Reason::RuleSteer,
+            Self::Reject => Reason::RuleReject,
+            Self::Drop => Reason::RuleDrop,
+        }
+    }
+}
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $index:literal => $text:literal,)+) => {
         /// Why a packet met its verdict; the index of its counter.
@@ -30,6 +44,12 @@ macro_rules! reasons {
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)+ }
+            }
+
+            /// The same in a sentence.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),+).trim_ascii(),)+ }
             }
         }
     };

@@ -29,9 +29,14 @@ const LOOPBACK_IFINDEX: u32 = 1;
 
 /// As on ingress; and what is forwarded is no flow of this host's processes.
 ///
-/// Not inlined: its stack is then free for what comes after.
+/// Not inlined: its stack is then free for what comes after. The number is that of an [`Outcome`].
 #[inline(never)]
-pub(crate) fn known(ctx: &TcContext, link: LinkLayer) -> Outcome {
+pub(crate) fn known(ctx: &TcContext, link: LinkLayer) -> u32 {
+    outcome(ctx, link).to_number()
+}
+
+#[inline(always)]
+fn outcome(ctx: &TcContext, link: LinkLayer) -> Outcome {
     let meta = Meta::of(ctx);
     if settings::is_own(meta.mark) {
         remember_own(ctx, link);

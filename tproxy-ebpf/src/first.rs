@@ -17,18 +17,19 @@ use crate::{
     outcome::{History, Outcome, deliver, pass, refuse, shot},
     ownership::{self, Socket},
     packet::{self, LinkLayer, Meta},
-    settings,
+    question, settings,
     tables::Tables,
+    trace,
 };
 
 /// What becomes of a packet, after the rules were asked if it is its flow's first.
 #[inline(always)]
-pub(crate) fn ask_if_first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: Outcome) -> Outcome {
-    let Outcome::First(_) = known else { return known };
+pub(crate) fn ask_if_first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome {
+    let Outcome::First(_) = Outcome::from_number(known) else { return Outcome::from_number(known) };
     let link = link.0 as u32;
     Outcome::from_number(match scope {
-        Scope::Outbound => tproxy_first_outbound(ctx.skb.skb, link, known.to_number()),
-        Scope::Forwarded | Scope::Inbound => tproxy_first_forwarded(ctx.skb.skb, link, known.to_number()),
+        Scope::Outbound => tproxy_first_outbound(ctx.skb.skb, link, known),
+        Scope::Forwarded | Scope::Inbound => tproxy_first_forwarded(ctx.skb.skb, link, known),
     })
 }
 
@@ -49,17 +50,18 @@ extern "C" fn tproxy_first_outbound(skb: *mut __sk_buff, link: u32, known: u32) 
 
 #[inline(always)]
 fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome {
-    let Outcome::First(history) = Outcome::from_number(known) else { return Outcome::Next };
-    let meta = Meta::of(ctx);
+    let Outcome::First(history) = Outcome::from_number(known) else { return pass(Reason::NotOurs) };
     let parsed = match packet::read(ctx, link) {
         Ok(parsed) => parsed,
         Err(reason) => return pass(reason),
     };
+    let sender = matches!(scope, Scope::Outbound).then_some(ctx);
+    let tables = Tables { packet: Some(ctx), ..Tables::of(maps::control(), sender) };
     let verdict = match parsed.protocol {
-        Protocol::Tcp => of_segment(ctx, scope, &meta, &parsed, history),
-        Protocol::Udp => of_datagram(ctx, scope, &meta, &parsed),
+        Protocol::Tcp => of_segment(scope, ctx, &parsed, &tables, history),
+        Protocol::Udp => of_datagram(scope, ctx, &parsed, &tables),
     };
-    match verdict {
+    let outcome = match verdict {
         Verdict::Steer(rule) => steer(ctx, &parsed, rule, history),
         Verdict::Reject => {
             fragments::follow(&parsed, FragmentCourse::Drop);
@@ -77,47 +79,74 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
             fragments::follow(&parsed, FragmentCourse::Pass);
             pass(reason)
         }
+    };
+    let Outcome::Settled(course, reason, _) = outcome else { return outcome };
+    let rule = tables.decided.get();
+    if !question::is_asked(ctx) {
+        remember(&parsed, verdict, reason, history);
+        // Asked for once more: what is kept meanwhile takes of the stack.
+        let place = || (Meta::of(ctx).ifindex, uid(scope, ctx));
+        trace::tell(scope, parsed.protocol, &parsed.tuple, place, reason, rule);
     }
+    Outcome::Settled(course, reason, rule)
 }
 
-/// A decision that no longer holds is forgotten, lest `sk_lookup` follow it.
 #[inline(always)]
-fn of_segment(ctx: &TcContext, scope: Scope, meta: &Meta, parsed: &Packet, history: History) -> Verdict {
+fn of_segment(
+    scope: Scope,
+    ctx: &TcContext,
+    parsed: &Packet,
+    tables: &Tables<'_>,
+    history: History,
+) -> Verdict {
     // A socket of ours in TIME_WAIT would swallow the packet if it passed: early demux attaches the socket to it, and
     // `ip_forward()` drops a packet that has one.
-    let verdict = if maps::control().deciding == 0 && history != History::TimeWait {
-        Verdict::Pass(Reason::Draining)
-    } else {
-        ask_the_rules(ctx, scope, meta, parsed)
-    };
-    if history == History::Decided && !matches!(verdict, Verdict::Steer(_)) {
-        let _ = maps::DECISIONS.remove(parsed.tuple);
-    }
-    verdict
-}
-
-/// What passes is remembered, and so is that a flow only answers one that passed.
-#[inline(always)]
-fn of_datagram(ctx: &TcContext, scope: Scope, meta: &Meta, parsed: &Packet) -> Verdict {
-    if memory::is_reply(&parsed.tuple) {
-        return Verdict::Pass(Reason::Remembered);
-    }
-    if maps::control().deciding == 0 {
+    if tables.control.deciding == 0 && history != History::TimeWait {
         return Verdict::Pass(Reason::Draining);
     }
-    let verdict = ask_the_rules(ctx, scope, meta, parsed);
-    if matches!(verdict, Verdict::Pass(Reason::NoRule | Reason::RulePass)) {
-        memory::passed(&parsed.tuple);
-    }
-    verdict
+    ask_the_rules(scope, ctx, parsed, tables)
 }
 
+/// What only answers a flow that passed passes.
 #[inline(always)]
-fn ask_the_rules(ctx: &TcContext, scope: Scope, meta: &Meta, parsed: &Packet) -> Verdict {
-    let sender = matches!(scope, Scope::Outbound).then_some(ctx);
-    let uid = sender.map_or(0, TcContext::get_socket_uid);
-    let flow = Flow { protocol: parsed.protocol, tuple: parsed.tuple, ifindex: meta.ifindex, uid };
-    decide(scope, &flow, &Tables { control: maps::control(), sender })
+fn of_datagram(scope: Scope, ctx: &TcContext, parsed: &Packet, tables: &Tables<'_>) -> Verdict {
+    if memory::answers(&parsed.tuple) {
+        return Verdict::Pass(Reason::Remembered);
+    }
+    if tables.control.deciding == 0 {
+        return Verdict::Pass(Reason::Draining);
+    }
+    ask_the_rules(scope, ctx, parsed, tables)
+}
+
+/// The copy of addresses and ports that this makes does not outlive it: the stack is small.
+#[inline(always)]
+fn ask_the_rules(scope: Scope, ctx: &TcContext, parsed: &Packet, tables: &Tables<'_>) -> Verdict {
+    let (ifindex, uid) = (Meta::of(ctx).ifindex, uid(scope, ctx));
+    decide(scope, &Flow { protocol: parsed.protocol, tuple: parsed.tuple, ifindex, uid }, tables)
+}
+
+/// The sender's; only egress knows it.
+#[inline(always)]
+fn uid(scope: Scope, ctx: &TcContext) -> u32 {
+    match scope {
+        Scope::Outbound if question::is_asked(ctx) => question::uid(ctx),
+        Scope::Outbound => ctx.get_socket_uid(),
+        Scope::Forwarded | Scope::Inbound => 0,
+    }
+}
+
+/// A UDP flow that passes is remembered; of TCP, a decision that no longer holds is forgotten, lest `sk_lookup` follow it.
+#[inline(always)]
+fn remember(parsed: &Packet, verdict: Verdict, reason: u32, history: History) {
+    const PASSED: [u32; 3] = [Reason::NoRule as u32, Reason::RulePass as u32, Reason::Remembered as u32];
+    match parsed.protocol {
+        Protocol::Tcp if history == History::Decided && !matches!(verdict, Verdict::Steer(_)) => {
+            let _ = maps::DECISIONS.remove(parsed.tuple);
+        }
+        Protocol::Udp if PASSED.contains(&reason) => memory::passed(&parsed.tuple),
+        Protocol::Tcp | Protocol::Udp => {}
+    }
 }
 
 #[inline(always)]
@@ -127,6 +156,10 @@ fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleIndex, history: History) ->
     let Some(listener) = Socket::listener(worker, parsed.protocol, family) else {
         return pass(Reason::ListenerGone);
     };
+    if question::is_asked(ctx) {
+        question::note_worker(ctx, worker);
+        return deliver(Reason::RuleSteer);
+    }
     // The kernel has to see a socket in TIME_WAIT first, to end it; a listener that is assigned hides it. One that is
     // assigned to a fragment is lost when the packet is put together.
     if settings::sk_assign() && history != History::TimeWait && parsed.piece == Piece::Whole {

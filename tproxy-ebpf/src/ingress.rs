@@ -24,9 +24,14 @@ pub(crate) const PACKET_HOST: u32 = 0;
 
 /// A packet that is not its flow's first is delivered if, and only if, a socket of ours owns the flow.
 ///
-/// Not inlined: its stack is then free for what comes after.
+/// Not inlined: its stack is then free for what comes after. The number is that of an [`Outcome`].
 #[inline(never)]
-pub(crate) fn known(ctx: &TcContext, link: LinkLayer) -> Outcome {
+pub(crate) fn known(ctx: &TcContext, link: LinkLayer) -> u32 {
+    outcome(ctx, link).to_number()
+}
+
+#[inline(always)]
+fn outcome(ctx: &TcContext, link: LinkLayer) -> Outcome {
     let meta = Meta::of(ctx);
     let parsed = match addressed_to_us(&meta).and_then(|()| packet::read(ctx, link)) {
         Ok(parsed) => parsed,
@@ -134,7 +139,7 @@ fn later_fragment(meta: &Meta, parsed: &Packet) -> Outcome {
 #[inline(always)]
 fn may_be_ours(meta: &Meta, parsed: &Packet) -> bool {
     let control = maps::control();
-    let tables = Tables { control, sender: None };
+    let tables = Tables::of(control, None);
     let flow = Flow { protocol: Protocol::Udp, tuple: parsed.tuple, ifindex: meta.ifindex, uid: 0 };
     control.deciding != 0 && may_select(&flow, &tables)
         || control.spoofing != 0 && may_be_reply(&flow, &tables)

@@ -19,6 +19,7 @@ use crate::{
     memory::{self, Known},
     ownership::{family, is_host_address, this_cpu_worker, worker_of_client},
     tables::Tables,
+    trace,
 };
 
 const PASS: u32 = sk_action::SK_PASS;
@@ -107,7 +108,14 @@ fn datagram(flow: &Flow) -> Receiver {
 
 #[inline(always)]
 fn ask_the_rules(control: Control, flow: &Flow) -> Result<Receiver, Reason> {
-    match decide(Scope::Inbound, flow, &Tables { control, sender: None }) {
+    let tables = Tables::of(control, None);
+    let verdict = decide(Scope::Inbound, flow, &tables);
+    // What is for others is tc's to tell of, whose own lookups come here.
+    if verdict != Verdict::Pass(Reason::HostAddress) {
+        let (reason, rule) = (verdict.reason() as u32, tables.decided.get());
+        trace::tell(Scope::Inbound, flow.protocol, &flow.tuple, || (flow.ifindex, 0), reason, rule);
+    }
+    match verdict {
         Verdict::Pass(reason) => Err(reason),
         Verdict::Steer(rule) => {
             let worker = match flow.protocol {

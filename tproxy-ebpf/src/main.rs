@@ -3,7 +3,8 @@
 //! The way of a packet: an entry point below → `packet` parses it → `ownership` asks whether a socket of ours
 //! owns its flow, and of UDP `memory` whether the flow is known → for a first packet `first` asks the policy, whose
 //! questions `tables` answers → `ingress` or `egress` carries the verdict out, and `fragments` has the rest of a
-//! fragmented packet follow → in the network namespace's listener lookup, `lookup` picks the listener.
+//! fragmented packet follow → in the network namespace's listener lookup, `lookup` picks the listener. Of what the rules were asked about, `trace` tells whoever looks; and
+//! `question` is for those who ask about a packet that does not exist.
 //!
 //! Only built for the bpf target; the policy and the parser live in `tproxy-common`, where they are tested.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -33,11 +34,15 @@ mod packet;
 #[cfg(target_arch = "bpf")]
 mod programs;
 #[cfg(target_arch = "bpf")]
+mod question;
+#[cfg(target_arch = "bpf")]
 mod reject;
 #[cfg(target_arch = "bpf")]
 mod settings;
 #[cfg(target_arch = "bpf")]
 mod tables;
+#[cfg(target_arch = "bpf")]
+mod trace;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {

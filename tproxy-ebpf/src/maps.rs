@@ -1,13 +1,14 @@
 //! The maps, as `tproxy_common::abi` describes them, and the two questions every program asks of them.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
 use tproxy_common::{
     abi::{
         CgroupKey, Control, Decision, FragmentKey, MAX_LISTENERS, MAX_SETS, Memory, SLOTS, SlotAddr, SlotKey,
+        TRACE_SIZE, Told,
     },
     addr::Addr,
     flow::Tuple,
@@ -50,6 +51,10 @@ pub(crate) static SETS: Array<RuleSet, { (MAX_SETS * SLOTS) as usize }> = Array:
 pub(crate) static ACTIONS: Array<u8, { MAX_RULES * SLOTS as usize }> = Array::new();
 #[btf_map]
 pub(crate) static HITS: PerCpuArray<u64, { MAX_RULES * SLOTS as usize }> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static TRACE: RingBuf<Told, { TRACE_SIZE as usize }> = RingBuf::new();
+#[btf_map]
+pub(crate) static WATCH: Array<u64, 2> = Array::new();
 
 /// The loader's word, read once a packet.
 #[inline(always)]
@@ -69,7 +74,13 @@ pub(crate) fn decided(tuple: &Tuple, rule: RuleIndex, worker: u32) {
 /// Counts a packet under its reason.
 #[inline(always)]
 pub(crate) fn count(reason: Reason) {
-    increment(COUNTERS.get_ptr_mut(reason as u32));
+    count_number(reason as u32);
+}
+
+/// Counts a packet under the reason of this number.
+#[inline(always)]
+pub(crate) fn count_number(reason: u32) {
+    increment(COUNTERS.get_ptr_mut(reason));
 }
 
 /// Counts a flow under the rule that decides it, which is at this place of `ACTIONS`.

@@ -62,10 +62,16 @@ pub(crate) fn steered(tuple: &Tuple, rule: RuleIndex, worker: u32) {
     remember(tuple, rule, worker);
 }
 
-/// Whether a datagram replies to one that was left alone; then it is remembered as well.
+/// Whether a datagram replies to one that was left alone.
+#[inline(never)]
+pub(crate) fn answers(tuple: &Tuple) -> bool {
+    recall(&tuple.reversed()) == Known::Passed
+}
+
+/// The same; then it is remembered as well.
 #[inline(never)]
 pub(crate) fn is_reply(tuple: &Tuple) -> bool {
-    let replies = recall(&tuple.reversed()) == Known::Passed;
+    let replies = answers(tuple);
     if replies {
         passed(tuple);
     }

@@ -4,16 +4,24 @@
 use aya_ebpf::{
     bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT},
     cty::c_long,
+    programs::TcContext,
 };
-use tproxy_common::{flow::Protocol, verdict::Reason};
+use tproxy_common::{abi::NO_RULE, flow::Protocol, rule::RuleIndex, verdict::Reason};
 
-use crate::maps::count;
+use crate::{maps::count_number, question};
 
-/// One byte, which is what a BPF function can return.
+/// What is known of a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The packet is its flow's first, as far as is known: the rules are to be asked.
+    /// It is its flow's first, as far as is known: the rules are to be asked.
     First(History),
+    /// What becomes of it, the number of the reason, and the rule that says so, or `NO_RULE`.
+    Settled(Course, u32, RuleIndex),
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Course {
     /// It is to be delivered to a socket of ours.
     Deliver,
     /// It is to be answered on behalf of its destination: a SYN with RST.
@@ -42,31 +50,49 @@ pub(crate) const NEXT: i32 = -1;
 /// Leaves the packet alone.
 #[inline(always)]
 pub(crate) fn pass(reason: Reason) -> Outcome {
-    count(reason);
-    Outcome::Next
+    settled(Course::Next, reason)
 }
 
 /// Discards the packet.
 #[inline(always)]
 pub(crate) fn shot(reason: Reason) -> Outcome {
-    count(reason);
-    Outcome::Shot
+    settled(Course::Shot, reason)
 }
 
 /// Delivers the packet.
 #[inline(always)]
 pub(crate) fn deliver(reason: Reason) -> Outcome {
-    count(reason);
-    Outcome::Deliver
+    settled(Course::Deliver, reason)
 }
 
 /// Refuses the flow.
 #[inline(always)]
 pub(crate) fn refuse(protocol: Protocol) -> Outcome {
-    match protocol {
-        Protocol::Tcp => Outcome::Reset,
-        Protocol::Udp => Outcome::Unreachable,
+    let course = match protocol {
+        Protocol::Tcp => Course::Reset,
+        Protocol::Udp => Course::Unreachable,
+    };
+    settled(course, Reason::RuleReject)
+}
+
+#[inline(always)]
+const fn settled(course: Course, reason: Reason) -> Outcome {
+    Outcome::Settled(course, reason as u32, NO_RULE)
+}
+
+/// Counts the packet, or answers who asks about one that does not exist, and says what is left to be done. What is refused
+/// is counted when that is done.
+#[inline(always)]
+pub(crate) fn settle(ctx: &TcContext, outcome: Outcome) -> Course {
+    let Outcome::Settled(course, reason, rule) = outcome else { return Course::Next };
+    if question::is_asked(ctx) {
+        question::answer(ctx, reason, rule);
+        return Course::Next;
     }
+    if !matches!(course, Course::Reset | Course::Unreachable) {
+        count_number(reason);
+    }
+    course
 }
 
 /// What `bpf_redirect` answered, as the program's answer.
@@ -76,33 +102,35 @@ pub(crate) fn redirected(answer: c_long) -> i32 {
 }
 
 impl Outcome {
-    /// Across a function of external linkage, of which the verifier knows no more than that it returns a number.
+    /// In one register, which is what a BPF function can return: the course, the reason, the rule.
     #[inline(always)]
     pub(crate) const fn to_number(self) -> u32 {
-        match self {
-            Self::First(History::Nothing) => 0,
-            Self::First(History::Decided) => 1,
-            Self::First(History::TimeWait) => 2,
-            Self::Deliver => 3,
-            Self::Reset => 4,
-            Self::Unreachable => 5,
-            Self::Next => 6,
-            Self::Shot => 7,
-        }
+        let (course, reason, rule) = match self {
+            Self::First(History::Nothing) => return 0,
+            Self::First(History::Decided) => return 1,
+            Self::First(History::TimeWait) => return 2,
+            Self::Settled(Course::Deliver, reason, rule) => (3, reason, rule),
+            Self::Settled(Course::Reset, reason, rule) => (4, reason, rule),
+            Self::Settled(Course::Unreachable, reason, rule) => (5, reason, rule),
+            Self::Settled(Course::Next, reason, rule) => (6, reason, rule),
+            Self::Settled(Course::Shot, reason, rule) => (7, reason, rule),
+        };
+        course | (reason & 0xff) << 8 | rule << 16
     }
 
     /// The reverse of [`Self::to_number`].
     #[inline(always)]
     pub(crate) const fn from_number(number: u32) -> Self {
-        match number {
-            0 => Self::First(History::Nothing),
-            1 => Self::First(History::Decided),
-            2 => Self::First(History::TimeWait),
-            3 => Self::Deliver,
-            4 => Self::Reset,
-            5 => Self::Unreachable,
-            6 => Self::Next,
-            _ => Self::Shot,
-        }
+        let course = match number & 0xff {
+            0 => return Self::First(History::Nothing),
+            1 => return Self::First(History::Decided),
+            2 => return Self::First(History::TimeWait),
+            3 => Course::Deliver,
+            4 => Course::Reset,
+            5 => Course::Unreachable,
+            6 => Course::Next,
+            _ => Course::Shot,
+        };
+        Self::Settled(course, number >> 8 & 0xff, number >> 16)
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     egress,
     first::ask_if_first,
     ingress, lookup, loopback,
-    outcome::{NEXT, Outcome},
+    outcome::{Course, NEXT, settle},
     packet::{ETHERNET, LinkLayer, NO_LINK_LAYER},
     reject,
 };
@@ -39,23 +39,23 @@ pub(crate) fn tproxy_egress_l3(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn on_ingress(ctx: &TcContext, link: LinkLayer) -> i32 {
-    match ask_if_first(ctx, link, Scope::Forwarded, ingress::known(ctx, link)) {
-        Outcome::Deliver => ingress::steer(ctx),
-        Outcome::Reset => reject::answer(ctx, link, reject::tproxy_turn_round, 0),
-        Outcome::Unreachable => reject::answer(ctx, link, reject::tproxy_unreachable, 0),
-        Outcome::Next | Outcome::First(_) => NEXT,
-        Outcome::Shot => TC_ACT_SHOT,
+    match settle(ctx, ask_if_first(ctx, link, Scope::Forwarded, ingress::known(ctx, link))) {
+        Course::Deliver => ingress::steer(ctx),
+        Course::Reset => reject::answer(ctx, link, reject::tproxy_turn_round, 0),
+        Course::Unreachable => reject::answer(ctx, link, reject::tproxy_unreachable, 0),
+        Course::Next => NEXT,
+        Course::Shot => TC_ACT_SHOT,
     }
 }
 
 #[inline(always)]
 fn on_egress(ctx: &TcContext, link: LinkLayer) -> i32 {
-    match ask_if_first(ctx, link, Scope::Outbound, egress::known(ctx, link)) {
-        Outcome::Deliver => egress::redirect_to_lo(ctx, link),
-        Outcome::Reset => reject::answer(ctx, link, reject::tproxy_turn_round, BPF_F_INGRESS),
-        Outcome::Unreachable => reject::answer(ctx, link, reject::tproxy_unreachable, BPF_F_INGRESS),
-        Outcome::Next | Outcome::First(_) => NEXT,
-        Outcome::Shot => TC_ACT_SHOT,
+    match settle(ctx, ask_if_first(ctx, link, Scope::Outbound, egress::known(ctx, link))) {
+        Course::Deliver => egress::redirect_to_lo(ctx, link),
+        Course::Reset => reject::answer(ctx, link, reject::tproxy_turn_round, BPF_F_INGRESS),
+        Course::Unreachable => reject::answer(ctx, link, reject::tproxy_unreachable, BPF_F_INGRESS),
+        Course::Next => NEXT,
+        Course::Shot => TC_ACT_SHOT,
     }
 }
 

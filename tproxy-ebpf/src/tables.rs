@@ -1,5 +1,7 @@
 //! The policy's questions, answered from the maps.
 
+use core::cell::Cell;
+
 use aya_ebpf::{
     btf_maps::lpm_trie::Key,
     helpers::{bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id},
@@ -7,8 +9,8 @@ use aya_ebpf::{
 };
 use tproxy_common::{
     abi::{
-        CgroupKey, Control, SLOT_BITS, SlotAddr, SlotKey, Unrestricted, action_index, port_index, scope_set,
-        set_index,
+        CgroupKey, Control, NO_RULE, SLOT_BITS, SlotAddr, SlotKey, Unrestricted, action_index, port_index,
+        scope_set, set_index,
     },
     addr::Addr,
     flow::Protocol,
@@ -18,7 +20,7 @@ use tproxy_common::{
 
 use crate::{
     maps::{self, PrefixTable},
-    ownership,
+    ownership, question,
 };
 
 /// Deepest cgroup that a rule can name.
@@ -28,9 +30,19 @@ const MAX_CGROUP_DEPTH: u32 = 31;
 pub(crate) struct Tables<'a> {
     pub(crate) control: Control,
     pub(crate) sender: Option<&'a TcContext>,
+    /// The rule whose action was asked for, or `NO_RULE`.
+    pub(crate) decided: Cell<RuleIndex>,
+    /// The packet, where it may be a question, and then does not count.
+    pub(crate) packet: Option<&'a TcContext>,
 }
 
-impl Tables<'_> {
+impl<'a> Tables<'a> {
+    /// The generation that `control` says is active.
+    #[inline(always)]
+    pub(crate) const fn of(control: Control, sender: Option<&'a TcContext>) -> Self {
+        Self { control, sender, decided: Cell::new(NO_RULE), packet: None }
+    }
+
     #[inline(always)]
     fn set(&self, id: SetId) -> Option<&RuleSet> {
         maps::SETS.get(set_index(self.control.slot, id))
@@ -118,7 +130,10 @@ impl Lookups for Tables<'_> {
     #[inline(always)]
     fn action(&self, rule: RuleIndex) -> ActionKind {
         let index = action_index(self.control.slot, rule);
-        maps::hit(index);
+        self.decided.set(rule);
+        if !self.packet.is_some_and(question::is_asked) {
+            maps::hit(index);
+        }
         maps::ACTIONS.get(index).map_or(ActionKind::Pass, |byte| ActionKind::from_byte(*byte))
     }
 }

@@ -10,8 +10,9 @@ pub use pages::{completions, man};
 use crate::{
     ask, bench,
     config::{self, Config, Draft, DraftRule, Form},
+    doctor, explain,
     logging::Format,
-    send, top,
+    send, top, trace,
 };
 
 /// Steers TCP connections and UDP datagrams to arbitrary destinations into user space, by eBPF instead of iptables.
@@ -86,6 +87,19 @@ pub enum Command {
         after_long_help = "Example:\n  tproxy bench --quick --only sk_lookup,haproxy --html bench.html"
     )]
     Bench(bench::Args),
+    /// Say what on this host keeps interception from working, and what cures it
+    #[command(
+        after_long_help = "Exit code: 0 nothing is wrong, 3 warnings only, 1 something fails.\n\nExample:\n  tproxy doctor --probe"
+    )]
+    Doctor(doctor::Args),
+    /// Say what becomes of a flow, which rule decides, and why
+    #[command(
+        after_long_help = "Examples:\n  tproxy explain tcp 10.0.0.5:5555 8.8.8.8:443 --interface eth1\n  tproxy explain udp 10.0.0.5:5555 8.8.8.8:53 --interface eth1 -- --scope forwarded --interface eth1 --action direct"
+    )]
+    Explain(explain::Args),
+    /// Show what is decided about flows, live
+    #[command(after_long_help = "Example:\n  tproxy trace --proto tcp --dst :443 --reason pass")]
+    Trace(trace::Args),
     /// The workers of `run` alone, for the benchmark
     #[command(hide = true)]
     BenchRelay(Box<Run>),
@@ -152,6 +166,20 @@ pub struct Setup {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct Mistakes(pub Vec<String>);
+
+impl Cli {
+    /// What `tproxy run` would make of these flags.
+    ///
+    /// # Errors
+    /// [`Mistakes`], also for flags that make no sense by themselves.
+    pub fn config_of_run(flags: &[String]) -> Result<Config, Mistakes> {
+        let words = ["tproxy", "run"].into_iter().chain(flags.iter().map(String::as_str));
+        match Self::try_parse_from(words).map_err(|error| Mistakes(vec![one_line(&error)]))?.command {
+            Command::Run(run) => run.setup.into_config(),
+            _ => unreachable!("the command is run"),
+        }
+    }
+}
 
 impl Setup {
     /// Reads the file, if there is one, and checks all of it.

@@ -24,7 +24,11 @@ use serde::{Deserialize, Serialize};
 use tproxy_common::flow::Protocol;
 pub use tproxy_common::rule::Scope;
 
-use crate::{host::InstanceName, mark::Mark};
+use crate::{
+    host::{Identity, InstanceName},
+    intercept::Taker,
+    mark::Mark,
+};
 use values::Text;
 
 /// Everything one instance of `tproxy run` needs to know.
@@ -50,6 +54,33 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// How many UDP sessions there may be.
     pub sessions: SessionLimits,
+}
+
+impl Config {
+    /// These rules, and for the rest what `tproxy run` has where nothing is given.
+    #[must_use]
+    pub fn new(rules: Vec<Rule>) -> Self {
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        let Identity { mark, table, priority } = Identity::DEFAULT;
+        Self {
+            name: None,
+            metrics: None,
+            rules,
+            mark,
+            table,
+            priority,
+            steer: Steer::default(),
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            timeouts: Timeouts {
+                connect: Duration::from_secs(10),
+                idle: minutes(124),
+                drain: Duration::from_secs(30),
+                udp: Duration::from_secs(30),
+                udp_stream: minutes(2),
+            },
+            sessions: SessionLimits { total: 16_384, per_client: 4096 },
+        }
+    }
 }
 
 /// One rule: which flows, and what becomes of them.
@@ -163,6 +194,8 @@ pub enum Action {
     Upstream(SocketAddr),
     /// Intercept, and answer with this text.
     Respond(Arc<str>),
+    /// Intercept, and hand the connection over to other code of this process; TCP only.
+    HandOver(Taker),
     /// Refuse: RST for TCP, ICMP port unreachable for UDP.
     Reject,
     /// Discard silently.
@@ -177,6 +210,7 @@ impl fmt::Display for Action {
             Self::Direct => f.write_str("direct"),
             Self::Upstream(addr) => write!(f, "upstream={addr}"),
             Self::Respond(_) => f.write_str("respond"),
+            Self::HandOver(_) => f.write_str("hand over"),
             Self::Reject => f.write_str("reject"),
             Self::Drop => f.write_str("drop"),
             Self::Pass => f.write_str("pass"),

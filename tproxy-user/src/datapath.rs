@@ -8,6 +8,8 @@ mod decisions;
 mod hits;
 mod log;
 mod memory;
+pub mod running;
+pub mod support;
 mod tables;
 mod test_run;
 #[cfg(test)]

@@ -17,12 +17,12 @@ pub mod lingering;
 pub mod links;
 pub mod local_table;
 mod netlink;
-mod policy;
+pub mod policy;
 pub mod preflight;
 pub mod sysctl;
 
 pub use control_socket::{BadInstanceName, ControlSocket, InstanceName};
-pub use journal::{Change, Identity, Journal, Report, cleanup};
+pub use journal::{Change, Identity, Journal, OnRecord, Report, cleanup, on_record};
 
 /// Side of an interface, seen from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -7,6 +7,8 @@
 //! threads of [`worker`] and over sockets made by [`socket`]. [`mod@bench`] is `tproxy bench`.
 //! [`flows`] are the tables of what is live; [`control`] is what an operator sees of it, [`metrics`] what Prometheus does,
 //! [`ask`] and [`top`] are the commands that show it.
+//! [`doctor`], [`explain`] and [`trace`] are the subcommands of these names. [`intercept`] is for programs that take
+//! connections themselves.
 //! The way of a packet is in the crate `tproxy-ebpf`.
 
 pub mod ask;
@@ -15,11 +17,14 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod doctor;
+pub mod explain;
 pub mod family;
 pub mod flow;
 pub mod flows;
 pub mod host;
 pub mod instance;
+pub mod intercept;
 pub mod latency;
 pub mod logging;
 pub mod mark;
@@ -33,5 +38,6 @@ pub mod socket;
 mod source;
 pub mod tcp;
 pub mod top;
+pub mod trace;
 pub mod udp;
 pub mod worker;

@@ -10,12 +10,17 @@ use tproxy::{
     bench,
     cli::{self, Cli, Command, Mistakes, one_line},
     config::{self, Config},
+    doctor::{self, Level},
+    explain,
     host::Report,
     logging, run, top,
+    trace::{self, TraceError},
 };
 
 /// Exit code for a command line or a file that makes no sense, as clap and the shell have it.
 const USAGE: u8 = 2;
+/// Exit code of `doctor` where it warns of something, and nothing fails.
+const WARNINGS: u8 = 3;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -67,6 +72,26 @@ fn main() -> ExitCode {
         Command::Close(close) => finish(ask(close.close())),
         Command::Drain(drain) => finish(ask(drain.drain())),
         Command::Metrics(metrics) => finish(ask(metrics.show())),
+        Command::Doctor(args) => {
+            logging::init(logging::Format::Text, 0);
+            let report = doctor::examine(&args);
+            if let Err(error) = print(&if args.json { as_json(&report) } else { report.to_string() }) {
+                return fail(&format!("error: {error}"), 1);
+            }
+            match report.worst {
+                Level::Ok => ExitCode::SUCCESS,
+                Level::Warn => ExitCode::from(WARNINGS),
+                Level::Fail => ExitCode::FAILURE,
+            }
+        }
+        Command::Explain(args) => {
+            logging::init(logging::Format::Text, 0);
+            finish(explain(&args))
+        }
+        Command::Trace(args) => {
+            logging::init(logging::Format::Text, 0);
+            finish(trace(&args))
+        }
         Command::Cleanup => {
             logging::init(logging::Format::Text, 0);
             finish(run::cleanup().and_then(|reports| report(&reports)))
@@ -92,6 +117,29 @@ async fn ask(answer: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result
 async fn relay(flags: cli::Run) -> anyhow::Result<()> {
     logging::init(flags.log_format, flags.verbose);
     bench::without_datapath(flags.setup.into_config()?).await
+}
+
+fn explain(args: &explain::Args) -> anyhow::Result<()> {
+    let config = if args.run.is_empty() { None } else { Some(Cli::config_of_run(&args.run)?) };
+    let explanations = explain::explain(args, config.as_ref())?;
+    let texts: Vec<_> = explanations.iter().map(ToString::to_string).collect();
+    print(&if args.json { as_json(&explanations) } else { texts.join("\n") })
+}
+
+/// That nobody reads any more is no failure.
+fn trace(args: &trace::Args) -> anyhow::Result<()> {
+    let says = |text: &str| tracing::info!("{text}");
+    match trace::follow(args, &mut io::stdout().lock(), says) {
+        Err(TraceError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        ended => Ok(ended?),
+    }
+}
+
+/// Pretty, and with a newline at its end.
+fn as_json(answer: &impl serde::Serialize) -> String {
+    let text =
+        serde_json::to_string_pretty(answer).unwrap_or_else(|error| unreachable!("plain data: {error}"));
+    text + "\n"
 }
 
 #[expect(clippy::print_stdout, reason = "the answer to the command")]

@@ -119,7 +119,7 @@ fn scopes_and_protocols() -> impl Iterator<Item = (Scope, Protocol)> {
 /// What the datapath does for an action.
 const fn kind(action: &Action) -> ActionKind {
     match action {
-        Action::Direct | Action::Upstream(_) | Action::Respond(_) => ActionKind::Steer,
+        Action::Direct | Action::Upstream(_) | Action::Respond(_) | Action::HandOver(_) => ActionKind::Steer,
         Action::Reject => ActionKind::Reject,
         Action::Drop => ActionKind::Drop,
         Action::Pass => ActionKind::Pass,

@@ -108,7 +108,7 @@ pub(super) fn program_for(link: &Link, hook: Direction) -> Result<&'static str, 
     }
 }
 
-const fn attach_type(hook: Direction) -> TcAttachType {
+pub(super) const fn attach_type(hook: Direction) -> TcAttachType {
     match hook {
         Direction::Ingress => TcAttachType::Ingress,
         Direction::Egress => TcAttachType::Egress,

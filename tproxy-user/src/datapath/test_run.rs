@@ -44,14 +44,15 @@ pub enum Course {
 }
 
 /// Where a field is in `__sk_buff`, all of which are words.
-mod field {
-    pub(super) const MARK: usize = 8;
-    pub(super) const INGRESS_IFINDEX: usize = 36;
-    pub(super) const IFINDEX: usize = 40;
+pub(super) mod field {
+    pub(in crate::datapath) const MARK: usize = 8;
+    pub(in crate::datapath) const INGRESS_IFINDEX: usize = 36;
+    pub(in crate::datapath) const IFINDEX: usize = 40;
+    pub(in crate::datapath) const CB: usize = 48;
 }
 
 /// More than any kernel's `__sk_buff`: it gives back all of it or an error.
-const CONTEXT_SIZE: usize = 512;
+pub(super) const CONTEXT_SIZE: usize = 512;
 
 impl Datapath {
     /// Runs the program that [`Self::attach`] would attach to this hook; it need not be attached. The calling thread

@@ -21,7 +21,7 @@ use change::Entry;
 #[cfg(test)]
 pub(super) use reclaim::cleanup_in;
 pub use reclaim::{Report, cleanup};
-use store::{Record, Store};
+use store::{Found, Record, Store, boot_id};
 
 /// Where all journals are.
 pub(super) const ROOT: &str = "/run/tproxy";
@@ -36,6 +36,11 @@ pub struct Identity {
     pub table: u32,
     /// Of its `ip rule`s; several instances may share one.
     pub priority: u32,
+}
+
+impl Identity {
+    /// What an instance has that is given nothing else.
+    pub const DEFAULT: Self = Self { mark: Mark::DEFAULT, table: 29_808, priority: 100 };
 }
 
 /// The guard of everything this instance changes on the host: undone when dropped, also by a panic, and by
@@ -146,6 +151,43 @@ impl Drop for Journal {
             tracing::error!("the host is not quite as it was: {error}; run `tproxy cleanup`");
         }
     }
+}
+
+/// An instance that has a journal in this network namespace.
+#[derive(Debug, Clone)]
+pub struct OnRecord {
+    /// Its process.
+    pub pid: u32,
+    /// What it owns.
+    pub identity: Identity,
+    /// Whether it runs; if not, it left its changes behind.
+    pub alive: bool,
+    /// What it changed.
+    pub changes: Vec<Change>,
+}
+
+/// The instances on record in this network namespace, the living and those that left something. Nothing is changed.
+///
+/// # Errors
+/// [`HostError::Journal`] when the journals cannot be read or kept.
+pub fn on_record() -> Result<Vec<OnRecord>, HostError> {
+    let store = Store::of_this_namespace(Path::new(ROOT))?;
+    let locked = store.lock()?;
+    let boot = boot_id()?;
+    let seen = |alive, record: Record| OnRecord {
+        pid: record.pid,
+        identity: record.identity,
+        alive,
+        changes: record.changes.iter().map(|entry| entry.change().clone()).collect(),
+    };
+    let known = locked.journals()?.into_iter().filter_map(|found| match found {
+        Found::Living(record) => Some(seen(true, record)),
+        // Nothing of it outlived the boot.
+        Found::Dead(record) if record.boot != boot => None,
+        Found::Dead(record) => Some(seen(false, record)),
+        Found::Unreadable(..) => None,
+    });
+    Ok(known.collect())
 }
 
 fn refuse_shared(wanted: &Identity, other: &Record) -> Result<(), HostError> {

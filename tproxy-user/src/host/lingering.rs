@@ -46,6 +46,25 @@ pub fn destroy(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
     }
 }
 
+/// Whether the kernel can destroy sockets: it is asked to destroy one that does not exist.
+///
+/// # Errors
+/// [`HostError::Netlink`] when it gives no answer.
+pub fn can_destroy() -> Result<bool, HostError> {
+    let nobody = SockDiagMessage::InetRequest(request(AF_INET, SocketId::new_v4()));
+    match Netlink::open(NETLINK_SOCK_DIAG)
+        .and_then(|netlink| netlink.request(SockDiagDestroy::new(nobody), 0))
+    {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        // No socket is bound to port 0.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(true),
+        Err(source) => {
+            Err(HostError::Netlink { action: "try whether sockets can be destroyed".into(), source })
+        }
+        Ok(()) => Ok(true),
+    }
+}
+
 /// How many sockets with the own mark are not done: a handshake is under way, nobody has accepted the
 /// connection yet, or data or a FIN wait to be acknowledged.
 ///

@@ -80,7 +80,7 @@ pub fn routed_interfaces() -> Result<BTreeSet<u32>, HostError> {
 }
 
 /// `lo` has index 1 in every namespace (`LOOPBACK_IFINDEX`).
-pub(super) const LOOPBACK: u32 = 1;
+pub const LOOPBACK: u32 = 1;
 
 pub(super) fn is_local(kind: RouteType) -> bool {
     LOCAL_KINDS.contains(&kind)

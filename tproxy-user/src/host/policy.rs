@@ -1,7 +1,7 @@
 //! Policy routing: the `ip rule`s and the `local default` route that deliver steered packets locally,
 //! and the question whether somebody else has the mark or the table.
 
-use std::io;
+use std::{fmt, io};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -69,21 +69,30 @@ pub(super) fn local_route(deed: Deed, identity: &Identity, family: Family) -> io
 
 /// Refuses a mark or a table that somebody uses; to be called when nothing of our own is in place.
 pub(super) fn refuse_foreign(identity: &Identity) -> Result<(), HostError> {
-    if let Some(rule) = rule_on(identity.mark)? {
-        return Err(HostError::MarkTaken { mark: identity.mark, rule });
+    let on_our_mark = rules()?.into_iter().find(|rule| rule.selects_by(identity.mark));
+    if let Some(rule) = on_our_mark {
+        return Err(HostError::MarkTaken { mark: identity.mark, rule: rule.to_string() });
     }
-    let mut found = None;
-    routes(RouteFilter { kind: RouteType::Unspec, table: Some(identity.table) }, |route| {
-        found.get_or_insert_with(|| {
-            let kind = format!("{:?}", route.header.kind).to_lowercase();
-            let to = destination(&route).map_or_else(|| "?".to_owned(), |prefix| prefix.to_string());
-            format!("{kind} {to} table {}", identity.table)
-        });
-    })?;
-    match found {
+    match route_in(identity.table)? {
         Some(route) => Err(HostError::TableTaken { table: identity.table, route }),
         None => Ok(()),
     }
+}
+
+/// A route of a table, if it has any, as `ip route` writes it.
+///
+/// # Errors
+/// [`HostError::Netlink`].
+pub fn route_in(table: u32) -> Result<Option<String>, HostError> {
+    let mut found = None;
+    routes(RouteFilter { kind: RouteType::Unspec, table: Some(table) }, |route| {
+        found.get_or_insert_with(|| {
+            let kind = format!("{:?}", route.header.kind).to_lowercase();
+            let to = destination(&route).map_or_else(|| "?".to_owned(), |prefix| prefix.to_string());
+            format!("{kind} {to} table {table}")
+        });
+    })?;
+    Ok(found)
 }
 
 /// Whether a packet that bears only mark `a` is selected by `b`, or the other way round.
@@ -100,8 +109,12 @@ pub(super) fn selectors(mark: Mark) -> [(u32, u32); 2] {
     [(mark.steer(), mark.mask()), (mark.own(), mark.mask())]
 }
 
-fn rule_on(mark: Mark) -> Result<Option<String>, HostError> {
-    let mut found = None;
+/// Every `ip rule` of this network namespace.
+///
+/// # Errors
+/// [`HostError::Netlink`].
+pub fn rules() -> Result<Vec<Rule>, HostError> {
+    let mut found = Vec::new();
     let mut dump = || -> io::Result<()> {
         let netlink = Netlink::open(NETLINK_ROUTE)?;
         for family in Family::BOTH {
@@ -110,9 +123,11 @@ fn rule_on(mark: Mark) -> Result<Option<String>, HostError> {
             netlink.dump(RouteNetlinkMessage::GetRule(request), |answer| {
                 if let RouteNetlinkMessage::NewRule(rule) = answer
                     && rule.header.family == family.into()
-                    && selects_by(&rule, mark)
                 {
-                    found.get_or_insert_with(|| describe(&rule, family));
+                    let rule = Rule::read(family, &rule);
+                    if !found.contains(&rule) {
+                        found.push(rule);
+                    }
                 }
             })?;
         }
@@ -122,37 +137,96 @@ fn rule_on(mark: Mark) -> Result<Option<String>, HostError> {
     Ok(found)
 }
 
-fn selects_by(rule: &RuleMessage, mark: Mark) -> bool {
-    // `not fwmark M`, as wg-quick has it, is about everything but M.
-    if rule.header.flags.contains(RuleFlags::Invert) {
-        return false;
-    }
-    let fwmark = rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::FwMark(value) => Some(*value),
-        _ => None,
-    });
-    let fwmask = rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::FwMask(mask) => Some(*mask),
-        _ => None,
-    });
-    fwmark.is_some_and(|value| {
-        selectors(mark).into_iter().any(|ours| confusable(ours, (value, fwmask.unwrap_or(u32::MAX))))
-    })
+/// An `ip rule`, as far as it matters to us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Of the packets.
+    pub family: Family,
+    /// Its preference; rules are tried in that order.
+    pub priority: u32,
+    /// The interface that packets come in by; none is any.
+    pub iif: Option<String>,
+    /// The mark of packets, and the bits of it that count.
+    pub mark: Option<(u32, u32)>,
+    /// It is about the packets that the rest does not describe (`not`).
+    pub inverted: bool,
+    /// It is also about something else, such as addresses or a user id.
+    pub narrowed: bool,
+    /// The table that is looked up, if that is what it does.
+    pub table: Option<u32>,
 }
 
-fn describe(rule: &RuleMessage, family: Family) -> String {
-    let mut text = format!("{family}");
-    for attribute in &rule.attributes {
-        match attribute {
-            RuleAttribute::Priority(pref) => text += &format!(" pref {pref}"),
-            RuleAttribute::Iifname(name) => text += &format!(" iif {name}"),
-            RuleAttribute::FwMark(value) => text += &format!(" fwmark {value:#x}"),
-            RuleAttribute::FwMask(mask) => text += &format!(" mask {mask:#x}"),
-            RuleAttribute::Table(table) => text += &format!(" lookup {table}"),
-            _ => {}
+impl Rule {
+    fn read(family: Family, message: &RuleMessage) -> Self {
+        let mut rule = Self {
+            family,
+            priority: 0,
+            iif: None,
+            mark: None,
+            inverted: message.header.flags.contains(RuleFlags::Invert),
+            narrowed: message.header.src_len > 0 || message.header.dst_len > 0 || message.header.tos > 0,
+            table: (message.header.action == RuleAction::ToTable).then(|| message.header.table.into()),
+        };
+        let (mut value, mut mask) = (None, u32::MAX);
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Priority(priority) => rule.priority = *priority,
+                RuleAttribute::Iifname(name) => rule.iif = Some(name.clone()),
+                RuleAttribute::FwMark(mark) => value = Some(*mark),
+                RuleAttribute::FwMask(bits) => mask = *bits,
+                RuleAttribute::Table(table) => rule.table = rule.table.map(|_| *table),
+                RuleAttribute::Oifname(_)
+                | RuleAttribute::UidRange(_)
+                | RuleAttribute::IpProtocol(_)
+                | RuleAttribute::SourcePortRange(_)
+                | RuleAttribute::DestinationPortRange(_) => rule.narrowed = true,
+                _ => {}
+            }
         }
+        rule.mark = value.map(|value| (value, mask));
+        rule
     }
-    text
+
+    /// Whether it selects by bits of `mark`.
+    #[must_use]
+    pub fn selects_by(&self, mark: Mark) -> bool {
+        // `not fwmark M`, as wg-quick has it, is about everything but M.
+        !self.inverted
+            && self
+                .mark
+                .is_some_and(|theirs| selectors(mark).into_iter().any(|ours| confusable(ours, theirs)))
+    }
+
+    /// Whether it may take packets that bear the steer mark, and nothing else of a mark.
+    #[must_use]
+    pub fn may_take(&self, mark: Mark) -> bool {
+        let selected = self.mark.is_none_or(|(value, mask)| mark.steer() & mask == value);
+        // What else it is about may be any packet.
+        if self.inverted { self.narrowed || self.iif.is_some() || !selected } else { selected }
+    }
+
+    /// What deletes it.
+    #[must_use]
+    pub fn deletion(&self) -> String {
+        let family = if self.family == Family::V6 { "ip -6" } else { "ip" };
+        format!("{family} rule del pref {}", self.priority)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} pref {}", self.family, self.priority)?;
+        if self.inverted {
+            f.write_str(" not")?;
+        }
+        if let Some(iif) = &self.iif {
+            write!(f, " iif {iif}")?;
+        }
+        if let Some((value, mask)) = self.mark {
+            write!(f, " fwmark {value:#x}/{mask:#x}")?;
+        }
+        self.table.map_or(Ok(()), |table| write!(f, " lookup {table}"))
+    }
 }
 
 #[cfg(test)]

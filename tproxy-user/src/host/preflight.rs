@@ -10,32 +10,39 @@ const NEEDED: (u32, u32) = (5, 15);
 /// # Errors
 /// The first thing that is missing: a capability, the kernel's version, or `lo`.
 pub fn check() -> Result<(), HostError> {
-    let effective = capabilities(None)
-        .map_err(|error| HostError::Netlink {
-            action: "read the process's capabilities".into(),
-            source: error.into(),
-        })?
-        .effective;
-    privileged(effective)?;
+    if let Some(name) = missing_capabilities()?.first() {
+        return Err(HostError::MissingCapability(name));
+    }
     recent(&rustix::system::uname().release().to_string_lossy())?;
     let loopback_up = links::snapshot()?.iter().any(|link| link.index == LOOPBACK && link.up);
     if loopback_up { Ok(()) } else { Err(HostError::LoopbackDown) }
 }
 
-fn privileged(effective: CapabilitySet) -> Result<(), HostError> {
+/// The capabilities that are needed and not in effect.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn missing_capabilities() -> Result<Vec<&'static str>, HostError> {
+    let asked = capabilities(None).map_err(|error| HostError::Netlink {
+        action: "read the process's capabilities".into(),
+        source: error.into(),
+    })?;
+    Ok(missing(asked.effective))
+}
+
+fn missing(effective: CapabilitySet) -> Vec<&'static str> {
     // CAP_SYS_ADMIN contains the two that were split off from it in Linux 5.8 (capabilities(7)).
     let needed = [
         ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
         ("CAP_BPF", CapabilitySet::BPF | CapabilitySet::SYS_ADMIN),
         ("CAP_PERFMON", CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN),
     ];
-    match needed.into_iter().find(|(_, any)| !effective.intersects(*any)) {
-        Some((name, _)) => Err(HostError::MissingCapability(name)),
-        None => Ok(()),
-    }
+    needed.into_iter().filter(|(_, any)| !effective.intersects(*any)).map(|(name, _)| name).collect()
 }
 
-fn recent(release: &str) -> Result<(), HostError> {
+/// # Errors
+/// [`HostError::KernelTooOld`] of a release, as `uname -r` has it.
+pub fn recent(release: &str) -> Result<(), HostError> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let version = match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
@@ -57,12 +64,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_missing_capability_is_named() {
-        let missing = |set| privileged(set).unwrap_err().to_string();
-        assert!(missing(CapabilitySet::empty()).contains("CAP_NET_ADMIN"));
-        assert!(missing(CapabilitySet::NET_ADMIN).contains("CAP_BPF"));
-        assert!(missing(CapabilitySet::NET_ADMIN | CapabilitySet::BPF).contains("CAP_PERFMON"));
-        assert!(privileged(CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN).is_ok());
+    fn missing_capabilities_are_named() {
+        assert_eq!(missing(CapabilitySet::empty()), ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"]);
+        assert_eq!(missing(CapabilitySet::NET_ADMIN | CapabilitySet::BPF), ["CAP_PERFMON"]);
+        assert!(missing(CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN).is_empty());
     }
 
     #[test]

@@ -57,11 +57,7 @@ impl Cgroup {
     /// [`CgroupError`], which names the path.
     pub fn resolve(path: &Path) -> Result<Self, CgroupError> {
         let mount = mount_point().ok_or(CgroupError::NotMounted)?;
-        let absolute = if path.starts_with(&mount) {
-            path.to_owned()
-        } else {
-            mount.join(path.strip_prefix("/").unwrap_or(path))
-        };
+        let absolute = below(&mount, path);
         let unreadable = |error| CgroupError::Unreadable(path.to_owned(), error);
         let absolute = absolute.canonicalize().map_err(unreadable)?;
         let below = absolute
@@ -81,6 +77,36 @@ impl Cgroup {
             return Err(CgroupError::Root(path.to_owned()));
         }
         Ok(Self { path: ids })
+    }
+
+    /// This cgroup and those above it, from the deepest up.
+    pub fn lineage(&self) -> impl Iterator<Item = Self> {
+        (1..=self.path.len()).rev().map(|depth| Self { path: self.path[..depth].to_vec() })
+    }
+
+    /// The cgroup that the calling process is in; none, if that is the root.
+    ///
+    /// # Errors
+    /// [`CgroupError`], when the hierarchy cannot be read.
+    pub fn of_this_process() -> Result<Option<Self>, CgroupError> {
+        let own = Path::new("/proc/self/cgroup");
+        let text = fs::read_to_string(own).map_err(|error| CgroupError::Unreadable(own.to_owned(), error))?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+        match Self::resolve(Path::new(path)) {
+            Ok(cgroup) => Ok(Some(cgroup)),
+            Err(CgroupError::Root(_) | CgroupError::NotMounted) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the calling process a member of the cgroup at `path`, absolute or relative to the root of the hierarchy.
+    ///
+    /// # Errors
+    /// [`CgroupError`], which names the path.
+    pub fn join(path: &Path) -> Result<(), CgroupError> {
+        let mount = mount_point().ok_or(CgroupError::NotMounted)?;
+        fs::write(below(&mount, path).join("cgroup.procs"), std::process::id().to_string())
+            .map_err(|error| CgroupError::Unreadable(path.to_owned(), error))
     }
 
     /// The cgroup with these ids from the root's child down.
@@ -119,6 +145,11 @@ pub(super) fn compile(rules: &[Vec<Cgroup>], sets: &mut Sets) -> BTreeMap<Cgroup
     let compiled =
         named.keys().map(|path| (Cgroup { path: path.to_vec() }, sets.intern(with_those_above(path))));
     compiled.collect()
+}
+
+/// A path as users write it: absolute, or relative to the root of the hierarchy, with or without the slash.
+fn below(mount: &Path, path: &Path) -> PathBuf {
+    if path.starts_with(mount) { path.to_owned() } else { mount.join(path.strip_prefix("/").unwrap_or(path)) }
 }
 
 fn mount_point() -> Option<PathBuf> {

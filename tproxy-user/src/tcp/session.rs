@@ -9,18 +9,33 @@ use super::{
     connection::{Connection, Ended},
     relay, respond, upstream,
 };
-use crate::{config::Action, flows::FlowState, socket};
+use crate::{config::Action, flows::FlowState, intercept::Taker, socket};
 
 /// Serves one connection from accept to close. Unless it ends in order, dropping the sockets resets
 /// whoever is at their other ends.
 #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice, for each connection")]
 pub(super) fn run(client: TcpStream, mut connection: Connection) -> impl Future<Output = ()> {
     async move {
+        if let Action::HandOver(taker) = &connection.rule().action {
+            let taker = taker.clone();
+            let ended = hand_over(client, &mut connection, &taker).await;
+            return connection.ended(ended);
+        }
         let ended = serve(&client, &mut connection).await;
         if ended.end == End::Eof {
             socket::close_in_order(&client);
         }
         connection.ended(ended);
+    }
+}
+
+/// For somebody else's code, which sees a socket like any other: closing it is an orderly end.
+async fn hand_over(client: TcpStream, connection: &mut Connection, taker: &Taker) -> Ended {
+    connection.announce(None, None);
+    socket::close_in_order(&client);
+    match taker.hand_over(client, connection.client(), connection.dst()).await {
+        Ok(()) => End::Eof.into(),
+        Err(error) => Ended { end: End::Stopped, error: Some(error.to_string()) },
     }
 }
 
@@ -35,7 +50,7 @@ async fn serve(client: &TcpStream, connection: &mut Connection) -> Ended {
             return respond::respond(client, &text, connection).await;
         }
         // The datapath does these without us.
-        Action::Reject | Action::Drop | Action::Pass => return End::Undecided.into(),
+        Action::HandOver(_) | Action::Reject | Action::Drop | Action::Pass => return End::Undecided.into(),
     };
     let connected = upstream::connect(address, client, connection).await;
     connection.announce(Some(address), connected.as_ref().ok());

@@ -133,7 +133,9 @@ impl Relay {
                 return Ok((self.reply(flow)?, text));
             }
             // The datapath does these without us.
-            Action::Reject | Action::Drop | Action::Pass => return Err(Unbegun::Undecided),
+            Action::HandOver(_) | Action::Reject | Action::Drop | Action::Pass => {
+                return Err(Unbegun::Undecided);
+            }
         };
         let reply = self.reply(flow)?;
         // What an application of this host sees as a client's endpoint is one towards that application only.

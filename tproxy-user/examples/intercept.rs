@@ -1,0 +1,38 @@
+//! Takes TCP connections to port 80 of any address, and says where they were going: `intercept INTERFACE`, as root.
+#![expect(clippy::print_stdout, reason = "printing is what it does")]
+
+use std::error::Error;
+
+use tokio::{io::AsyncWriteExt as _, signal::ctrl_c};
+use tproxy::{
+    config::{Action, Config, Protocols, Rule, Scope},
+    instance::Instance,
+    intercept::connections,
+};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let interface = std::env::args().nth(1).ok_or("say which interface the clients are behind")?;
+    let (taker, mut connections) = connections();
+    let rule = Rule {
+        protocols: Protocols::Tcp,
+        interfaces: vec![interface],
+        ports: vec![80..=80].into(),
+        ..Rule::new("mine", Scope::Forwarded, Action::HandOver(taker))
+    };
+    let instance = Instance::start(Config::new(vec![rule]), false)?;
+    println!("ready");
+    loop {
+        tokio::select! {
+            taken = connections.next() => {
+                let Some(mut taken) = taken? else { break };
+                tokio::spawn(async move {
+                    let answer = format!("{} wanted to go to {}\n", taken.client, taken.destination);
+                    taken.stream.write_all(answer.as_bytes()).await
+                });
+            }
+            interrupted = ctrl_c() => break interrupted?,
+        }
+    }
+    Ok(instance.stop()?)
+}

@@ -1,0 +1,96 @@
+//! Connections to arbitrary destinations for a program of one's own: a rule with [`Action::HandOver`] has its
+//! connections arrive at [`Connections`], in place of being relayed. `examples/intercept.rs` is a whole one.
+//!
+//! [`Action::HandOver`]: crate::config::Action::HandOver
+
+use std::{fmt, io};
+
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, oneshot},
+};
+
+use crate::flow::{ClientAddr, OriginalDst};
+
+/// Connections that wait to be taken, at most; further ones wait at their workers.
+const WAITING: usize = 1024;
+
+/// Where a rule's connections go. The other end is [`Connections`].
+#[derive(Clone)]
+pub struct Taker(mpsc::Sender<Handed>);
+
+/// The connections of the rules that have the [`Taker`].
+#[derive(Debug)]
+pub struct Connections(mpsc::Receiver<Handed>);
+
+/// A client's connection to wherever it wanted to go. It is steered for as long as this lives and the instance does.
+#[derive(Debug)]
+pub struct Intercepted {
+    /// To and from the client, who believes to talk to the destination. Closing it is an orderly end.
+    pub stream: TcpStream,
+    /// Who connected.
+    pub client: ClientAddr,
+    /// Where the client wanted to go.
+    pub destination: OriginalDst,
+    /// The worker counts the connection as live until this is dropped.
+    _live: oneshot::Sender<()>,
+}
+
+/// On its way from the runtime of a worker to another.
+#[derive(Debug)]
+struct Handed {
+    stream: std::net::TcpStream,
+    client: ClientAddr,
+    destination: OriginalDst,
+    live: oneshot::Sender<()>,
+}
+
+/// Both ends.
+#[must_use]
+pub fn connections() -> (Taker, Connections) {
+    let (taker, connections) = mpsc::channel(WAITING);
+    (Taker(taker), Connections(connections))
+}
+
+impl Connections {
+    /// Waits for the next connection; `None` once no rule hands over any more. To be called within a tokio runtime, which
+    /// the stream then belongs to. Safe to drop while waiting.
+    ///
+    /// # Errors
+    /// When the runtime cannot take the stream on.
+    pub async fn next(&mut self) -> io::Result<Option<Intercepted>> {
+        let Some(Handed { stream, client, destination, live }) = self.0.recv().await else { return Ok(None) };
+        Ok(Some(Intercepted { stream: TcpStream::from_std(stream)?, client, destination, _live: live }))
+    }
+}
+
+impl Taker {
+    /// Hands a connection over, and waits until whoever took it has dropped it. An error, when nobody takes it.
+    pub(crate) async fn hand_over(
+        &self,
+        stream: TcpStream,
+        client: ClientAddr,
+        destination: OriginalDst,
+    ) -> io::Result<()> {
+        let (live, dropped) = oneshot::channel();
+        let handed = Handed { stream: stream.into_std()?, client, destination, live };
+        self.0.send(handed).await.map_err(|_| io::ErrorKind::NotConnected)?;
+        // Nothing is ever sent: it is told that the other end is gone.
+        let _ = dropped.await;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Taker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Taker")
+    }
+}
+
+impl PartialEq for Taker {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.same_channel(&other.0)
+    }
+}
+
+impl Eq for Taker {}
