@@ -48,7 +48,7 @@ pub(super) fn walk<L: Lookups>(
     }
     let port = case.destination.port();
     let mut sets = vec![
-        ("scope", "of it and the protocol".to_owned(), tables.by_scope(case.scope, case.flow.protocol)),
+        ("rules", "of this scope and protocol".to_owned(), tables.by_scope(case.scope, case.flow.protocol)),
         ("source", source.to_string(), tables.by_source(&tuple.src)),
         ("destination", destination.to_string(), tables.by_destination(&tuple.dst)),
         ("port", port.to_string(), tables.by_port(port)),
@@ -96,6 +96,7 @@ fn listed(set: &RuleSet) -> String {
     let written = written.collect::<Vec<_>>().join(", ");
     match ranges.len() {
         0 => "no rule".to_owned(),
+        1 if ranges[0].0 == ranges[0].1 => format!("rule {written}"),
         1..=SHOWN => format!("rules {written}"),
         more => format!("rules {written} and {} more ranges", more - SHOWN),
     }

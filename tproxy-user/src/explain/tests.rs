@@ -92,7 +92,7 @@ fn each_dimension_is_shown_and_the_first_match_named() {
         assert!(text.contains(line), "{line}\n{text}");
     }
     let excepted = verdict("tcp 10.0.0.5:5 8.8.4.4:443 --interface eth1");
-    assert!(excepted.to_string().contains("destination  8.8.4.4: rules 1\n"), "{excepted}");
+    assert!(excepted.to_string().contains("destination  8.8.4.4: rule 1\n"), "{excepted}");
     assert_eq!((excepted.verdict, excepted.rule), ("reject", Some(1)));
     assert_eq!(verdict("udp 10.0.0.5:5 224.0.0.1:53 --interface eth1").reason, "pass_never_intercepted");
     let to_host = verdict("tcp 10.0.0.5:5 192.0.2.1:443 --interface eth1 --scope forwarded");

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::*;
+use crate::{matching::Cgroup, support::*};
 
 /// What explain says of a flow, and that it ended well.
 #[track_caller]
@@ -118,15 +118,12 @@ fn outbound_knows_the_sender_and_inbound_asks_the_same_policy() {
 fn a_cgroup_is_joined_for_the_question() {
     let world = World::new();
     let gateway = &world.net.gateway;
-    let name = format!("tp-explain-{}", tproxy::netns::random_suffix());
-    let directory = std::path::Path::new("/sys/fs/cgroup").join(&name);
-    std::fs::create_dir(&directory).unwrap();
-    let tproxy = tproxy_in(gateway, &format!("--scope outbound --cgroup {name} --action direct"));
+    let cgroup = Cgroup::new();
+    let path = cgroup.0.display();
+    let _tproxy = tproxy_in(gateway, &format!("--scope outbound --cgroup {path} --action direct"));
     let ask = "udp 10.2.0.1:5555 8.8.8.8:53 --interface wan";
-    let inside = verdict(gateway, &format!("{ask} --cgroup {name}"));
+    let inside = verdict(gateway, &format!("{ask} --cgroup {path}"));
     let outside = verdict(gateway, ask);
-    drop(tproxy);
-    std::fs::remove_dir(&directory).unwrap();
     assert_eq!((inside.1.as_str(), inside.2), ("steer_rule", Some(0)));
     assert_eq!((outside.1.as_str(), outside.2), ("pass_no_rule", None));
 }
@@ -145,7 +142,7 @@ fn without_an_instance_the_rules_are_asked() {
     assert_verdict(&host, &format!("{given} --port 80 --action drop"), ("pass", "pass_no_rule"), None);
     let text = tproxy_output(&host, &format!("explain {given} --action direct")).said;
     for line in [
-        "port         443: rules 0",
+        "port         443: rule 0",
         "match        rule 0 'cli' is the first",
         "verdict      steer, by reason steer_rule",
     ] {

@@ -124,10 +124,10 @@ fn curl_in_cgroup(namespace: &Namespace, directory: &std::path::Path, address: I
 }
 
 /// A cgroup v2 directory of our own, removed with the one below it.
-struct Cgroup(PathBuf);
+pub(crate) struct Cgroup(pub(crate) PathBuf);
 
 impl Cgroup {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
         let root = mount.filter(|fields| fields[2] == "cgroup2").map(|fields| fields[1].to_owned()).next();
@@ -140,7 +140,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        for directory in [self.0.join("below"), self.0.clone()] {
+        for directory in [self.0.join("below"), self.0.clone()].into_iter().filter(|path| path.exists()) {
             if let Err(error) = fs::remove_dir(&directory) {
                 eprintln!("{} is left behind: {error}", directory.display());
             }
