@@ -119,26 +119,44 @@ impl Socket {
         }
     }
 
-    /// Whether this is a connected UDP socket, or one that is bound to the very address a datagram is for. Others are
-    /// bound to an address of the host's, which needs no steering.
+    /// Whether this is a UDP socket that is connected to a datagram's sender, or one that is not connected and bound to the
+    /// very address the datagram is for. Others are bound to an address of the host's, which needs no steering; or the
+    /// look-up found them when they were only bound, and they are connected to somebody else by now.
     #[inline(always)]
-    fn is_at(&self, dst: &Addr) -> bool {
+    fn is_for(&self, tuple: &Tuple) -> bool {
+        let socket = self.0.as_ptr();
         // SAFETY: a UDP socket is a full one; the accesses are checked by the verifier.
-        let socket = unsafe { &*self.0.as_ptr() };
-        if socket.state == TCP_ESTABLISHED {
-            return true;
+        unsafe {
+            if (*socket).state == TCP_ESTABLISHED {
+                (&raw const (*socket).dst_port).read_volatile().to_ne_bytes() == tuple.sport
+                    && is_address(&raw const (*socket).dst_ip4, &raw const (*socket).dst_ip6, &tuple.src)
+            } else {
+                is_address(&raw const (*socket).src_ip4, &raw const (*socket).src_ip6, &tuple.dst)
+            }
         }
-        if dst.is_v4() {
-            return socket.src_ip4.to_ne_bytes() == dst.v4();
-        }
-        let [a, b, c, d] = socket.src_ip6;
-        words(dst) == [a, b, c, d]
     }
 
     /// Whether this is a full socket, the only kind that `assign` takes.
     #[inline(always)]
     pub(crate) fn is_full(&self) -> bool {
         !matches!(self.state(), TCP_TIME_WAIT | TCP_NEW_SYN_RECV)
+    }
+}
+
+/// Whether an address of a socket is `addr`. Read word by word and volatile: the verifier takes fields of a socket by
+/// themselves, and at constant offsets.
+///
+/// # Safety
+/// The pointers are to fields of one socket that is referred to.
+#[inline(always)]
+unsafe fn is_address(v4: *const u32, v6: *const [u32; 4], addr: &Addr) -> bool {
+    // SAFETY: as demanded.
+    unsafe {
+        if addr.is_v4() {
+            return v4.read_volatile().to_ne_bytes() == addr.v4();
+        }
+        let word = |index| v6.cast::<u32>().add(index).read_volatile();
+        words(addr) == [word(0), word(1), word(2), word(3)]
     }
 }
 
@@ -180,7 +198,7 @@ pub(crate) fn is_host_address(addr: &Addr) -> bool {
 #[inline(always)]
 pub(crate) fn datagram_owner(ctx: &TcContext, tuple: &Tuple) -> Option<Socket> {
     let socket = Socket::receiving(ctx, Protocol::Udp, tuple)?;
-    let ours = socket.mark().is_some_and(settings::is_own) && socket.is_at(&tuple.dst);
+    let ours = socket.mark().is_some_and(settings::is_own) && socket.is_for(tuple);
     if ours { Some(socket) } else { None }
 }
 

@@ -15,6 +15,8 @@
 //! 6. `table` knows the sessions in the order of their use, and which of them ends for lack of use or of room;
 //! 7. `session` writes down how it went, `counters` how it all went.
 //!
+//! A datagram that reaches the session of another client is a `stray`, and goes to its own.
+//!
 //! All of it is plain state that one task owns: a session is a place in a table and at most two descriptors, and it ends
 //! where it is ended. Nothing is allocated for a datagram.
 //!
@@ -39,6 +41,7 @@ mod readiness;
 mod relay;
 mod service;
 mod session;
+mod stray;
 mod table;
 
 pub use counters::{End, Snapshot, UdpCounters};

@@ -49,7 +49,8 @@ impl Endpoint {
 /// # Errors
 /// [`SocketError::Privilege`] without `CAP_NET_ADMIN`, [`SocketError::Os`] for lack of resources.
 pub fn datagram_listener(family: Family, mark: Mark) -> Result<Socket, SocketError> {
-    let socket = marked(family, mark)?;
+    let socket = unbound(family)?;
+    own(&socket, mark)?;
     transparent(&socket, family)?;
     match family {
         Family::V4 => {
@@ -71,7 +72,8 @@ pub fn datagram_listener(family: Family, mark: Mark) -> Result<Socket, SocketErr
 /// # Errors
 /// As [`datagram_listener`].
 pub fn datagram_black_hole(family: Family, mark: Mark) -> Result<Socket, SocketError> {
-    let socket = marked(family, mark)?;
+    let socket = unbound(family)?;
+    own(&socket, mark)?;
     transparent(&socket, family)?;
     discard_all(&socket)?;
     socket.bind(&SocketAddr::new(family.loopback(), 0).into()).map_err(os("bind"))?;
@@ -86,11 +88,12 @@ pub fn datagram_black_hole(family: Family, mark: Mark) -> Result<Socket, SocketE
 /// [`SocketError::Privilege`], [`SocketError::Os`].
 pub fn session(dst: OriginalDst, client: ClientAddr, mark: Mark) -> Result<Socket, SocketError> {
     let family = Family::of(client.0.ip());
-    let socket = relaying(family, mark)?;
+    let socket = relaying(family)?;
     // There is one for each client of the same destination.
     socket.set_reuse_address(true).map_err(os("SO_REUSEADDR"))?;
     bind_foreign(&socket, family, dst.0)?;
     socket.connect(&client.0.into()).map_err(os("connect"))?;
+    own(&socket, mark)?;
     Ok(socket)
 }
 
@@ -105,7 +108,7 @@ pub fn datagram_upstream(
     mark: Mark,
 ) -> Result<Socket, SocketError> {
     let family = upstream.family();
-    let socket = relaying(family, mark)?;
+    let socket = relaying(family)?;
     match family {
         Family::V4 => set(&socket, sockopt::Ipv4RecvErr, "IP_RECVERR")?,
         Family::V6 => set(&socket, sockopt::Ipv6RecvErr, "IPV6_RECVERR")?,
@@ -122,6 +125,7 @@ pub fn datagram_upstream(
     if let Endpoint::Peer(peer) = upstream {
         socket.connect(&peer.into()).map_err(os("connect"))?;
     }
+    own(&socket, mark)?;
     Ok(socket)
 }
 
@@ -162,8 +166,8 @@ pub fn set_ttl(socket: &impl AsFd, family: Family, ttl: u8) -> io::Result<()> {
 }
 
 /// A socket between a client and an upstream: it receives several datagrams of one flow as one message, with their ECN.
-fn relaying(family: Family, mark: Mark) -> Result<Socket, SocketError> {
-    let socket = marked(family, mark)?;
+fn relaying(family: Family) -> Result<Socket, SocketError> {
+    let socket = unbound(family)?;
     set(&socket, sockopt::UdpGroSegment, "UDP_GRO")?;
     receive_buffer(&socket, FLOW_BUFFER)?;
     Ok(socket)
@@ -175,11 +179,16 @@ fn receive_buffer(socket: &Socket, bytes: usize) -> Result<(), SocketError> {
         .map_err(|errno| privileged("SO_RCVBUFFORCE")(errno.into()))
 }
 
+/// Sets the own mark, by which the datapath knows a socket to be ours. That of a flow gets it when it is connected: as long
+/// as it is only bound, others' datagrams to the same destination would be taken for its own.
+fn own(socket: &Socket, mark: Mark) -> Result<(), SocketError> {
+    socket.set_mark(mark.own()).map_err(privileged("SO_MARK"))
+}
+
 /// The options that all of them have in common.
-fn marked(family: Family, mark: Mark) -> Result<Socket, SocketError> {
+fn unbound(family: Family) -> Result<Socket, SocketError> {
     let socket =
         Socket::new(family.into(), Type::DGRAM.nonblocking(), Some(Protocol::UDP)).map_err(os("socket"))?;
-    socket.set_mark(mark.own()).map_err(privileged("SO_MARK"))?;
     match family {
         Family::V4 => socket.set_recv_tos_v4(true).map_err(os("IP_RECVTOS"))?,
         Family::V6 => {

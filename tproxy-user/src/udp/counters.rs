@@ -112,6 +112,8 @@ counters! {
     source_fallbacks: "source_fallbacks",
     /// Datagrams to clients from peers that they have no session with.
     unsolicited: "unsolicited",
+    /// Datagrams to sockets with one peer from another, which came just as they were connected.
+    not_from_peer: "not_from_peer",
     /// Datagrams of flows that found no room.
     refused: "refused",
     /// Times that a socket could not be made for lack of descriptors or memory.

@@ -8,6 +8,7 @@ use super::{
     counters::add,
     relay::Relay,
     session::{Reply, Session, Traffic, Upstream},
+    stray::Stray,
     table::{Flow, Sender, SessionId},
 };
 use crate::flow::{ClientAddr, OriginalDst};
@@ -34,23 +35,35 @@ impl Relay {
                 return false;
             }
         }
+        let Some((Flow { client, dst }, session)) = self.table.get_mut(id) else { return false };
+        let (client, dst, ttl) = (*client, *dst, session.ttl);
         while let Some(run) = batch.next_run(self.most_up(id)) {
-            self.up(id, &run, now);
+            if run.from == client.0 {
+                self.up(id, &run, now);
+            } else {
+                self.strays.extend(run.datagrams().map(|payload| Stray::new(&run, dst, ttl, payload)));
+            }
         }
         true
     }
 
     /// Relays what a session's own upstream socket has.
     pub(super) fn read_upstream(&mut self, id: SessionId, batch: &mut Batch, now: Instant) {
-        let Some((_, Session { upstream: Upstream::Own(socket, _), .. })) = self.table.get_mut(id) else {
+        let Some((_, Session { upstream: Upstream::Own(socket, peer), .. })) = self.table.get_mut(id) else {
             return;
         };
         // An error was one that the error queue tells, too; reading has cleared it.
         if self.offload.receive(&socket.channel.socket, batch).is_err() {
             return;
         }
+        let peer = *peer;
         while let Some(run) = batch.next_run(self.most_down(id)) {
-            self.down(id, &run, now);
+            if run.from == peer {
+                self.down(id, &run, now);
+            } else {
+                // Another peer's, whom this mapping is to keep out; see `Stray`.
+                add(&self.counters.not_from_peer, u64::from(run.count()));
+            }
         }
     }
 

@@ -5,7 +5,10 @@ use std::{collections::VecDeque, io, time::Instant};
 use socket2::Socket;
 
 use super::{relay::Relay, table::SessionId};
-use crate::{family::Family, socket::Receiver};
+use crate::{
+    family::Family,
+    socket::{Datagram, Receiver},
+};
 
 /// Receive calls in one go; then other sockets have their turn.
 const AT_ONCE: usize = 4;
@@ -18,6 +21,11 @@ pub(super) struct Listener {
     family: Family,
     socket: Socket,
     receiver: Receiver,
+    queue: Queue,
+}
+
+/// What is in a listener, as far as anybody can tell.
+struct Queue {
     /// What its receive buffer can hold, in bytes.
     room: u64,
     /// Bytes of that buffer that were read at least, ever.
@@ -34,11 +42,9 @@ impl Listener {
     pub(super) fn new(family: Family, socket: Socket) -> io::Result<Self> {
         Ok(Self {
             family,
-            room: socket.recv_buffer_size()? as u64,
+            queue: Queue { room: socket.recv_buffer_size()? as u64, read: 0, waiting: VecDeque::new() },
             socket,
             receiver: Receiver::default(),
-            read: 0,
-            waiting: VecDeque::new(),
         })
     }
 
@@ -48,19 +54,21 @@ impl Listener {
 
     /// Whether sessions wait for what is in it. It may have nothing, and is not named then.
     pub(super) fn is_waited_for(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.queue.waiting.is_empty()
+    }
+
+    /// Takes a datagram that should have come by this listener.
+    pub(super) fn take(&mut self, datagram: &Datagram<'_>, relay: &mut Relay, now: Instant) {
+        self.queue.take(datagram, relay, now);
     }
 
     /// Receives what is there, but not for ever.
     pub(super) fn receive(&mut self, relay: &mut Relay, now: Instant) {
-        let Self { socket, receiver, room, read, waiting, .. } = self;
+        let Self { socket, receiver, queue, .. } = self;
         for _ in 0..AT_ONCE {
             let received = receiver.recv(socket, |datagram| {
-                *read += datagram.payload.len().max(LEAST) as u64;
-                let place = Place(*read + *room);
-                if let Some(id) = relay.take(&datagram, place, now) {
-                    waiting.push_back((id, place));
-                }
+                queue.read += datagram.payload.len().max(LEAST) as u64;
+                queue.take(&datagram, relay, now);
             });
             match received {
                 Ok(0) => return self.hand_over(relay, |_| true),
@@ -72,15 +80,25 @@ impl Listener {
                 Err(error) => return tracing::debug!(%error, "listener"),
             }
         }
-        let read = Place(self.read);
+        let read = Place(self.queue.read);
         self.hand_over(relay, |place| place <= read);
     }
 
     /// Has the sockets of sessions read of which the listener holds nothing any more.
     fn hand_over(&mut self, relay: &mut Relay, is_read: impl Fn(Place) -> bool) {
-        while let Some((id, place)) = self.waiting.front().copied().filter(|(_, place)| is_read(*place)) {
-            self.waiting.pop_front();
+        while let Some((id, place)) = self.queue.waiting.front().copied().filter(|(_, place)| is_read(*place))
+        {
+            self.queue.waiting.pop_front();
             relay.take_over(id, place);
+        }
+    }
+}
+
+impl Queue {
+    fn take(&mut self, datagram: &Datagram<'_>, relay: &mut Relay, now: Instant) {
+        let place = Place(self.read + self.room);
+        if let Some(id) = relay.take(datagram, place, now) {
+            self.waiting.push_back((id, place));
         }
     }
 }

@@ -19,6 +19,7 @@ use super::{
     raw::RawReplies,
     readiness::{Token, Watch},
     session::{Reply, Session, Upstream},
+    stray::Stray,
     table::{Flow, Limits, SessionId, Table},
 };
 use crate::{
@@ -49,6 +50,8 @@ pub(super) struct Relay {
     pub(super) watch: Watch,
     /// Sessions whose queries have all been answered, just now.
     pub(super) answered: Vec<SessionId>,
+    /// What the kernel gave to the wrong session, just now.
+    pub(super) strays: Vec<Stray>,
     live: watch::Sender<usize>,
 }
 
@@ -80,6 +83,7 @@ impl Relay {
             reporter: Reporter::new(icmp),
             watch,
             answered: Vec::new(),
+            strays: Vec::new(),
             live,
         })
     }

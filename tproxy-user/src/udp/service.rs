@@ -185,5 +185,12 @@ impl Service {
             Token::Mapping(index) => self.relay.read_mapping(index, &mut self.batch, now),
         }
         self.relay.end_answered(&mut self.batch, now);
+        for stray in std::mem::take(&mut self.relay.strays) {
+            let datagram = stray.as_datagram();
+            let family = Family::of(datagram.client.0.ip());
+            if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.family() == family) {
+                listener.take(&datagram, &mut self.relay, now);
+            }
+        }
     }
 }

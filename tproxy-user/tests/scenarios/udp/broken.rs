@@ -1,6 +1,7 @@
 //! What is odd or broken.
 
 use socket2::{Domain, Protocol, Socket, Type};
+use tproxy::socket::datagram_from;
 
 use super::*;
 
@@ -108,5 +109,14 @@ fn port_zero_and_a_source_that_is_ours_are_passed() {
             assert!(length >= packet.len(), "{engine}: {length}");
         }
         assert!(counted_at_the_end(&mut tproxy, "pass_never_intercepted") >= 2, "{}", *tproxy);
+        // The kernel discards these (`fib_validate_source`), so a counter tells.
+        let mut tproxy = world.tproxy(&format!("{FORWARDED} --action respond=taken --steer {engine}"));
+        for family in Family::ALL {
+            let feigned = world.net.client.enter(|| datagram_from((family.lan(), 6_004).into())).unwrap();
+            feigned.send_to(b"from you", &SocketAddr::new(family.server(), 7).into()).unwrap();
+        }
+        let client = datagrams(&world.net.client, (Family::V4.client(), 0));
+        ask(&client, (Family::V4.server(), 7).into(), "after these", &*tproxy);
+        assert!(counted_at_the_end(&mut tproxy, "pass_host_address") >= 2, "{}", *tproxy);
     }
 }

@@ -1,0 +1,35 @@
+//! Datagrams that the kernel gave to another client's session.
+//!
+//! While a socket is being connected, a look-up on another CPU may have found it when it was only bound, for it to be
+//! connected when the look-up asks whether it is (`__udp4_lib_lookup` does so after `compute_score`, without a lock). Such a
+//! datagram has to go where it would have gone by the listener. It is rare enough to be copied.
+
+use quinn_udp::EcnCodepoint;
+
+use super::batch::Run;
+use crate::{
+    flow::{ClientAddr, OriginalDst},
+    socket::Datagram,
+};
+
+/// A copy of one of them.
+pub(super) struct Stray {
+    client: ClientAddr,
+    dst: OriginalDst,
+    ecn: Option<EcnCodepoint>,
+    ttl: u8,
+    payload: Box<[u8]>,
+}
+
+impl Stray {
+    /// A datagram of `run`, which is for `dst`.
+    pub(super) fn new(run: &Run<'_>, dst: OriginalDst, ttl: u8, payload: &[u8]) -> Self {
+        Self { client: ClientAddr(run.from), dst, ecn: run.ecn, ttl, payload: payload.into() }
+    }
+
+    /// As it would have come by the listener.
+    pub(super) fn as_datagram(&self) -> Datagram<'_> {
+        let Self { client, dst, ecn, ttl, ref payload } = *self;
+        Datagram { client, dst, ecn, ttl, payload }
+    }
+}
