@@ -94,6 +94,9 @@ pub struct Run {
     /// What to intercept.
     #[command(flatten)]
     pub setup: Setup,
+    /// Read the file again when it changes, or one that it names; SIGHUP has it read again in any case
+    #[arg(long, requires = "config")]
+    pub watch: bool,
     /// How log lines are written to stderr
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
@@ -131,6 +134,12 @@ pub struct Setup {
 pub struct Mistakes(pub Vec<String>);
 
 impl Setup {
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> Option<PathBuf> {
+        self.config.clone()
+    }
+
     /// Reads the file, if there is one, and checks all of it.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ pub mod config;
 pub mod datapath;
 pub mod family;
 pub mod flow;
+pub mod generation;
 pub mod host;
 pub mod instance;
 pub mod logging;

@@ -9,8 +9,8 @@ use tproxy_common::{
 use super::{Datapath, DatapathError, tuple};
 use crate::{
     flow::{ClientAddr, OriginalDst},
+    generation::RuleNumber,
     tcp::Decisions,
-    worker::RuleIndex,
 };
 
 /// A worker's own handle to the decisions.
@@ -27,11 +27,11 @@ impl Datapath {
 }
 
 impl Decisions for DecisionMap {
-    fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<RuleIndex> {
+    fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<RuleNumber> {
         let tuple = tuple(client, dst);
         let decision = self.0.get(&tuple, 0).ok()?;
         // Already evicted is as good as removed.
         let _ = self.0.remove(&tuple);
-        Some(RuleIndex(decision.rule as usize))
+        Some(RuleNumber(decision.rule))
     }
 }

@@ -14,7 +14,7 @@ use super::{End, limits::Place, pipe::Pipe, service::Shared};
 use crate::{
     config::Rule,
     flow::{ClientAddr, OriginalDst},
-    worker::RuleIndex,
+    generation::ChosenRule,
 };
 
 /// A live connection. It is counted and logged as ended when it is dropped: by then [`Connection::end`]
@@ -27,7 +27,7 @@ pub(super) struct Connection {
     pub(super) up: Pipe,
     /// upstream → client
     pub(super) down: Pipe,
-    rule: RuleIndex,
+    rule: ChosenRule,
     _place: Place,
     accepted: Instant,
     announced: Announced,
@@ -98,7 +98,7 @@ impl Connection {
         shared: Rc<Shared>,
         client: ClientAddr,
         dst: OriginalDst,
-        rule: RuleIndex,
+        rule: ChosenRule,
         place: Place,
     ) -> Self {
         shared.live.send_modify(|live| *live += 1);
@@ -118,15 +118,15 @@ impl Connection {
     }
 
     pub(super) fn rule(&self) -> &Rule {
-        &self.shared.rules[self.rule.0]
+        &self.rule
     }
 
     pub(super) fn connect_timeout(&self) -> Duration {
-        self.rule().timeouts.connect.unwrap_or(self.shared.timeouts.connect)
+        self.rule().timeouts.connect.unwrap_or(self.rule.generation().timeouts().connect)
     }
 
     pub(super) fn idle_timeout(&self) -> Duration {
-        self.rule().timeouts.idle.unwrap_or(self.shared.timeouts.idle)
+        self.rule().timeouts.idle.unwrap_or(self.rule.generation().timeouts().idle)
     }
 
     /// Writes the first line, once it is known whether there is an upstream socket.

@@ -24,8 +24,8 @@ use super::{
     relay::Relay,
 };
 use crate::{
-    config::{Rule, SessionLimits, Timeouts},
     family::Family,
+    generation::Generations,
     mark::Mark,
     socket::{self, IcmpSender, RawSender, SocketError},
 };
@@ -45,12 +45,10 @@ pub struct Setup {
     pub sockets: Vec<Sockets>,
     /// What all UDP listeners of the instance are bound to, to tell datagrams to ourselves.
     pub bound: Arc<[SocketAddr]>,
-    /// The rules that [`RuleIndex`](crate::worker::RuleIndex) counts.
-    pub rules: Arc<[Rule]>,
-    /// Time limits of a session.
-    pub timeouts: Timeouts,
-    /// How many sessions this worker may have.
-    pub sessions: SessionLimits,
+    /// The rules, with the limits of sessions.
+    pub generations: Generations,
+    /// How many workers share what there may be of sessions.
+    pub workers: usize,
     /// The mark of the instance, for all sockets.
     pub mark: Mark,
     /// What the datapath remembers.
@@ -137,7 +135,10 @@ impl Service {
                         attended += 1;
                     }
                 }
-                _ = sweep.tick() => sweeping = true,
+                _ = sweep.tick() => {
+                    self.relay.adopt_limits();
+                    sweeping = true;
+                }
                 () = future::ready(()), if sweeping || is_waited_for => {
                     sweeping = sweeping && self.sweep();
                     self.read_on();

@@ -10,7 +10,7 @@ use super::{
     mapping::Mapping,
     table::Flow,
 };
-use crate::{config::Rule, family::Family, socket, worker::RuleIndex};
+use crate::{family::Family, generation::ChosenRule, socket};
 
 /// A flow that is relayed or answered.
 pub(super) struct Session {
@@ -26,7 +26,7 @@ pub(super) struct Session {
 /// What is left to say of a session when its sockets are closed.
 #[derive(Debug)]
 pub(super) struct Record {
-    pub(super) rule: RuleIndex,
+    pub(super) rule: ChosenRule,
     /// client → upstream
     pub(super) up: Traffic,
     /// upstream → client
@@ -94,13 +94,13 @@ impl UpstreamSocket {
 }
 
 impl Session {
-    pub(super) fn new(rule: RuleIndex, reply: Reply, upstream: Upstream, ttl: u8, now: Instant) -> Self {
+    pub(super) fn new(rule: ChosenRule, reply: Reply, upstream: Upstream, ttl: u8, now: Instant) -> Self {
         let (up, down) = (Traffic::default(), Traffic::default());
         Self { reply, upstream, ttl, waits_for: None, record: Record { rule, up, down, began: now } }
     }
 
     /// Writes the first line.
-    pub(super) fn announce(&self, flow: &Flow, rule: &Rule, mapping: Option<&Mapping>) {
+    pub(super) fn announce(&self, flow: &Flow, mapping: Option<&Mapping>) {
         let (upstream, source) = match &self.upstream {
             Upstream::Own(socket, peer) => (Some(*peer), socket.local_addr().ok()),
             Upstream::Shared(_) => {
@@ -111,8 +111,8 @@ impl Session {
         tracing::info!(
             client = %flow.client,
             dst = %flow.dst,
-            rule = %rule.name,
-            action = %rule.action,
+            rule = %self.record.rule.name,
+            action = %self.record.rule.action,
             upstream = upstream.map(tracing::field::display),
             source = source.map(tracing::field::display),
             "accepted"
@@ -122,11 +122,11 @@ impl Session {
 
 impl Record {
     /// Writes the last line.
-    pub(super) fn close(&self, flow: &Flow, rule: &Rule, end: End, now: Instant) {
+    pub(super) fn close(&self, flow: &Flow, end: End, now: Instant) {
         tracing::info!(
             client = %flow.client,
             dst = %flow.dst,
-            rule = %rule.name,
+            rule = %self.rule.name,
             datagrams_up = self.up.datagrams,
             datagrams_down = self.down.datagrams,
             bytes_up = self.up.bytes,
