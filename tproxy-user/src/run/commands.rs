@@ -158,3 +158,111 @@ impl Executor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, net::TcpStream};
+
+    use super::*;
+    use crate::netns::{Family, Topology};
+
+    /// An instance in a network of its own, whose file is replaced by each reload.
+    struct Rig {
+        net: Topology,
+        runtime: tokio::runtime::Runtime,
+        file: PathBuf,
+        executor: Executor,
+        instance: Option<Instance>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let net = Topology::three().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let file = std::env::temp_dir().join(format!("tproxy-{}.toml", crate::netns::random_suffix()));
+            fs::write(&file, answering("first")).unwrap();
+            let instance =
+                net.gateway.enter(|| Instance::start(config::load(&file).unwrap(), false)).unwrap();
+            let executor = Executor::new(Some(file.clone()));
+            Self { net, runtime, file, executor, instance: Some(instance) }
+        }
+
+        fn carry_out(&mut self, command: Command) -> Course {
+            let instance = self.instance.as_mut().unwrap();
+            self.net.gateway.enter(|| self.executor.carry_out(command, instance))
+        }
+
+        fn reload(&mut self, text: &str, confirm: Option<Duration>) -> Result<Changes, Refused> {
+            fs::write(&self.file, answering(text)).unwrap();
+            let (reply, replied) = oneshot::channel();
+            assert_eq!(self.carry_out(Command::Reload { confirm, reply }), Course::GoOn);
+            replied.blocking_recv().unwrap()
+        }
+
+        fn confirm(&mut self) -> Result<(), Refused> {
+            let (reply, replied) = oneshot::channel();
+            assert_eq!(self.carry_out(Command::Confirm { reply }), Course::GoOn);
+            replied.blocking_recv().unwrap()
+        }
+
+        /// What a silent client is told.
+        fn told(&self) -> String {
+            let connected = self.net.client.enter(|| TcpStream::connect((Family::V4.public(), 80)));
+            std::io::read_to_string(connected.unwrap()).unwrap().trim_end().to_owned()
+        }
+    }
+
+    impl Drop for Rig {
+        fn drop(&mut self) {
+            if let Some(instance) = self.instance.take() {
+                self.net.gateway.enter(|| instance.stop()).unwrap();
+            }
+            fs::remove_file(&self.file).unwrap();
+        }
+    }
+
+    fn answering(text: &str) -> String {
+        format!(
+            "workers = 1\n[[rules]]\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\naction = \"respond={text}\"\n"
+        )
+    }
+
+    #[test]
+    fn what_is_not_confirmed_in_time_is_rolled_back() {
+        let mut rig = Rig::new();
+        rig.reload("second", Some(Duration::from_millis(1))).unwrap();
+        assert_eq!(rig.told(), "second");
+        rig.runtime.block_on(rig.executor.too_late());
+        rig.net.gateway.enter(|| rig.executor.roll_back(rig.instance.as_mut().unwrap()));
+        assert_eq!(rig.told(), "first");
+        assert!(rig.confirm().unwrap_err().to_string().contains("rolled back"));
+    }
+
+    #[test]
+    fn what_is_confirmed_stays_and_nothing_comes_in_between() {
+        let mut rig = Rig::new();
+        rig.reload("second", Some(Duration::from_secs(600))).unwrap();
+        let refused = rig.reload("third", None).unwrap_err();
+        assert!(refused.to_string().contains("waits to be confirmed"), "{refused}");
+        assert_eq!(rig.told(), "second");
+        rig.confirm().unwrap();
+        rig.runtime.block_on(async {
+            let late = tokio::time::timeout(Duration::from_millis(50), rig.executor.too_late());
+            assert!(late.await.is_err(), "nothing waits any more");
+        });
+        rig.reload("third", None).unwrap();
+        assert_eq!(rig.told(), "third");
+    }
+
+    #[test]
+    fn rules_from_flags_cannot_be_read_again_and_a_drain_stops() {
+        let mut rig = Rig::new();
+        rig.executor = Executor::new(None);
+        let refused = rig.reload("second", None).unwrap_err();
+        assert!(refused.to_string().contains("--config FILE"), "{refused}");
+        assert_eq!(rig.told(), "first");
+        let (reply, replied) = oneshot::channel();
+        assert_eq!(rig.carry_out(Command::Drain { reply }), Course::Stop);
+        assert_eq!(replied.blocking_recv().unwrap(), Ok(()));
+    }
+}

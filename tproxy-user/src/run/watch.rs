@@ -5,13 +5,14 @@ use std::{
     collections::BTreeSet,
     fs, io,
     mem::MaybeUninit,
-    os::fd::OwnedFd,
     os::unix::fs::MetadataExt as _,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tokio::io::unix::AsyncFd;
+
+use crate::socket::Readable;
 
 /// As many links as the kernel follows (`MAXSYMLINKS`).
 const MOST_LINKS: usize = 40;
@@ -19,7 +20,7 @@ const MOST_LINKS: usize = 40;
 /// Files that are watched.
 pub(super) struct Watch {
     file: PathBuf,
-    inotify: AsyncFd<OwnedFd>,
+    inotify: Readable,
     seen: Vec<Option<Version>>,
 }
 
@@ -37,7 +38,8 @@ impl Watch {
     /// # Errors
     /// When the system has no inotify instance left.
     pub(super) fn new(file: PathBuf) -> io::Result<Self> {
-        let inotify = AsyncFd::register(inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?)?;
+        let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        let inotify = Readable::new(Arc::new(inotify))?;
         let mut watch = Self { file, inotify, seen: Vec::new() };
         watch.look();
         Ok(watch)
@@ -50,7 +52,7 @@ impl Watch {
     pub(super) async fn changed(&mut self) -> io::Result<()> {
         loop {
             // Before they are taken: what comes later is told again.
-            self.inotify.readable().await?.clear_ready();
+            self.inotify.ready().await?.clear_ready();
             self.discard_events()?;
             let before = self.seen.clone();
             self.look();
@@ -63,7 +65,7 @@ impl Watch {
     /// What happened is found out by looking.
     fn discard_events(&self) -> io::Result<()> {
         let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut reader = inotify::Reader::new(self.inotify.get_ref(), &mut buffer);
+        let mut reader = inotify::Reader::new(self.inotify.descriptor(), &mut buffer);
         loop {
             match reader.next() {
                 Ok(_) => {}
@@ -81,7 +83,7 @@ impl Watch {
             WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::ONLYDIR;
         for directory in &directories {
             // A directory that is not there yet is word of a change in the one above it.
-            if let Err(error) = inotify::add_watch(self.inotify.get_ref(), directory, wanted) {
+            if let Err(error) = inotify::add_watch(self.inotify.descriptor(), directory, wanted) {
                 tracing::debug!(directory = %directory.display(), "cannot watch: {error}");
             }
         }

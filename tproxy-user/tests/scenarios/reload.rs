@@ -125,7 +125,7 @@ fn five_hundred_reloads_lose_no_connection_and_none_sees_a_mix() {
     });
     let [one, two] = answers.map(AtomicUsize::into_inner);
     let rate = (one + two) as f64 / began.elapsed().as_secs_f64();
-    println!("{one} + {two} connections, {rate:.0} a second, during {RELOADS} reloads");
+    eprintln!("{one} + {two} connections, {rate:.0} a second, during {RELOADS} reloads");
     assert!(one > RELOADS && two > RELOADS, "{one} {two}");
 }
 
