@@ -4,11 +4,11 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use tproxy_common::{
-    abi::{CARRY, FragmentCourse},
+    abi::{CARRY, FragmentCourse, RuleNumber},
     flow::{Flow, Protocol, Tuple},
     packet::{Kind, Packet, Piece},
     policy::decide,
-    rule::{RuleIndex, Scope},
+    rule::Scope,
     verdict::{Reason, Verdict},
 };
 
@@ -112,16 +112,21 @@ fn of_datagram(ctx: &TcContext, scope: Scope, meta: &Meta, parsed: &Packet) -> V
     verdict
 }
 
+/// A rule is named by its number over all generations.
 #[inline(always)]
 fn ask_the_rules(ctx: &TcContext, scope: Scope, meta: &Meta, parsed: &Packet) -> Verdict {
     let sender = matches!(scope, Scope::Outbound).then_some(ctx);
     let uid = sender.map_or(0, TcContext::get_socket_uid);
     let flow = Flow { protocol: parsed.protocol, tuple: parsed.tuple, ifindex: meta.ifindex, uid };
-    decide(scope, &flow, &Tables { control: maps::control(), sender })
+    let control = maps::control();
+    match decide(scope, &flow, &Tables { control, sender }) {
+        Verdict::Steer(rule) => Verdict::Steer(control.number(rule)),
+        verdict => verdict,
+    }
 }
 
 #[inline(always)]
-fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleIndex, history: History) -> Outcome {
+fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleNumber, history: History) -> Outcome {
     let worker = worker(parsed.protocol, &parsed.tuple);
     let family = ownership::family(&parsed.tuple.dst);
     let Some(listener) = Socket::listener(worker, parsed.protocol, family) else {

@@ -18,6 +18,7 @@ pub mod datapath;
 pub mod family;
 pub mod flow;
 pub mod flows;
+pub mod generation;
 pub mod host;
 pub mod instance;
 pub mod latency;

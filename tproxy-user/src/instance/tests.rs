@@ -4,7 +4,7 @@ use std::{io::Read, net::IpAddr, net::TcpStream};
 
 use super::*;
 use crate::{
-    config::{SessionLimits, Steer, Timeouts},
+    config::{Action, Scope, SessionLimits, Steer, Timeouts},
     netns::{self, Topology},
 };
 

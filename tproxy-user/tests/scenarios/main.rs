@@ -16,6 +16,7 @@ mod never;
 mod outbound;
 mod ports;
 mod relay;
+mod reload;
 mod rig;
 mod stop;
 mod support;
