@@ -25,7 +25,7 @@ pub(super) struct Superseded {
     generation: Weak<Generation>,
     pub(super) rules: Arc<[Rule]>,
     /// Until then workers may ask for its rules; none when that is over, and only its flows still have them.
-    until: Option<Instant>,
+    pub(super) until: Option<Instant>,
 }
 
 impl Instance {

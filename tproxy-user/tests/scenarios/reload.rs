@@ -151,7 +151,7 @@ fn what_is_live_keeps_its_rule_and_the_hooks_it_needs() {
         assert_echo(&live, text, &*tproxy);
     }
     drop(live);
-    // With its last connection the hook goes, once no handshake can be under way any more; a new one is not taken now.
+    // No new one is taken, and nobody listens there.
     let passed = connect_within(&world.net.client, (Family::V4.public(), 7), Duration::from_secs(1));
     assert!(passed.is_err(), "{passed:?}\n{}", *tproxy);
 }
@@ -190,7 +190,7 @@ fn nothing_changes_when_anything_is_wrong() {
         (good.clone() + "x = 1\n", &["tproxy.toml:7:1", "x", "not known"][..]),
         (good.replace("\"lan\"", "\"nowhere\""), &["interface 'nowhere' does not exist"]),
         ("table = 77\n".to_owned() + &good, &["table cannot change while tproxy runs", "restart"]),
-        (format!("{good}{}", "uid = [1]\n"), &["tproxy.toml:7:1"]),
+        (format!("{good}{}", "uid = [1]\n"), &["tproxy.toml:7:7", "uid"]),
     ] {
         file.replace(&text);
         let words: Vec<_> = ["not reloaded"].iter().chain(says).copied().collect();
