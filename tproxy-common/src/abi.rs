@@ -3,7 +3,7 @@
 use crate::{
     addr::Addr,
     flow::{Protocol, Tuple},
-    rule::{RuleIndex, RuleSet, Scope, SetId},
+    rule::{MAX_RULES, RuleIndex, RuleSet, Scope, SetId},
 };
 
 /// Name of a map in the object.
@@ -102,15 +102,20 @@ pub mod global {
     pub const MEMORY_LIFETIME: &str = "MEMORY_LIFETIME";
 }
 
-/// Rule tables exist twice; a reload fills the slot that is not active and then flips [`Control::slot`].
+/// Rule tables exist twice; whoever changes them fills the slot that is not active and then writes [`Control::active`].
 pub const SLOTS: u32 = 2;
+
+/// Generations of the rules are counted up to this, and then from 0 again. One less than there are numbers for: the last
+/// has [`CARRY`].
+pub const GENERATIONS: u32 = u32::MAX / MAX_RULES as u32;
 
 /// What the loader can change while programs run. One aligned word each, so that a packet sees old or new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Control {
-    /// Which slot of the rule tables is active.
-    pub slot: u32,
+    /// Which generation of the rules holds, and which slot of the rule tables has it: see [`active`]. One word, so that a
+    /// rule is never taken for another generation's.
+    pub active: u32,
     /// 1 while new flows are taken, 0 while draining.
     pub deciding: u32,
     /// Bit `n` set: some rule names a cgroup at depth `n` of the hierarchy.
@@ -123,7 +128,21 @@ pub struct Control {
 
 impl Control {
     /// What holds before the loader has spoken.
-    pub const NOTHING: Self = Self { slot: 0, deciding: 0, cgroup_depths: 0, scopes: 0, spoofing: 0 };
+    pub const NOTHING: Self = Self { active: 0, deciding: 0, cgroup_depths: 0, scopes: 0, spoofing: 0 };
+
+    /// The slot of the rule tables that is active.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(&self) -> u32 {
+        self.active % SLOTS
+    }
+
+    /// The number, over all generations, of a rule that the active slot selects.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(&self, rule: RuleIndex) -> RuleNumber {
+        rule_number(self.active / SLOTS, rule)
+    }
 
     /// Whether some rule is about this scope and protocol.
     #[inline(always)]
@@ -131,6 +150,22 @@ impl Control {
     pub const fn has(&self, scope: Scope, protocol: Protocol) -> bool {
         self.scopes & scope_bit(scope, protocol) != 0
     }
+}
+
+/// [`Control::active`] of a generation in a slot.
+#[must_use]
+pub const fn active(generation: u32, slot: u32) -> u32 {
+    generation * SLOTS + slot
+}
+
+/// A rule, counted over all generations: what is remembered of a flow outlives a reload.
+pub type RuleNumber = u32;
+
+/// The number of a generation's rule.
+#[inline(always)]
+#[must_use]
+pub const fn rule_number(generation: u32, rule: RuleIndex) -> RuleNumber {
+    generation * MAX_RULES as u32 + rule
 }
 
 /// Bit of [`Control::scopes`].
@@ -145,7 +180,7 @@ pub const APPLICATION: u32 = u32::MAX;
 
 /// In [`Memory::rule`]: no rule selects the datagram, it is to be sent on as it is. Fragments of it were taken before the
 /// first one, which says so, was seen.
-pub const CARRY: RuleIndex = RuleIndex::MAX;
+pub const CARRY: RuleNumber = RuleNumber::MAX;
 
 /// In [`Memory::worker`]: nobody's, the flow was left alone.
 pub const PASSED: u32 = u32::MAX - 1;
@@ -156,8 +191,8 @@ pub const PASSED: u32 = u32::MAX - 1;
 pub struct Decision {
     /// When the first packet was seen, in nanoseconds since boot (`CLOCK_MONOTONIC`).
     pub seen: u64,
-    /// The rule, in the slot that was active.
-    pub rule: RuleIndex,
+    /// The rule that selected the flow.
+    pub rule: RuleNumber,
     /// The worker of the CPU that saw the first packet. The rest of the handshake has to meet the same listener: a SYN
     /// cookie is valid only for one that sent cookies lately (`tcp_synq_no_recent_overflow`).
     pub worker: u32,
@@ -169,8 +204,8 @@ pub struct Decision {
 pub struct Memory {
     /// When its last datagram was seen without a socket of its own, in nanoseconds since boot (`CLOCK_MONOTONIC`).
     pub seen: u64,
-    /// The rule, in the slot that was active.
-    pub rule: RuleIndex,
+    /// The rule that selected the flow.
+    pub rule: RuleNumber,
     /// The worker whose listener receives it until a socket of its own does; [`PASSED`]; or [`APPLICATION`].
     pub worker: u32,
 }

@@ -4,11 +4,11 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use tproxy_common::{
-    abi::{CARRY, FragmentCourse},
+    abi::{CARRY, FragmentCourse, RuleNumber},
     flow::{Flow, Protocol, Tuple},
     packet::{Kind, Packet, Piece},
     policy::decide,
-    rule::{RuleIndex, Scope},
+    rule::Scope,
     verdict::{Reason, Verdict},
 };
 
@@ -62,7 +62,7 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
         Protocol::Udp => of_datagram(scope, ctx, &parsed, &tables),
     };
     let outcome = match verdict {
-        Verdict::Steer(rule) => steer(ctx, &parsed, rule, history),
+        Verdict::Steer(rule) => steer(ctx, &parsed, tables.control.number(rule), history),
         Verdict::Reject => {
             fragments::follow(&parsed, FragmentCourse::Drop);
             refuse(parsed.protocol)
@@ -150,7 +150,7 @@ fn remember(parsed: &Packet, verdict: Verdict, reason: u32, history: History) {
 }
 
 #[inline(always)]
-fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleIndex, history: History) -> Outcome {
+fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleNumber, history: History) -> Outcome {
     let worker = worker(parsed.protocol, &parsed.tuple);
     let family = ownership::family(&parsed.tuple.dst);
     let Some(listener) = Socket::listener(worker, parsed.protocol, family) else {

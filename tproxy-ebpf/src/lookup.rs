@@ -118,6 +118,7 @@ fn ask_the_rules(control: Control, flow: &Flow) -> Result<Receiver, Reason> {
     match verdict {
         Verdict::Pass(reason) => Err(reason),
         Verdict::Steer(rule) => {
+            let rule = control.number(rule);
             let worker = match flow.protocol {
                 Protocol::Tcp => {
                     let worker = this_cpu_worker();

@@ -3,9 +3,8 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use tproxy_common::{
-    abi::{APPLICATION, Memory, PASSED},
+    abi::{APPLICATION, Memory, PASSED, RuleNumber},
     flow::Tuple,
-    rule::RuleIndex,
 };
 
 use crate::{maps, settings};
@@ -58,7 +57,7 @@ pub(crate) fn application(tuple: &Tuple) {
 
 /// Remembers that a rule gave a flow to a worker.
 #[inline(always)]
-pub(crate) fn steered(tuple: &Tuple, rule: RuleIndex, worker: u32) {
+pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32) {
     remember(tuple, rule, worker);
 }
 
@@ -79,7 +78,7 @@ pub(crate) fn is_reply(tuple: &Tuple) -> bool {
 }
 
 #[inline(never)]
-fn remember(tuple: &Tuple, rule: RuleIndex, worker: u32) {
+fn remember(tuple: &Tuple, rule: RuleNumber, worker: u32) {
     // It fails only when the map has no memory left; the flow is then asked about again.
     let _ = maps::MEMORY.insert(tuple, Memory { seen: now(), rule, worker }, 0);
 }

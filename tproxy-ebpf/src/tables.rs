@@ -45,12 +45,12 @@ impl<'a> Tables<'a> {
 
     #[inline(always)]
     fn set(&self, id: SetId) -> Option<&RuleSet> {
-        maps::SETS.get(set_index(self.control.slot, id))
+        maps::SETS.get(set_index(self.control.slot(), id))
     }
 
     #[inline(always)]
     fn number(&self, number: u32) -> SlotKey {
-        SlotKey { slot: self.control.slot, number }
+        SlotKey { slot: self.control.slot(), number }
     }
 }
 
@@ -74,18 +74,18 @@ impl Lookups for Tables<'_> {
 
     #[inline(always)]
     fn by_source(&self, addr: &Addr) -> Option<&RuleSet> {
-        self.set(longest_match(&maps::SOURCES, self.control.slot, addr)?)
+        self.set(longest_match(&maps::SOURCES, self.control.slot(), addr)?)
     }
 
     #[inline(always)]
     fn by_destination(&self, addr: &Addr) -> Option<&RuleSet> {
-        self.set(longest_match(&maps::DESTINATIONS, self.control.slot, addr)?)
+        self.set(longest_match(&maps::DESTINATIONS, self.control.slot(), addr)?)
     }
 
     #[inline(always)]
     fn by_port(&self, port: u16) -> Option<&RuleSet> {
         // Unset entries are zero, which is `Unrestricted::Port`.
-        self.set(*maps::PORTS.get(port_index(self.control.slot, port))?)
+        self.set(*maps::PORTS.get(port_index(self.control.slot(), port))?)
     }
 
     #[inline(always)]
@@ -116,7 +116,7 @@ impl Lookups for Tables<'_> {
                     }
                     // SAFETY: as above; zero means that the sender is not that deep.
                     let id = unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, depth as i32) };
-                    let key = CgroupKey { id, slot: self.control.slot.into() };
+                    let key = CgroupKey { id, slot: self.control.slot().into() };
                     // SAFETY: the value is copied at once.
                     let named = unsafe { maps::CGROUPS.get(key) }.copied();
                     set = named.unwrap_or(set);
@@ -129,7 +129,7 @@ impl Lookups for Tables<'_> {
     /// Asked once, of the rule that decides a flow.
     #[inline(always)]
     fn action(&self, rule: RuleIndex) -> ActionKind {
-        let index = action_index(self.control.slot, rule);
+        let index = action_index(self.control.slot(), rule);
         self.decided.set(rule);
         if !self.packet.is_some_and(question::is_asked) {
             maps::hit(index);

@@ -3,13 +3,16 @@
 mod tables;
 mod units;
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
 
 use anyhow::{anyhow, ensure};
 use hyper::Method;
 
 use crate::{
-    control::{Closed, Draining, FlowEvent, Rule, Status, client::Client},
+    control::{Closed, Confirmed, Draining, FlowEvent, Reloaded, Rule, Status, client::Client},
     flows::{Filter, FlowId, ShownFlow},
     host::InstanceName,
     metrics::documentation,
@@ -62,6 +65,23 @@ pub struct Close {
     /// All flows
     #[arg(long)]
     all: bool,
+}
+
+/// `tproxy reload`
+#[derive(Debug, clap::Args)]
+pub struct Reload {
+    #[command(flatten)]
+    instance: Instance,
+    /// Go back to the rules before unless `tproxy confirm` comes within this time, such as 30s
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    confirm: Option<Duration>,
+}
+
+/// `tproxy confirm`
+#[derive(Debug, clap::Args)]
+pub struct Confirm {
+    #[command(flatten)]
+    instance: Instance,
 }
 
 /// `tproxy drain`
@@ -160,6 +180,35 @@ impl Close {
         }
         ensure!(closed > 0, "there is no such flow; `tproxy flows` shows those that are live");
         say(&format!("closed {closed} {}\n", if closed == 1 { "flow" } else { "flows" }))
+    }
+}
+
+impl Reload {
+    /// Has the instance read its file again.
+    ///
+    /// # Errors
+    /// As above, or something is wrong with the file.
+    pub async fn reload(self) -> anyhow::Result<()> {
+        let query = self
+            .confirm
+            .map(|time| format!("?confirm={}", humantime::format_duration(time)).replace(' ', ""));
+        let path = format!("/reload{}", query.unwrap_or_default());
+        let reloaded: Reloaded = Client::new(self.instance.name).ask(Method::POST, &path).await?;
+        let within = reloaded.confirm_within_seconds;
+        let rest =
+            within.map(|time| format!("; rolled back unless `tproxy confirm` comes within {}", age(time)));
+        say(&format!("{}{}\n", reloaded.changes, rest.unwrap_or_default()))
+    }
+}
+
+impl Confirm {
+    /// Keeps what a reload brought.
+    ///
+    /// # Errors
+    /// As above, or nothing waits to be confirmed.
+    pub async fn confirm(self) -> anyhow::Result<()> {
+        let _: Confirmed = Client::new(self.instance.name).ask(Method::POST, "/confirm").await?;
+        say("confirmed: the new rules stay\n")
     }
 }
 

@@ -69,6 +69,12 @@ pub enum Command {
     /// End live flows: connections are reset on both sides
     #[command(after_long_help = "Example:\n  tproxy close --client 10.0.0.5")]
     Close(ask::Close),
+    /// Have an instance read its configuration file again
+    #[command(after_long_help = "Example:\n  tproxy reload --confirm 30s")]
+    Reload(ask::Reload),
+    /// Keep what `tproxy reload --confirm` brought
+    #[command(after_long_help = "Example:\n  tproxy confirm")]
+    Confirm(ask::Confirm),
     /// Have an instance take no new flow, and stop when the live ones have ended, as SIGTERM does
     #[command(after_long_help = "Example:\n  tproxy drain")]
     Drain(ask::Drain),
@@ -131,6 +137,9 @@ pub struct Run {
     /// What to intercept.
     #[command(flatten)]
     pub setup: Setup,
+    /// Read the file again when it changes, or one that it names; SIGHUP has it read again in any case
+    #[arg(long, requires = "config")]
+    pub watch: bool,
     /// How log lines are written to stderr
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: Format,
@@ -182,6 +191,12 @@ impl Cli {
 }
 
 impl Setup {
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> Option<PathBuf> {
+        self.config.clone()
+    }
+
     /// Reads the file, if there is one, and checks all of it.
     ///
     /// # Errors

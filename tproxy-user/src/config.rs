@@ -18,7 +18,7 @@ pub(crate) use draft::{Draft, DraftRule};
 use ipnet::IpNet;
 pub use listed::{Listed, NamedSet};
 pub use print::schema;
-pub use read::{Errors, load, parse};
+pub use read::{Errors, files, load, parse};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tproxy_common::flow::Protocol;

@@ -2,17 +2,17 @@
 //!
 //! HTTP over a Unix socket with JSON, so that `curl --unix-socket` does for what the subcommands do. `server` has the
 //! connections and their limits, `routes` says what each request means, `api` what is answered. What only the instance
-//! itself knows, or can do, is a [`Command`] that its main loop carries out. `client` is the other side.
+//! itself knows, or can do, is a [`Command`](crate::run::Command) that its main loop carries out. `client` is the other side.
 
 mod api;
 pub mod client;
-mod command;
 mod routes;
 mod seat;
 mod server;
 
-pub use api::{Closed, Counts, Draining, Failure, FlowEvent, Hook, Live, Rule, State, Status};
-pub use command::{Command, Commands, asked};
+pub use api::{
+    Closed, Confirmed, Counts, Draining, Failure, FlowEvent, Hook, Live, Reloaded, Rule, State, Status,
+};
 pub use seat::{Seat, SeatError, Served};
 pub use server::{Access, Server, Shown};
 

@@ -57,6 +57,16 @@ pub enum DatapathError {
     /// The kernel refused the object or one of its maps.
     #[error("the kernel refused the eBPF object: {0}")]
     Load(#[from] EbpfError),
+    /// More rule sets than there is room for.
+    #[error(
+        "the rules need {needed} rule sets, and there is room for {room}: restart tproxy, which makes room for them"
+    )]
+    Room {
+        /// How many there are.
+        needed: usize,
+        /// How many there may be.
+        room: usize,
+    },
     /// The kernel refused a program or its link.
     #[error("eBPF program {name}: {}", first_line(source))]
     Program {
@@ -134,6 +144,7 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError`] when the kernel refuses.
     pub fn load(settings: Settings) -> Result<Self, DatapathError> {
+        let settings = Settings { sets: settings.sets.max(abi::MAX_SETS), ..settings };
         let log_level = if settings.verbose { log::EVERYTHING } else { log::NOTHING };
         let mut ebpf = EbpfLoader::new()
             .override_global(global::STEER_MARK, &settings.mark.steer(), true)
@@ -143,7 +154,7 @@ impl Datapath {
             .override_global(global::MEMORY_LIFETIME, &nanoseconds(settings.memory), true)
             .override_global(global::SK_ASSIGN, &u8::from(settings.steer == Steer::SkAssign), true)
             .override_global(aya_log::LEVEL, &log_level, false)
-            .map_max_entries(map::SETS, settings.sets.max(abi::MAX_SETS) * abi::SLOTS)
+            .map_max_entries(map::SETS, settings.sets * abi::SLOTS)
             .load(OBJECT)?;
         attach::load_programs(&mut ebpf)?;
         with_program(&mut ebpf, program::SK_LOOKUP, |lookup: &mut SkLookup| patiently(|| lookup.load()))?;

@@ -92,12 +92,14 @@ pub enum HostError {
     },
     /// An instance of this name lives.
     #[error(
-        "another tproxy is called '{name}' and answers at {}; stop it, or choose another --name",
+        "another tproxy (pid {pid}) is called '{name}' and answers at {}; stop it, or choose another --name, and in the same network namespace another --mark and --table",
         path.display()
     )]
     NameTaken {
         /// The name.
         name: InstanceName,
+        /// Of the instance; zero if it cannot be told.
+        pid: i32,
         /// Its control socket.
         path: PathBuf,
     },

@@ -15,10 +15,11 @@ use socket2::Socket;
 use tproxy_common::{flow::Protocol, verdict::Reason};
 
 use crate::{
-    config::{Action, Config, Rule, Scope, SessionLimits},
+    config::{Config, Rule},
     datapath::{AttachError, Attachment, Datapath, DatapathError, Settings},
     family::Family,
     flows::Flows,
+    generation::{Generation, Generations},
     host::{
         Change, Direction, HostError, Identity, Journal, lingering,
         links::{self, Changed, Link},
@@ -26,12 +27,19 @@ use crate::{
         sysctl::Sysctl,
     },
     plan::{Plan, Surroundings},
-    policy::{Cgroup, CgroupError, Compiled},
+    policy::{Cgroup, CgroupError, Compiled, Extent},
     socket::{self, SocketError},
-    tcp::{self, Limits, TcpCounters},
+    tcp::{self, TcpCounters},
     udp::{self, UdpCounters},
     worker::{Worker, WorkerSetup},
 };
+
+mod changes;
+mod reload;
+
+pub use changes::Changes;
+use reload::Superseded;
+use tokio::sync::Notify;
 
 /// Why an instance could not start, or go on.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +47,9 @@ pub enum InstanceError {
     /// A rule names an interface that does not exist.
     #[error("interface '{0}' does not exist; `ip link` shows those that do")]
     NoSuchInterface(String),
+    /// A reload asks for what is made at the start.
+    #[error("{0} cannot change while tproxy runs: restart it, or leave {0} as it is")]
+    Fixed(&'static str),
     /// A rule names something that is no cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -69,6 +80,9 @@ pub struct Instance {
     journal: Journal,
     config: Config,
     cgroups: Vec<Vec<Cgroup>>,
+    generations: Generations,
+    superseded: Vec<Superseded>,
+    ended: Arc<Notify>,
     surroundings: Surroundings,
     plan: Plan,
 }
@@ -84,7 +98,7 @@ impl Instance {
 
     fn start_with(attachment: Attachment, config: Config, verbose: bool) -> Result<Self, InstanceError> {
         let surroundings = look_around()?;
-        require_interfaces(&config.rules, &surroundings)?;
+        require_interfaces(&config.rules, &surroundings, |_| false)?;
         let cgroups = resolve_cgroups(&config.rules)?;
         let Config { mark, table, priority, steer, .. } = config;
         let journal = Journal::begin(Identity { mark, table, priority })?;
@@ -100,7 +114,9 @@ impl Instance {
             datapath.forward_logs()?;
         }
         let flows = Flows::of_workers(config.workers);
-        let (workers, counters) = start_workers(&config, &flows, &mut datapath)?;
+        let ended = Arc::new(Notify::new());
+        let generations = Generations::of(Generation::first(&config, Arc::clone(&ended)));
+        let (workers, counters) = start_workers(&config, &generations, &flows, &mut datapath)?;
         let black_holes = open_black_holes(&config, &mut datapath)?;
         let mut instance = Self {
             datapath,
@@ -113,6 +129,9 @@ impl Instance {
             journal,
             config,
             cgroups,
+            generations,
+            superseded: Vec::new(),
+            ended,
             surroundings,
             plan: Plan::default(),
         };
@@ -244,7 +263,21 @@ impl Instance {
 
     /// Makes hooks, rules and tables what the surroundings ask for. First what delivers, then what steers.
     fn carry_out(&mut self) -> Result<(), InstanceError> {
-        let plan = self.surroundings.plan(&self.config.rules);
+        let plan = self.surroundings.plan(self.rules());
+        // One interface that refuses must not keep the rules from the others.
+        let prepared = self.prepare(&plan);
+        self.switch()?;
+        self.tidy(plan)?;
+        prepared
+    }
+
+    /// The rules, and those of earlier generations that still have flows.
+    fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.config.rules.iter().chain(self.superseded.iter().flat_map(|superseded| &*superseded.rules))
+    }
+
+    /// Adds what `plan` needs.
+    fn prepare(&mut self, plan: &Plan) -> Result<(), InstanceError> {
         for sysctl in &plan.loopback {
             let sysctl = Sysctl::new("lo", Family::V4, sysctl.key())?;
             self.journal.apply(Change::Sysctl { sysctl, value: "1".into() })?;
@@ -254,27 +287,36 @@ impl Instance {
                 self.journal.apply(change)?;
             }
         }
-        // One interface that refuses must not keep the rules from the others.
-        let attached = self.attach(&plan);
-        let surroundings = &self.surroundings;
-        let compiled = Compiled::new(&self.config.rules, |rule| surroundings.limit(rule), &self.cgroups);
-        self.datapath.install(&compiled)?;
-        for iif in self.plan.delivering.difference(&plan.delivering) {
-            for change in rules_for(iif) {
-                self.journal.revert(&change)?;
-            }
-        }
-        self.plan = plan;
-        attached
+        self.attach(plan)
     }
 
-    fn attach(&mut self, plan: &Plan) -> Result<(), InstanceError> {
+    /// Has the datapath decide by the latest rules, given the surroundings.
+    fn switch(&mut self) -> Result<(), InstanceError> {
+        let surroundings = &self.surroundings;
+        let compiled = Compiled::new(&self.config.rules, |rule| surroundings.limit(rule), &self.cgroups);
+        let extents = self.superseded.iter().map(|superseded| Extent::of(&superseded.rules));
+        let lasting = extents.fold(Extent::default(), Extent::and);
+        Ok(self.datapath.install(&compiled, self.generations.latest().number(), lasting)?)
+    }
+
+    /// Removes what `plan` does not need.
+    fn tidy(&mut self, plan: Plan) -> Result<(), InstanceError> {
         for (link, hook) in self.datapath.attached() {
             if !plan.hooks.contains(&(link.index, hook)) {
                 self.datapath.detach_from(link.index, hook);
                 self.journal.revert(&tc_filter(&link, hook))?;
             }
         }
+        let was = mem::replace(&mut self.plan, plan);
+        for iif in was.delivering.difference(&self.plan.delivering) {
+            for change in rules_for(iif) {
+                self.journal.revert(&change)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, plan: &Plan) -> Result<(), InstanceError> {
         let mut outcome = Ok(());
         for (index, hook) in &plan.hooks {
             let Some(link) = self.surroundings.links.iter().find(|link| link.index == *index) else {
@@ -334,6 +376,7 @@ struct Counters {
 
 fn start_workers(
     config: &Config,
+    generations: &Generations,
     flows: &Flows,
     datapath: &mut Datapath,
 ) -> Result<(Vec<Worker>, Vec<Counters>), InstanceError> {
@@ -346,14 +389,6 @@ fn start_workers(
         sockets.iter().flat_map(|(tcp, _)| tcp).filter_map(address_of).collect();
     let udp_bound: Arc<[SocketAddr]> =
         sockets.iter().flat_map(|(_, udp)| udp).filter_map(|udp| address_of(udp.listener())).collect();
-    let rules: Arc<[Rule]> = config.rules.clone().into();
-    let limits = Limits::of(&rules);
-    let SessionLimits { total, per_client } = config.sessions;
-    // All sessions of a client endpoint are one worker's, but not all of a client address.
-    let share = SessionLimits {
-        total: total.div_ceil(config.workers),
-        per_client: per_client.div_ceil(config.workers),
-    };
     let mut workers = Vec::new();
     let mut counters = Vec::new();
     for (index, (listeners, sockets)) in sockets.into_iter().enumerate() {
@@ -361,30 +396,24 @@ fn start_workers(
         let tcp = tcp::Setup {
             listeners,
             bound: Arc::clone(&tcp_bound),
-            rules: Arc::clone(&rules),
-            limits: limits.clone(),
-            timeouts: config.timeouts,
+            generations: generations.clone(),
             mark: config.mark,
             decisions: Box::new(datapath.decisions(own.tcp.accept_latency())?),
             counters: Arc::clone(&own.tcp),
             flows: flows.table(index),
         };
-        let udp = if sockets.is_empty() {
-            None
-        } else {
-            Some(udp::Setup {
-                sockets,
-                bound: Arc::clone(&udp_bound),
-                rules: Arc::clone(&rules),
-                timeouts: config.timeouts,
-                sessions: share,
-                mark: config.mark,
-                memory: Box::new(datapath.memory()?),
-                counters: Arc::clone(&own.udp),
-                flows: flows.table(index),
-            })
+        let udp = udp::Setup {
+            sockets,
+            bound: Arc::clone(&udp_bound),
+            generations: generations.clone(),
+            workers: config.workers,
+            mark: config.mark,
+            memory: Box::new(datapath.memory()?),
+            counters: Arc::clone(&own.udp),
+            flows: flows.table(index),
         };
-        workers.push(Worker::spawn(WorkerSetup { index, tcp, udp }).map_err(InstanceError::Worker)?);
+        workers
+            .push(Worker::spawn(WorkerSetup { index, tcp, udp: Some(udp) }).map_err(InstanceError::Worker)?);
         counters.push(own);
     }
     Ok((workers, counters))
@@ -404,15 +433,12 @@ fn open_listeners(
     Family::available().map(open).collect()
 }
 
-/// The UDP sockets of a worker, a set for each address family; none where no rule is about UDP.
+/// The UDP sockets of a worker, a set for each address family. Rules about UDP may come later.
 fn open_udp(
     worker: usize,
     config: &Config,
     datapath: &mut Datapath,
 ) -> Result<Vec<udp::Sockets>, InstanceError> {
-    if !config.rules.iter().any(|rule| rule.protocols.include(Protocol::Udp)) {
-        return Ok(Vec::new());
-    }
     let open = |family| {
         let sockets = udp::Sockets::open(family, config.mark)?;
         datapath.set_listener(worker as u32, Protocol::Udp, family, sockets.listener())?;
@@ -425,12 +451,6 @@ fn open_udp(
 fn open_black_holes(config: &Config, datapath: &mut Datapath) -> Result<Vec<Socket>, InstanceError> {
     let mut holes = Vec::new();
     for protocol in Protocol::ALL {
-        let drops = |rule: &Rule| {
-            rule.scope == Scope::Inbound && rule.action == Action::Drop && rule.protocols.include(protocol)
-        };
-        if !config.rules.iter().any(drops) {
-            continue;
-        }
         for family in Family::available() {
             let hole = match protocol {
                 Protocol::Tcp => socket::black_hole(family, config.mark)?,
@@ -447,11 +467,15 @@ fn look_around() -> Result<Surroundings, HostError> {
     Ok(Surroundings { links: links::snapshot()?, routed: local_table::routed_interfaces()? })
 }
 
-fn require_interfaces(rules: &[Rule], surroundings: &Surroundings) -> Result<(), InstanceError> {
+fn require_interfaces(
+    rules: &[Rule],
+    surroundings: &Surroundings,
+    may_be_gone: impl Fn(&String) -> bool,
+) -> Result<(), InstanceError> {
     let missing = rules
         .iter()
         .flat_map(|rule| &rule.interfaces)
-        .find(|name| !surroundings.links.iter().any(|link| link.name == **name));
+        .find(|name| !may_be_gone(name) && !surroundings.links.iter().any(|link| link.name == **name));
     missing.map_or(Ok(()), |name| Err(InstanceError::NoSuchInterface(name.clone())))
 }
 

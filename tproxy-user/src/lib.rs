@@ -22,6 +22,7 @@ pub mod explain;
 pub mod family;
 pub mod flow;
 pub mod flows;
+pub mod generation;
 pub mod host;
 pub mod instance;
 pub mod intercept;

@@ -8,12 +8,14 @@ use std::{
 use clap::{Parser as _, error::ErrorKind};
 use tproxy::{
     bench,
-    cli::{self, Cli, Command, Mistakes, one_line},
-    config::{self, Config},
+    cli::{self, Cli, Command, Mistakes, Run, one_line},
+    config,
     doctor::{self, Level},
     explain,
     host::Report,
-    logging, run, top,
+    logging,
+    run::{self, Start},
+    top,
     trace::{self, TraceError},
 };
 
@@ -31,12 +33,13 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Run(flags) => {
-            let (format, verbose) = (flags.log_format, flags.verbose);
-            match flags.setup.into_config() {
+            let Run { log_format, verbose, watch, setup } = *flags;
+            let file = setup.file();
+            match setup.into_config() {
                 Err(mistakes) => refuse(&mistakes),
                 Ok(config) => {
-                    logging::init(format, verbose);
-                    finish(serve(config, verbose >= 2))
+                    logging::init(log_format, verbose);
+                    finish(serve(Start { config, file, watch, verbose: verbose >= 2 }))
                 }
             }
         }
@@ -50,7 +53,11 @@ fn main() -> ExitCode {
         }
         Command::BenchMany(flags) => {
             logging::init(logging::Format::Text, 0);
-            finish(flags.into_config().and_then(|config| serve(config, false)))
+            finish(
+                flags
+                    .into_config()
+                    .and_then(|config| serve(Start { config, file: None, watch: false, verbose: false })),
+            )
         }
         Command::Config(show) if show.schema => finish(print(&config::schema())),
         Command::Config(show) => match show.setup.into_config() {
@@ -70,6 +77,8 @@ fn main() -> ExitCode {
         Command::Flows(flows) => finish(ask(flows.show())),
         Command::Top(args) => finish(ask(top::main(args))),
         Command::Close(close) => finish(ask(close.close())),
+        Command::Reload(reload) => finish(ask(reload.reload())),
+        Command::Confirm(confirm) => finish(ask(confirm.confirm())),
         Command::Drain(drain) => finish(ask(drain.drain())),
         Command::Metrics(metrics) => finish(ask(metrics.show())),
         Command::Doctor(args) => {
@@ -104,8 +113,8 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn serve(config: Config, verbose: bool) -> anyhow::Result<()> {
-    run::run(config, verbose).await
+async fn serve(start: Start) -> anyhow::Result<()> {
+    run::run(start).await
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -114,7 +123,7 @@ async fn ask(answer: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn relay(flags: cli::Run) -> anyhow::Result<()> {
+async fn relay(flags: Run) -> anyhow::Result<()> {
     logging::init(flags.log_format, flags.verbose);
     bench::without_datapath(flags.setup.into_config()?).await
 }

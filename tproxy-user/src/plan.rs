@@ -72,7 +72,7 @@ impl Surroundings {
 
     /// What `rules` need.
     #[must_use]
-    pub fn plan(&self, rules: &[Rule]) -> Plan {
+    pub fn plan<'a>(&self, rules: impl IntoIterator<Item = &'a Rule>) -> Plan {
         let mut hooks = BTreeSet::new();
         // Where UDP flows that leave on their own are seen, lest their replies be taken for new ones.
         let mut remembering = BTreeSet::new();

@@ -45,8 +45,41 @@ pub struct Compiled {
     pub actions: Vec<ActionKind>,
     /// By rule: what it is called.
     pub names: Vec<Arc<str>>,
+    /// What the rules are about, as a whole.
+    pub extent: Extent,
+}
+
+/// What rules are about, as a whole: what the datapath need not look for elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Extent {
+    /// The bits [`scope_bit`] of every scope and protocol that some rule has.
+    pub scopes: u32,
     /// Whether some rule of scope `forwarded` has UDP upstream sockets that bear their clients' addresses.
     pub spoofs_datagrams: bool,
+}
+
+impl Extent {
+    /// That of these rules.
+    #[must_use]
+    pub fn of(rules: &[Rule]) -> Self {
+        let mut extent = Self::default();
+        for rule in rules {
+            let protocols = Protocol::ALL.into_iter().filter(|protocol| rule.protocols.include(*protocol));
+            extent.scopes |= protocols.map(|protocol| scope_bit(rule.scope, protocol)).sum::<u32>();
+            extent.spoofs_datagrams |=
+                rule.scope == Scope::Forwarded && rule.protocols.include(Protocol::Udp) && rule.is_spoofed();
+        }
+        extent
+    }
+
+    /// That of the rules of both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            scopes: self.scopes | other.scopes,
+            spoofs_datagrams: self.spoofs_datagrams || other.spoofs_datagrams,
+        }
+    }
 }
 
 impl Compiled {
@@ -81,9 +114,7 @@ impl Compiled {
             cgroups: cgroup::compile(cgroups, &mut sets),
             actions: rules.iter().map(|rule| kind(&rule.action)).collect(),
             names: rules.iter().map(|rule| Arc::clone(&rule.name)).collect(),
-            spoofs_datagrams: rules.iter().any(|rule| {
-                rule.scope == Scope::Forwarded && rule.protocols.include(Protocol::Udp) && rule.is_spoofed()
-            }),
+            extent: Extent::of(rules),
             sets: sets.into_vec(),
         }
     }
@@ -92,19 +123,6 @@ impl Compiled {
     #[must_use]
     pub fn cgroup_depths(&self) -> u32 {
         self.cgroups.keys().fold(0, |depths, cgroup| depths | 1 << cgroup.depth())
-    }
-
-    /// Whether some rule has this scope and protocol.
-    #[must_use]
-    pub fn has_scope(&self, scope: Scope, protocol: Protocol) -> bool {
-        self.set(scope_set(scope, protocol)).is_some_and(|rules| *rules != RuleSet::EMPTY)
-    }
-
-    /// The bits [`scope_bit`] of every scope and protocol that some rule has.
-    #[must_use]
-    pub fn scopes(&self) -> u32 {
-        let named = scopes_and_protocols().filter(|(scope, protocol)| self.has_scope(*scope, *protocol));
-        named.map(|(scope, protocol)| scope_bit(scope, protocol)).sum()
     }
 
     fn set(&self, id: SetId) -> Option<&RuleSet> {

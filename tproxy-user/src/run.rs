@@ -1,38 +1,83 @@
 //! `tproxy run` and `tproxy cleanup`, from start to end.
 
-use std::{io, pin::pin};
+mod commands;
+mod watch;
+
+use std::{io, path::PathBuf, pin::pin};
 
 use anyhow::anyhow;
+pub use commands::{Command, Commands, Draining, Refused, Reloads, Reply};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
 
 use crate::{
     config::Config,
-    control::{self, Command, Draining, Seat},
+    control::Seat,
     host::{self, Report, links::Monitor, preflight},
     instance::Instance,
 };
+use commands::{Course, Executor};
+use watch::Watch;
+
+/// What `tproxy run` is to do.
+#[derive(Debug)]
+pub struct Start {
+    /// By what it begins.
+    pub config: Config,
+    /// Where that came from, to be read again; none if from flags.
+    pub file: Option<PathBuf>,
+    /// Whether to read it again by itself when it changes.
+    pub watch: bool,
+    /// Whether the eBPF programs log.
+    pub verbose: bool,
+}
 
 /// Runs an instance until SIGINT or SIGTERM, and stops it in order; a second signal stops it now.
 ///
 /// # Errors
 /// What kept it from starting, or from leaving the host as it was.
-pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
-    let mut signals = Signals::new().map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
+pub async fn run(start: Start) -> anyhow::Result<()> {
+    let Start { config, file, watch, verbose } = start;
+    let mut signals =
+        Signals::new(file.is_some()).map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
     preflight::check()?;
     raise_descriptor_limit();
     let cannot_watch = |error: io::Error| anyhow!("cannot watch the interfaces (netlink): {error}");
     let mut monitor = Monitor::new().map_err(cannot_watch)?;
     let seat = Seat::take(&config)?;
+    let (commands, mut sent) = mpsc::channel(commands::QUEUE);
+    if let Some(file) = file.clone().filter(|_| watch) {
+        let watch = Watch::new(file).map_err(|error| anyhow!("cannot watch the file (inotify): {error}"))?;
+        tokio::spawn(reload_when_changed(watch, commands.clone()));
+    }
+    let mut executor = Executor::new(file);
     let mut instance = Instance::start(config, verbose)?;
-    let (commands, mut asked) = control::asked();
     let served =
         seat.serve(commands, instance.flows().clone()).map_err(|error| anyhow!("control socket: {error}"))?;
     tracing::info!("ready: steering is in place");
     loop {
         tokio::select! {
-            () = signals.next() => break,
-            Some(command) = asked.recv() => if carry_out(command, &instance) == Next::Drain { break },
+            signal = signals.next() => match signal {
+                Told::Stop => break,
+                Told::Reload => {
+                    let (reply, _) = oneshot::channel();
+                    executor.carry_out(Command::Reload { confirm: None, reply }, &mut instance);
+                }
+            },
+            Some(command) = sent.recv() => {
+                if executor.carry_out(command, &mut instance) == Course::Stop {
+                    break;
+                }
+            }
+            () = executor.too_late() => executor.roll_back(&mut instance),
+            () = instance.outlived() => {
+                if let Err(error) = instance.retire() {
+                    tracing::error!("cannot give up what earlier rules needed: {error}");
+                }
+            }
             () = instance.worker_ended() => {
                 instance.stop()?;
                 anyhow::bail!("a worker ended by itself, which is a bug; the host is as it was");
@@ -51,8 +96,8 @@ pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
         loop {
             tokio::select! {
                 drained = &mut drained => break drained?,
-                () = signals.next() => break tracing::info!("second signal: stopping now"),
-                Some(command) = asked.recv() => drop(carry_out(command, &instance)),
+                () = signals.stop() => break tracing::info!("second signal: stopping now"),
+                Some(command) = sent.recv() => executor.answer(command, &instance),
             }
         }
     }
@@ -60,31 +105,6 @@ pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
     instance.stop()?;
     tracing::info!("stopped: the host is as it was");
     Ok(())
-}
-
-/// What a run does after a command.
-#[derive(PartialEq, Eq)]
-enum Next {
-    GoOn,
-    Drain,
-}
-
-/// Does what was asked; whoever asked may be gone by now.
-fn carry_out(command: Command, instance: &Instance) -> Next {
-    match command {
-        Command::Look(answer) => {
-            let _ = answer.send(instance.look().map(Box::new).map_err(|error| error.to_string()));
-        }
-        Command::Maps(answer) => {
-            let _ = answer.send(instance.maps().map_err(|error| error.to_string()));
-        }
-        Command::Drain(answer) => {
-            let limit_seconds = instance.drain_limit().as_secs_f64();
-            let _ = answer.send(Draining { live: instance.live(), limit_seconds });
-            return Next::Drain;
-        }
-    }
-    Next::GoOn
 }
 
 /// Undoes what dead instances left in this network namespace, and says what that was.
@@ -108,27 +128,54 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// SIGINT, SIGTERM and SIGHUP (the terminal is gone), which mean the same.
+/// For as long as the instance runs.
+async fn reload_when_changed(mut watch: Watch, commands: Commands) {
+    loop {
+        if let Err(error) = watch.changed().await {
+            tracing::error!("cannot watch the file any more (inotify): {error}; SIGHUP has it read again");
+            return;
+        }
+        let (reply, done) = oneshot::channel();
+        // What it says is in the log. Without a receiver the instance stops.
+        let _ = commands.send(Command::Reload { confirm: None, reply }).await;
+        let _ = done.await;
+    }
+}
+
+/// What a signal says.
+enum Told {
+    Stop,
+    Reload,
+}
+
+/// SIGINT and SIGTERM stop. SIGHUP has the file read again; where there is none, it says that the terminal is gone.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    has_file: bool,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    fn new(has_file: bool) -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            has_file,
         })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.hangup.recv() => if self.has_file { Told::Reload } else { Told::Stop },
         }
+    }
+
+    /// Completes when one says to stop.
+    async fn stop(&mut self) {
+        while let Told::Reload = self.next().await {}
     }
 }

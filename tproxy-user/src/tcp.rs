@@ -30,18 +30,19 @@ mod upstream;
 
 pub use counters::{End, Snapshot, TcpCounters};
 pub use limits::Limits;
+pub(crate) use limits::Place;
 pub(crate) use service::Service;
 pub use service::Setup;
 
 use crate::{
     flow::{ClientAddr, OriginalDst},
-    worker::RuleIndex,
+    generation::RuleNumber,
 };
 
 /// What the datapath decided when it saw a flow's first packet.
 pub trait Decisions: Send {
     /// Hands out, once, the rule that selected the flow; `None` when the datapath has no record of it.
-    fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<RuleIndex>;
+    fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<RuleNumber>;
 }
 
 #[cfg(test)]

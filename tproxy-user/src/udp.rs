@@ -50,14 +50,14 @@ pub use service::{Setup, Sockets};
 
 use crate::{
     flow::{ClientAddr, OriginalDst},
-    worker::RuleIndex,
+    generation::RuleNumber,
 };
 
 /// Why a flow is steered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selected {
     /// A rule selects it.
-    By(RuleIndex),
+    By(RuleNumber),
     /// No rule does: fragments of a datagram were taken before the one that says so was seen. It is to be sent on as it is.
     Carry,
 }

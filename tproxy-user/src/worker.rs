@@ -11,10 +11,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{tcp, udp};
 
-/// Index of a rule in [`Config::rules`](crate::config::Config::rules).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct RuleIndex(pub usize);
-
 /// What a worker is made of.
 pub struct WorkerSetup {
     /// Shown in the thread's name; it is `tproxy-w0` for 0.

@@ -21,7 +21,7 @@ pub(super) fn status(status: &Status) -> String {
         ("mark", status.mark.clone()),
         ("table", status.table.to_string()),
         ("workers", status.workers.to_string()),
-        ("rules", status.rules.to_string()),
+        ("rules", format!("{}, generation {}", status.rules, status.generation)),
         ("hooks", if hooks.is_empty() { "none".into() } else { hooks.join(", ") }),
         ("live", format!("{} connections, {} sessions", status.live.connections, status.live.sessions)),
         ("connections", counts(&status.connections)),

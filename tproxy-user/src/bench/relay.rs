@@ -12,10 +12,11 @@ use crate::{
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::Flows,
+    generation::{Generation, Generations, RuleNumber},
     socket,
-    tcp::{self, Decisions, Limits},
+    tcp::{self, Decisions},
     udp::{self, Memory, Selected, Sockets},
-    worker::{RuleIndex, Worker, WorkerSetup},
+    worker::{Worker, WorkerSetup},
 };
 
 /// What comes before the ports of the listeners.
@@ -56,7 +57,7 @@ impl Many {
 /// Whatever keeps them from starting.
 pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
     let mut stop = signal(SignalKind::terminate())?;
-    let rules: Arc<[Rule]> = config.rules.clone().into();
+    let generations = Generations::of(Generation::first(&config, Arc::default()));
     let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     for _ in 0..config.workers {
         tcp.push(socket::listener(Family::V4, config.mark)?);
@@ -75,9 +76,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
         let tcp = tcp::Setup {
             listeners: vec![tcp],
             bound: Arc::clone(&bound_tcp),
-            rules: Arc::clone(&rules),
-            limits: Limits::of(&rules),
-            timeouts: config.timeouts,
+            generations: generations.clone(),
             mark: config.mark,
             decisions: Box::new(Everything),
             counters: Arc::default(),
@@ -86,9 +85,9 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
         let udp = udp::Setup {
             sockets: vec![udp],
             bound: Arc::clone(&bound_udp),
-            rules: Arc::clone(&rules),
-            timeouts: config.timeouts,
-            sessions: config.sessions,
+            generations: generations.clone(),
+            // Each may have as many as there may be: how they are shared out is the steering's business.
+            workers: 1,
             mark: config.mark,
             memory: Box::new(Everything),
             counters: Arc::default(),
@@ -121,14 +120,14 @@ pub(super) fn port(socket: &Socket) -> anyhow::Result<u16> {
 struct Everything;
 
 impl Decisions for Everything {
-    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<RuleIndex> {
-        Some(RuleIndex(0))
+    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<RuleNumber> {
+        Some(RuleNumber(0))
     }
 }
 
 impl Memory for Everything {
     fn selected(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Selected> {
-        Some(Selected::By(RuleIndex(0)))
+        Some(Selected::By(RuleNumber(0)))
     }
 
     fn forget(&mut self, _: ClientAddr, _: OriginalDst) {}

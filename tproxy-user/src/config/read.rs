@@ -4,7 +4,10 @@ mod document;
 mod errors;
 mod members;
 
-use std::{fs, path::Path as FilePath};
+use std::{
+    fs,
+    path::{Path as FilePath, PathBuf},
+};
 
 pub use errors::Errors;
 use toml::de::{DeTable, DeValue};
@@ -28,6 +31,19 @@ pub fn load(file: &FilePath) -> Result<Config, Errors> {
     let bytes =
         fs::read(file).map_err(|error| Errors::from(vec![Problem::unreadable(file, &error.to_string())]))?;
     parse(file, &bytes)
+}
+
+/// The configuration file and the files of sets that it names, as far as they can be found out.
+#[must_use]
+pub fn files(file: &FilePath) -> Vec<PathBuf> {
+    let mut files = vec![file.to_owned()];
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let table: toml::Table = toml::from_str(&text).unwrap_or_default();
+    let sets = table.get("sets").and_then(toml::Value::as_table).into_iter().flat_map(toml::Table::values);
+    let members = sets.filter_map(toml::Value::as_table).flat_map(toml::Table::values);
+    let named = members.filter_map(|members| members.get("file")?.as_str());
+    files.extend(named.map(|named| members::beside(file, FilePath::new(named))));
+    files
 }
 
 /// The configuration that a file of this name would hold.

@@ -41,6 +41,8 @@ pub struct Status {
     pub workers: usize,
     /// How many rules it has.
     pub rules: usize,
+    /// Which generation of the rules holds: each reload that changes something makes another.
+    pub generation: u32,
     /// Where it sees packets, besides at the listener lookup.
     pub hooks: Vec<Hook>,
     /// Where Prometheus can ask.
@@ -145,10 +147,27 @@ pub struct Draining {
     pub limit_seconds: f64,
 }
 
+/// `POST /reload`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What has changed, on one line.
+    pub changes: String,
+    /// How long there is to confirm it, if it has to be.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub confirm_within_seconds: Option<f64>,
+}
+
+/// `POST /confirm`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmed {
+    /// Always true: the reload is kept.
+    pub confirmed: bool,
+}
+
 /// What is answered when it could not be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// One line that names the thing and the remedy.
+    /// What is wrong and the remedy, on one line; of a file a line for each thing.
     pub error: String,
 }
 
@@ -169,6 +188,7 @@ impl Status {
             table: look.identity.table,
             workers: look.workers,
             rules: look.rules.len(),
+            generation: look.generation,
             hooks: look.hooks.iter().map(hook).collect(),
             metrics: shown.metrics,
             live: Live { connections: look.tcp.active(), sessions: look.udp.active() },

@@ -1,6 +1,9 @@
 //! What each request means, and its answer.
 
-use std::{convert::Infallible, time::Instant};
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -10,12 +13,17 @@ use hyper::{
     header::{ALLOW, CONTENT_TYPE},
 };
 use serde::Serialize;
+use tokio::sync::oneshot;
 
-use super::{Access, Closed, Command, Failure, FlowEvent, Rule, Status, server::Shown};
+use super::{Access, Closed, Confirmed, Draining, Failure, FlowEvent, Reloaded, Rule, Status, server::Shown};
 use crate::{
     flows::{Filter, Followed, Follower, ShownFlow},
     metrics,
+    run::{Command, Reply},
 };
+
+/// That a reload may wait to be confirmed.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Of an answer.
 type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -31,6 +39,8 @@ pub(super) enum Asked {
     Follow(Filter),
     Metrics,
     Close(Filter),
+    Reload(Option<Duration>),
+    Confirm,
     Drain,
 }
 
@@ -43,7 +53,7 @@ pub(super) struct Refusal {
 }
 
 /// Everything that can be asked, and what it is.
-const INDEX: [(&str, &str, &str); 9] = [
+const INDEX: [(&str, &str, &str); 11] = [
     ("GET", "/status", "how the instance is, and what it has counted"),
     ("GET", "/rules", "the rules in order, with their hits"),
     (
@@ -55,6 +65,12 @@ const INDEX: [(&str, &str, &str); 9] = [
     ("GET", "/metrics", "for Prometheus, in the OpenMetrics format"),
     ("POST", "/close", "end the flows that the query selects, as for /flows"),
     ("POST", "/close/all", "end all flows"),
+    (
+        "POST",
+        "/reload",
+        "read the configuration file again; ?confirm=30s goes back unless /confirm comes in time",
+    ),
+    ("POST", "/confirm", "keep what a reload brought"),
     ("POST", "/drain", "take no new flow, and stop when the live ones have ended"),
     ("GET", "/", "this list"),
 ];
@@ -84,7 +100,7 @@ pub(super) fn understand(method: &Method, path: &str, query: &str) -> Result<Ask
         serde_urlencoded::from_str::<Filter>(query)
             .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the query '{query}': {error}")))
     };
-    let takes_query = matches!(path, "/flows" | "/flows/follow" | "/close");
+    let takes_query = matches!(path, "/flows" | "/flows/follow" | "/close" | "/reload");
     if !takes_query && !query.is_empty() {
         return Err(Refusal::new(
             StatusCode::BAD_REQUEST,
@@ -105,9 +121,26 @@ pub(super) fn understand(method: &Method, path: &str, query: &str) -> Result<Ask
             )),
             filter => Ok(Asked::Close(filter)),
         },
+        "/reload" => reload(query).map(Asked::Reload),
+        "/confirm" => Ok(Asked::Confirm),
         "/drain" => Ok(Asked::Drain),
         _ => Ok(Asked::Index),
     }
+}
+
+/// Within which time a reload has to be confirmed, if it has to be.
+fn reload(query: &str) -> Result<Option<Duration>, Refusal> {
+    let Some(time) = (!query.is_empty()).then(|| query.strip_prefix("confirm=")) else { return Ok(None) };
+    let time = time
+        .and_then(|time| humantime::parse_duration(time).ok())
+        .filter(|time| !time.is_zero() && *time <= LONGEST);
+    let wrong = || {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("the query '{query}': write confirm=TIME, such as confirm=30s"),
+        )
+    };
+    time.map(Some).ok_or_else(wrong)
 }
 
 pub(super) async fn answer(request: &Request<Incoming>, access: Access, shown: &Shown) -> Response<Body> {
@@ -148,11 +181,7 @@ fn allowed(request: &Request<Incoming>, access: Access) -> Result<Asked, Refusal
 }
 
 async fn carry_out(asked: Asked, shown: &Shown) -> Result<Response<Body>, Refusal> {
-    let failed = |error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error);
-    let look = async || {
-        let look = shown.commands.ask(Command::Look).await.ok_or_else(Refusal::ending)?;
-        look.map_err(failed)
-    };
+    let look = || ask(shown, |reply| Command::Look { reply });
     match asked {
         Asked::Index => {
             let entry =
@@ -173,8 +202,7 @@ async fn carry_out(asked: Asked, shown: &Shown) -> Result<Response<Body>, Refusa
         Asked::Follow(filter) => Ok(follow(filter, shown)),
         Asked::Metrics => {
             let look = look().await?;
-            let maps = shown.commands.ask(Command::Maps).await.ok_or_else(Refusal::ending)?;
-            let maps = maps.map_err(failed)?;
+            let maps = ask(shown, |reply| Command::Maps { reply }).await?;
             let text = metrics::encode(&metrics::Observed {
                 look: &look,
                 maps: &maps,
@@ -183,11 +211,28 @@ async fn carry_out(asked: Asked, shown: &Shown) -> Result<Response<Body>, Refusa
             Ok(response(metrics::CONTENT_TYPE, Full::from(text).boxed_unsync()))
         }
         Asked::Close(filter) => Ok(json(&Closed { closed: shown.flows.close(&filter) })),
+        Asked::Reload(confirm) => {
+            let changes = ask(shown, |reply| Command::Reload { confirm, reply }).await?;
+            let confirm_within_seconds = confirm.map(|time| time.as_secs_f64());
+            Ok(json(&Reloaded { changes: changes.to_string(), confirm_within_seconds }))
+        }
+        Asked::Confirm => {
+            ask(shown, |reply| Command::Confirm { reply }).await?;
+            Ok(json(&Confirmed { confirmed: true }))
+        }
         Asked::Drain => {
-            let draining = shown.commands.ask(Command::Drain).await.ok_or_else(Refusal::ending)?;
-            Ok(json(&draining))
+            let draining = ask(shown, |reply| Command::Drain { reply }).await?;
+            Ok(json(&Draining { live: draining.live, limit_seconds: draining.limit.as_secs_f64() }))
         }
     }
+}
+
+/// Has the main loop carry out a command, and waits for the reply.
+async fn ask<T>(shown: &Shown, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Refusal> {
+    let (reply, replied) = oneshot::channel();
+    shown.commands.send(command(reply)).await.map_err(|_| Refusal::ending())?;
+    let outcome = replied.await.map_err(|_| Refusal::ending())?;
+    outcome.map_err(|refused| Refusal::new(StatusCode::CONFLICT, refused.to_string()))
 }
 
 /// The live flows, and then what happens to flows, until the client goes.

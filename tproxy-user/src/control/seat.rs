@@ -11,11 +11,12 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Commands, Server, Shown};
+use super::{Server, Shown};
 use crate::{
     config::Config,
     flows::Flows,
     host::{ControlSocket, HostError, InstanceName},
+    run::Commands,
 };
 
 /// For the last answers to be taken.

@@ -21,8 +21,8 @@ use tokio::{
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{Commands, routes};
-use crate::{flows::Flows, host::InstanceName};
+use super::routes;
+use crate::{flows::Flows, host::InstanceName, run::Commands};
 
 /// For a request to be there.
 const REQUEST_TIME: Duration = Duration::from_secs(5);

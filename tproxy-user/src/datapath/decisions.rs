@@ -13,9 +13,9 @@ use rustix::time::{ClockId, clock_gettime};
 use super::{Datapath, DatapathError, tuple};
 use crate::{
     flow::{ClientAddr, OriginalDst},
+    generation::RuleNumber,
     latency::Latency,
     tcp::Decisions,
-    worker::RuleIndex,
 };
 
 /// A worker's own handle to the decisions.
@@ -35,7 +35,7 @@ impl Datapath {
 }
 
 impl Decisions for DecisionMap {
-    fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<RuleIndex> {
+    fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<RuleNumber> {
         let tuple = tuple(client, dst);
         let decision = self.map.get(&tuple, 0).ok()?;
         // Already evicted is as good as removed.
@@ -43,7 +43,7 @@ impl Decisions for DecisionMap {
         if decision.worker != APPLICATION {
             self.accept_latency.observe(since(decision.seen));
         }
-        Some(RuleIndex(decision.rule as usize))
+        Some(RuleNumber(decision.rule))
     }
 }
 

@@ -9,8 +9,8 @@ use tproxy_common::{
 use super::{Datapath, DatapathError, tuple};
 use crate::{
     flow::{ClientAddr, OriginalDst},
+    generation::RuleNumber,
     udp::{self, Selected},
-    worker::RuleIndex,
 };
 
 /// A worker's own handle to the memory.
@@ -32,7 +32,7 @@ impl udp::Memory for MemoryMap {
             // Above it are those that no worker has.
             Memory { worker: PASSED.., .. } => None,
             Memory { rule: CARRY, .. } => Some(Selected::Carry),
-            Memory { rule, .. } => Some(Selected::By(RuleIndex(rule as usize))),
+            Memory { rule, .. } => Some(Selected::By(RuleNumber(rule))),
         }
     }
 

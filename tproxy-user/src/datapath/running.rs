@@ -204,7 +204,7 @@ impl Running {
     pub fn tables(&self, scope: Scope, flow: &Flow, sender: &[Cgroup]) -> Result<FlowTables, RunningError> {
         let control: Array<_, Control> = self.typed(map::CONTROL)?;
         let control = control.get(&0, 0).map_err(in_map(map::CONTROL))?;
-        let slot = control.slot;
+        let slot = control.slot();
         let sets: Array<_, RuleSet> = self.typed(map::SETS)?;
         let set = |id: Option<SetId>| id.and_then(|id| sets.get(&abi::set_index(slot, id), 0).ok());
         let prefix = |name, addr: &Addr| -> Result<_, RunningError> {

@@ -8,6 +8,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, MapData, MapError, lpm_trie::Key},
 };
 use ipnet::IpNet;
+use rustix::thread::{MembarrierCommand, membarrier};
 use tproxy_common::{
     abi::{self, CgroupKey, SLOT_BITS, SLOTS, SlotAddr, SlotKey, Unrestricted, map},
     addr::Addr,
@@ -15,7 +16,7 @@ use tproxy_common::{
 };
 
 use super::{Datapath, DatapathError, in_map, take};
-use crate::policy::Compiled;
+use crate::policy::{Compiled, Extent};
 
 pub(super) struct RuleTables {
     host_addresses: LpmTrie<MapData, Addr, u32>,
@@ -63,6 +64,8 @@ impl RuleTables {
     }
 
     fn fill(&mut self, slot: u32, rules: &Compiled) -> Result<(), DatapathError> {
+        // First, so that what a failure leaves is removed as well.
+        self.held.insert(slot, rules.clone());
         for (id, set) in (0..).zip(&rules.sets) {
             self.sets.set(abi::set_index(slot, id), set, 0).map_err(in_map(map::SETS))?;
         }
@@ -91,7 +94,6 @@ impl RuleTables {
         for (cgroup, set) in &rules.cgroups {
             insert(&mut self.cgroups, CgroupKey { id: cgroup.id(), slot: slot.into() }, *set, map::CGROUPS)?;
         }
-        self.held.insert(slot, rules.clone());
         Ok(())
     }
 
@@ -123,20 +125,44 @@ impl RuleTables {
 }
 
 impl Datapath {
-    /// Makes `rules` the ones that are asked, at once.
+    /// Makes `rules` the ones that are asked, at once; flows are decided by this generation from then on. `lasting` is the
+    /// extent of earlier ones that still have flows.
     ///
     /// # Errors
-    /// When a map cannot be written; the rules that were active then still are.
-    pub fn install(&mut self, rules: &Compiled) -> Result<(), DatapathError> {
-        let next = (self.state.slot + 1) % SLOTS;
+    /// When there is no room or a map cannot be written; the rules that were active then still are.
+    pub fn install(
+        &mut self,
+        rules: &Compiled,
+        generation: u32,
+        lasting: Extent,
+    ) -> Result<(), DatapathError> {
+        let room = self.settings.sets as usize;
+        if rules.sets.len() > room {
+            return Err(DatapathError::Room { needed: rules.sets.len(), room });
+        }
+        let next = (self.state.slot() + 1) % SLOTS;
+        if self.tables.held.contains_key(&next) {
+            wait_for_programs();
+        }
         self.tables.clear(next)?;
         self.tables.fill(next, rules)?;
         self.hits.renew(next, rules.names.clone())?;
-        self.state.slot = next;
-        self.state.cgroup_depths = rules.cgroup_depths();
-        self.state.scopes = rules.scopes();
-        self.state.spoofing = rules.spoofs_datagrams.into();
+        // What a packet reads beside the active word has to do for the rules before and after it changes: both slots' depths,
+        // and an extent that includes the one that lasts.
+        self.state.cgroup_depths = self.tables.held.values().fold(0, |all, held| all | held.cgroup_depths());
+        let before = Extent { scopes: self.state.scopes, spoofs_datagrams: self.state.spoofing != 0 };
+        let extent = rules.extent.and(lasting);
+        self.set_extent(extent.and(before));
+        self.publish()?;
+        self.state.active = abi::active(generation, next);
+        self.publish()?;
+        self.set_extent(extent);
         self.publish()
+    }
+
+    fn set_extent(&mut self, extent: Extent) {
+        self.state.scopes = extent.scopes;
+        self.state.spoofing = extent.spoofs_datagrams.into();
     }
 
     /// Tells the datapath which addresses are the host's own.
@@ -157,6 +183,16 @@ impl Datapath {
         }
         self.tables.known_host_addresses = wanted;
         Ok(())
+    }
+}
+
+/// Waits until no program reads a slot that is no longer active. They run under RCU, and the call waits for a grace period
+/// (`sys_membarrier()`).
+fn wait_for_programs() {
+    if let Err(error) = membarrier(MembarrierCommand::Global) {
+        // With nohz_full CPUs there is no such call. The slot was left when the rules changed the last time, and a program
+        // takes microseconds.
+        tracing::debug!("membarrier: {error}");
     }
 }
 

@@ -30,7 +30,7 @@ use crate::{
     },
     netns::Namespace,
     policy::{
-        Compiled, HostLookups,
+        Compiled, Extent, HostLookups,
         generate::{INTERFACES, address, any_rule, interfaces, rule},
     },
     socket::{black_hole, listener},
@@ -92,7 +92,7 @@ impl Rig {
 
     /// Installs rules for an otherwise fresh datapath.
     fn install(&mut self, compiled: &Compiled, hosts: &[IpAddr], deciding: bool) {
-        self.datapath.install(compiled).unwrap();
+        self.datapath.install(compiled, 0, Extent::default()).unwrap();
         self.datapath.set_host_addresses(hosts.iter().map(|addr| IpNet::from(*addr))).unwrap();
         if deciding { self.datapath.start_deciding() } else { self.datapath.stop_deciding() }.unwrap();
         empty(&mut self.datapath.decisions(Arc::default()).unwrap().map);

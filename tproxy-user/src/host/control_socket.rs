@@ -14,7 +14,10 @@ use std::{
     str::FromStr,
 };
 
-use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use rustix::{
+    fs::{FlockOperation, Mode, fchmod, flock},
+    net::sockopt::socket_peercred,
+};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -119,8 +122,8 @@ impl ControlSocket {
     pub(super) fn claim_in(directory: &Path, name: &InstanceName) -> Result<(Self, UnixListener), HostError> {
         let _locked = lock(directory)?;
         let path = name.path(directory);
-        if is_alive(&path) {
-            return Err(HostError::NameTaken { name: name.clone(), path });
+        if let Some(pid) = owner(&path) {
+            return Err(HostError::NameTaken { name: name.clone(), pid, path });
         }
         remove(&path)?;
         let listener = listen(&path).map_err(failed("create", &path))?;
@@ -190,12 +193,21 @@ fn name(path: &Path) -> Option<InstanceName> {
     file.strip_suffix(".sock")?.parse().ok()
 }
 
-/// Whether somebody listens. Who does not accept in time does, too.
-fn is_alive(path: &Path) -> bool {
+/// The process that listens; it need not accept.
+fn owner(path: &Path) -> Option<i32> {
+    let unknown = 0;
     match UnixStream::connect(path) {
-        Ok(_) => true,
-        Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused),
+        Ok(stream) => Some(socket_peercred(stream).map_or(unknown, |peer| peer.pid.as_raw_nonzero().get())),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            None
+        }
+        // As many wait as may.
+        Err(_) => Some(unknown),
     }
+}
+
+fn is_alive(path: &Path) -> bool {
+    owner(path).is_some()
 }
 
 /// As long as the file is open, nobody else claims or removes a socket.

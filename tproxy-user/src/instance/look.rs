@@ -9,6 +9,7 @@ use crate::{
     config::Rule,
     datapath::{MapUse, RuleHits},
     host::{Direction, Identity},
+    run::Reloads,
     tcp, udp,
 };
 
@@ -33,6 +34,10 @@ pub struct Look {
     pub packets: Vec<(Reason, u64)>,
     /// Flows by the rule that decided them.
     pub hits: RuleHits,
+    /// Which generation of the rules holds, counted from 0.
+    pub generation: u32,
+    /// Reloads by what came of them.
+    pub reloads: Reloads,
 }
 
 impl Instance {
@@ -52,6 +57,8 @@ impl Instance {
             udp: self.udp(),
             packets: self.datapath.counters()?,
             hits: self.datapath.rule_hits()?,
+            generation: self.generations.latest().number(),
+            reloads: Reloads::default(),
         })
     }
 
@@ -112,6 +119,8 @@ impl Look {
             tcp,
             udp: udp::Snapshot { sessions: 3, ..UdpCounters::default().snapshot() },
             packets: vec![(Reason::RuleSteer, 7), (Reason::RuleReject, 5)],
+            generation: 2,
+            reloads: Reloads { applied: 3, refused: 1, rolled_back: 1 },
         }
     }
 }

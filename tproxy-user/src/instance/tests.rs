@@ -4,7 +4,8 @@ use std::{io::Read, net::IpAddr, net::TcpStream};
 
 use super::*;
 use crate::{
-    config::{SessionLimits, Steer, Timeouts},
+    config::{Action, Scope, SessionLimits, Steer, Timeouts},
+    generation::RuleNumber,
     netns::{self, Topology},
 };
 
@@ -72,4 +73,35 @@ fn clsact_filters_do_what_tcx_links_do_and_go_with_their_instance() {
         net.gateway.enter(|| second.stop()).unwrap();
         assert_eq!(tc(), before);
     }
+}
+
+#[test]
+fn what_only_earlier_rules_needed_goes_when_they_have_no_flow_any_more() {
+    let net = Topology::three().unwrap();
+    let first = config(Steer::SkLookup, "0x2/0x3", 1000, 80, "first");
+    let next = Config {
+        rules: vec![Rule::new("2", Scope::Inbound, Action::Respond("second".into()))],
+        ..first.clone()
+    };
+    net.gateway.enter(|| {
+        let mut instance = Instance::start(first, false).unwrap();
+        let hooks = |instance: &Instance| instance.datapath.attached().len();
+        let needed = hooks(&instance);
+        assert!(needed > 0);
+        assert!(!instance.reload(next.clone()).unwrap().is_empty());
+        instance.retire().unwrap();
+        let with_both = hooks(&instance);
+        assert!(with_both >= needed && instance.plan.delivering.contains("lan"));
+        let flow = instance.generations.rule(RuleNumber(0)).unwrap();
+        instance.superseded[0].until = Some(Instant::now());
+        instance.retire().unwrap();
+        assert_eq!((hooks(&instance), instance.superseded.len()), (with_both, 1), "it has a flow");
+        assert!(instance.generations.rule(RuleNumber(0)).is_none());
+        drop(flow);
+        instance.retire().unwrap();
+        let plan = instance.surroundings.plan(&next.rules);
+        assert_eq!((hooks(&instance), instance.superseded.len()), (plan.hooks.len(), 0));
+        assert!(!instance.plan.delivering.contains("lan"));
+        instance.stop().unwrap();
+    });
 }

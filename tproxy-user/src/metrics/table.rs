@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use tproxy_common::verdict::Reason;
 
 use super::{Kind, Metric, Observed, Sample, Unit, Value};
-use crate::latency::Latencies;
+use crate::{latency::Latencies, run::Reloads};
 
 /// All of them.
 pub const METRICS: &[Metric] = &[
@@ -164,6 +164,19 @@ pub const METRICS: &[Metric] = &[
         labels: &[],
         help: "Rules in force",
         samples: |observed| vec![plain(observed.look.rules.len() as u64)],
+    },
+    Metric {
+        name: "tproxy_reloads",
+        kind: Kind::Counter,
+        unit: None,
+        labels: &["result"],
+        help: "Reloads that were applied or refused, and those that were rolled back since nobody confirmed them",
+        samples: |observed| {
+            let Reloads { applied, refused, rolled_back } = observed.look.reloads;
+            [("applied", applied), ("refused", refused), ("rolled_back", rolled_back)]
+                .map(|(result, count)| labelled([result], count))
+                .into()
+        },
     },
     Metric {
         name: "tproxy_map_entries",

@@ -53,6 +53,7 @@ fn a_scrape_has_the_numbers() {
         "tproxy_accept_latency_seconds_count 3",
         "tproxy_packets_total{verdict=\"reject\",reason=\"rule\"} 5.0",
         "tproxy_rule_hits_total{rule=\"say \\\"no\\\"\"} 5.0",
+        "tproxy_reloads_total{result=\"applied\"} 3.0",
         "tproxy_map_entries{map=\"DECISIONS\"} 3.0",
     ] {
         assert!(text.lines().any(|it| it == line), "{line}\n{text}");

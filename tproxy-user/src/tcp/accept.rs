@@ -60,10 +60,10 @@ fn decide(stream: TcpStream, client: ClientAddr, shared: &Rc<Shared>) {
         return refuse(shared, client, dst, End::Loop);
     }
     let decision = shared.decisions.borrow_mut().take(client, dst);
-    let Some(rule) = decision.filter(|rule| rule.0 < shared.rules.len()) else {
+    let Some(rule) = decision.and_then(|number| shared.generations.rule(number)) else {
         return refuse(shared, client, dst, End::Undecided);
     };
-    let Some(place) = shared.limits.place(rule) else {
+    let Some(place) = rule.place() else {
         return refuse(shared, client, dst, End::OverLimit);
     };
     let connection = Connection::new(Rc::clone(shared), client, dst, rule, place);

@@ -16,7 +16,7 @@ use crate::{
     config::Rule,
     flow::{ClientAddr, OriginalDst},
     flows::{Live, Selection},
-    worker::RuleIndex,
+    generation::ChosenRule,
 };
 
 /// A live connection. It is counted and logged as ended when it is dropped: by then [`Connection::end`]
@@ -28,7 +28,7 @@ pub(super) struct Connection {
     pub(super) up: Pipe,
     /// upstream → client
     pub(super) down: Pipe,
-    rule: RuleIndex,
+    rule: ChosenRule,
     _place: Place,
     announced: Announced,
     counted: Counted,
@@ -98,12 +98,12 @@ impl Connection {
         shared: Rc<Shared>,
         client: ClientAddr,
         dst: OriginalDst,
-        rule: RuleIndex,
+        rule: ChosenRule,
         place: Place,
     ) -> Self {
         shared.live.send_modify(|live| *live += 1);
-        let Rule { scope, ref name, .. } = shared.rules[rule.0];
-        let selection = Selection { protocol: Protocol::Tcp, scope, rule: Arc::clone(name), client, dst };
+        let name = Arc::clone(&rule.name);
+        let selection = Selection { protocol: Protocol::Tcp, scope: rule.scope, rule: name, client, dst };
         Self {
             live: shared.flows.enter(selection),
             shared,
@@ -126,15 +126,15 @@ impl Connection {
     }
 
     pub(super) fn rule(&self) -> &Rule {
-        &self.shared.rules[self.rule.0]
+        &self.rule
     }
 
     pub(super) fn connect_timeout(&self) -> Duration {
-        self.rule().timeouts.connect.unwrap_or(self.shared.timeouts.connect)
+        self.rule().timeouts.connect.unwrap_or(self.rule.generation().timeouts().connect)
     }
 
     pub(super) fn idle_timeout(&self) -> Duration {
-        self.rule().timeouts.idle.unwrap_or(self.shared.timeouts.idle)
+        self.rule().timeouts.idle.unwrap_or(self.rule.generation().timeouts().idle)
     }
 
     /// Writes the first line, once it is known whether there is an upstream socket.

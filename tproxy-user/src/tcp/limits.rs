@@ -1,11 +1,14 @@
 //! Limits of live connections, by rule.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
-use crate::{config::Rule, worker::RuleIndex};
+use crate::config::Rule;
 
 /// How many connections each rule has, over all workers, and may have. Of a rule without a limit nothing is counted,
 /// so that it costs no cache line shared between CPUs.
@@ -15,26 +18,31 @@ pub struct Limits(Arc<[Option<Arc<Limit>>]>);
 #[derive(Debug)]
 struct Limit {
     most: usize,
-    live: AtomicUsize,
+    live: Arc<AtomicUsize>,
 }
 
 /// A connection's place under the limit of its rule, free again when this is dropped.
-pub(super) struct Place(Option<Arc<Limit>>);
+#[derive(Debug)]
+pub(crate) struct Place(Option<Arc<Limit>>);
 
 impl Limits {
-    /// Those of `rules`, with all places free.
+    /// Those of `rules`. A rule goes on counting where one of its name does among the `earlier` ones.
     #[must_use]
-    pub fn of(rules: &[Rule]) -> Self {
+    pub fn of(rules: &[Rule], earlier: Option<(&[Rule], &Self)>) -> Self {
+        let earlier = earlier.into_iter().flat_map(|(rules, limits)| rules.iter().zip(&*limits.0));
+        let counted: HashMap<&str, &Arc<Limit>> =
+            earlier.filter_map(|(rule, limit)| Some((&*rule.name, limit.as_ref()?))).collect();
         let limit = |rule: &Rule| {
             let most = rule.limits.connections?.get();
-            Some(Arc::new(Limit { most, live: AtomicUsize::new(0) }))
+            let live = counted.get(&*rule.name).map(|limit| Arc::clone(&limit.live));
+            Some(Arc::new(Limit { most, live: live.unwrap_or_default() }))
         };
         Self(rules.iter().map(limit).collect())
     }
 
-    /// A place for one more connection of `rule`, if there is one.
-    pub(super) fn place(&self, rule: RuleIndex) -> Option<Place> {
-        let Some(limit) = &self.0[rule.0] else { return Some(Place(None)) };
+    /// A place for one more connection of the rule at `index`, if there is one.
+    pub(crate) fn place(&self, index: usize) -> Option<Place> {
+        let Some(limit) = &self.0[index] else { return Some(Place(None)) };
         let one_more = |live| (live < limit.most).then_some(live + 1);
         limit.live.fetch_update(Relaxed, Relaxed, one_more).ok()?;
         Some(Place(Some(Arc::clone(limit))))

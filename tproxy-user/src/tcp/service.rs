@@ -5,12 +5,8 @@ use std::{cell::RefCell, convert::Infallible, io, net::SocketAddr, rc::Rc, sync:
 use socket2::Socket;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
-use super::{Decisions, Limits, TcpCounters, accept, buffers::Buffers};
-use crate::{
-    config::{Rule, Timeouts},
-    flows::Table,
-    mark::Mark,
-};
+use super::{Decisions, TcpCounters, accept, buffers::Buffers};
+use crate::{flows::Table, generation::Generations, mark::Mark};
 
 /// What a worker needs for TCP.
 pub struct Setup {
@@ -18,12 +14,8 @@ pub struct Setup {
     pub listeners: Vec<Socket>,
     /// What all listeners of the instance are bound to, to tell connections to ourselves.
     pub bound: Arc<[SocketAddr]>,
-    /// The rules that [`RuleIndex`](crate::worker::RuleIndex) counts.
-    pub rules: Arc<[Rule]>,
-    /// How many connections those may have, over all workers.
-    pub limits: Limits,
-    /// Time limits of a connection; the one of the stop is the caller's business.
-    pub timeouts: Timeouts,
+    /// The rules, with their limits. The time limit of the stop is the caller's business.
+    pub generations: Generations,
     /// The mark of the instance, for upstream sockets.
     pub mark: Mark,
     /// Who knows which rule selected a flow.
@@ -61,9 +53,7 @@ impl Service {
 /// What the connections of a worker have in common.
 pub(super) struct Shared {
     pub(super) bound: Arc<[SocketAddr]>,
-    pub(super) rules: Arc<[Rule]>,
-    pub(super) limits: Limits,
-    pub(super) timeouts: Timeouts,
+    pub(super) generations: Generations,
     pub(super) mark: Mark,
     pub(super) decisions: RefCell<Box<dyn Decisions>>,
     pub(super) counters: Arc<TcpCounters>,
@@ -76,9 +66,7 @@ impl Shared {
     pub(super) fn new(setup: Setup, live: watch::Sender<usize>) -> Rc<Self> {
         Rc::new(Self {
             bound: setup.bound,
-            rules: setup.rules,
-            limits: setup.limits,
-            timeouts: setup.timeouts,
+            generations: setup.generations,
             mark: setup.mark,
             decisions: RefCell::new(setup.decisions),
             counters: setup.counters,

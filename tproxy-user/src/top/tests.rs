@@ -57,6 +57,7 @@ fn sample_after(seconds: u64) -> Sample {
             table: 29_808,
             workers: 2,
             rules: 3,
+            generation: 0,
             hooks: vec![],
             metrics: None,
             live: Live { connections: 3, sessions: 1 },

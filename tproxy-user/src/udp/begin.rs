@@ -76,25 +76,24 @@ impl Relay {
         if self.bound.contains(&flow.dst.0) {
             return Err(Unbegun::Loop);
         }
-        let index = match self.memory.selected(flow.client, flow.dst) {
-            Some(Selected::By(index)) => index,
+        let number = match self.memory.selected(flow.client, flow.dst) {
+            Some(Selected::By(number)) => number,
             Some(Selected::Carry) => return Ok(Begun::Carried),
             None => return Err(Unbegun::Undecided),
         };
-        let rules = Arc::clone(&self.rules);
-        let rule = rules.get(index.0).ok_or(Unbegun::Undecided)?;
+        let rule = self.generations.rule(number).ok_or(Unbegun::Undecided)?;
         match self.table.in_the_way(flow.client, now) {
             Err(Full) => return Err(Unbegun::Refused),
             Ok(Some(oldest)) => self.end(oldest, End::Evicted, now),
             Ok(None) => {}
         }
         let ttl = if rule.scope == Scope::Forwarded { ttl.saturating_sub(1).max(1) } else { ttl };
-        let (reply, upstream) = match self.sockets(&flow, rule) {
+        let (reply, upstream) = match self.sockets(&flow, &rule) {
             Err(Unbegun::Socket(error)) if is_exhausted(&error) => {
                 add(&self.counters.out_of_descriptors, 1);
                 let oldest = self.table.oldest_one_way().ok_or(Unbegun::Socket(error))?;
                 self.end(oldest, End::Evicted, now);
-                self.sockets(&flow, rule)?
+                self.sockets(&flow, &rule)?
             }
             sockets => sockets?,
         };
@@ -105,7 +104,7 @@ impl Relay {
             client: flow.client,
             dst: flow.dst,
         });
-        let mut session = Session::new(index, reply, upstream, ttl, live, now);
+        let mut session = Session::new(rule, reply, upstream, ttl, live, now);
         match session.reply {
             // The kernel's own lookup brings the flow's datagrams to it from now on.
             Reply::Own(_) => {

@@ -23,10 +23,11 @@ use super::{
     table::{Flow, Limits, SessionId, Table},
 };
 use crate::{
-    config::{Rule, Scope},
+    config::{Scope, SessionLimits, Timeouts},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows,
+    generation::Generations,
     mark::Mark,
     socket::{IcmpSender, RawSender},
 };
@@ -37,7 +38,8 @@ const DRAINED: Duration = Duration::from_secs(1);
 /// The sessions of a worker, and what they have in common.
 pub(super) struct Relay {
     pub(super) bound: Arc<[SocketAddr]>,
-    pub(super) rules: Arc<[Rule]>,
+    pub(super) generations: Generations,
+    workers: usize,
     pub(super) mark: Mark,
     pub(super) memory: Box<dyn Memory>,
     pub(super) counters: Arc<UdpCounters>,
@@ -64,14 +66,11 @@ impl Relay {
     ) -> io::Result<Self> {
         let (raw, icmp) =
             senders.into_iter().map(|(family, raw, icmp)| ((family, raw), (family, icmp))).unzip();
-        let limits = Limits {
-            sessions: setup.sessions,
-            one_way: setup.timeouts.udp,
-            two_way: setup.timeouts.udp_stream,
-        };
+        let limits = limits(&setup.generations, setup.workers);
         Ok(Self {
             bound: setup.bound,
-            rules: setup.rules,
+            generations: setup.generations,
+            workers: setup.workers,
             mark: setup.mark,
             memory: setup.memory,
             counters: setup.counters,
@@ -94,7 +93,7 @@ impl Relay {
             Upstream::Shared(index) => self.mappings.get_mut(index),
             _ => None,
         };
-        session.announce(&flow, &self.rules[session.record.rule.0], mapping.as_deref());
+        session.announce(&flow, mapping.as_deref());
         add(&self.counters.sessions, 1);
         self.live.send_modify(|live| *live += 1);
         self.table.insert(flow, session, now)
@@ -105,10 +104,9 @@ impl Relay {
         let Some((flow, session)) = self.table.remove(id) else { return };
         let Session { reply, upstream, record, live, .. } = session;
         live.ended(end.name());
-        let rule = &self.rules[record.rule.0];
         match &upstream {
             Upstream::Shared(mapping) => self.mappings.release(*mapping),
-            Upstream::Own(socket, peer) if rule.scope == Scope::Inbound => {
+            Upstream::Own(socket, peer) if record.rule.scope == Scope::Inbound => {
                 // The datapath remembers a flow of ours to an application as such; later the client itself may come from
                 // the same port.
                 if let Ok(own) = socket.local_addr() {
@@ -123,7 +121,7 @@ impl Relay {
             Reply::Own(channel) => drop(channel),
         }
         drop(upstream);
-        record.close(&flow, rule, end, now);
+        record.close(&flow, end, now);
         self.counters.ended(end);
         self.live.send_modify(|live| *live -= 1);
     }
@@ -148,6 +146,11 @@ impl Relay {
         tracing::debug!(%error, "cannot watch a socket");
         add(&self.counters.out_of_descriptors, 1);
         self.end(id, End::Evicted, Instant::now());
+    }
+
+    /// The latest generation's limits hold for all sessions.
+    pub(super) fn adopt_limits(&mut self) {
+        self.table.set_limits(limits(&self.generations, self.workers));
     }
 
     /// Ends one session that has been silent for too long, and says whether there was one.
@@ -191,6 +194,19 @@ impl Relay {
             // Their errors are told where they are read.
             Token::Client(_) | Token::Listener(_) => {}
         }
+    }
+}
+
+/// What the latest generation allows one of `workers`. All sessions of a client endpoint are one worker's, but not all of a
+/// client address.
+fn limits(generations: &Generations, workers: usize) -> Limits {
+    let latest = generations.latest();
+    let SessionLimits { total, per_client } = latest.sessions();
+    let Timeouts { udp, udp_stream, .. } = *latest.timeouts();
+    Limits {
+        sessions: SessionLimits { total: total.div_ceil(workers), per_client: per_client.div_ceil(workers) },
+        one_way: udp,
+        two_way: udp_stream,
     }
 }
 

@@ -24,9 +24,9 @@ use super::{
     relay::Relay,
 };
 use crate::{
-    config::{Rule, SessionLimits, Timeouts},
     family::Family,
     flows::Table,
+    generation::Generations,
     mark::Mark,
     socket::{self, IcmpSender, RawSender, SocketError},
 };
@@ -46,12 +46,10 @@ pub struct Setup {
     pub sockets: Vec<Sockets>,
     /// What all UDP listeners of the instance are bound to, to tell datagrams to ourselves.
     pub bound: Arc<[SocketAddr]>,
-    /// The rules that [`RuleIndex`](crate::worker::RuleIndex) counts.
-    pub rules: Arc<[Rule]>,
-    /// Time limits of a session.
-    pub timeouts: Timeouts,
-    /// How many sessions this worker may have.
-    pub sessions: SessionLimits,
+    /// The rules, with the limits of sessions.
+    pub generations: Generations,
+    /// How many workers share what there may be of sessions.
+    pub workers: usize,
     /// The mark of the instance, for all sockets.
     pub mark: Mark,
     /// What the datapath remembers.
@@ -141,7 +139,10 @@ impl Service {
                         attended += 1;
                     }
                 }
-                _ = sweep.tick() => sweeping = true,
+                _ = sweep.tick() => {
+                    self.relay.adopt_limits();
+                    sweeping = true;
+                }
                 () = flows.closing() => self.relay.end_closing(Instant::now()),
                 () = future::ready(()), if sweeping || is_waited_for => {
                     sweeping = sweeping && self.sweep();

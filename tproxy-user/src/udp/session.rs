@@ -11,11 +11,10 @@ use super::{
     table::Flow,
 };
 use crate::{
-    config::Rule,
     family::Family,
     flows::{FlowState, Live},
+    generation::ChosenRule,
     socket,
-    worker::RuleIndex,
 };
 
 /// A flow that is relayed or answered.
@@ -33,7 +32,7 @@ pub(super) struct Session {
 /// What is left to say of a session when its sockets are closed.
 #[derive(Debug)]
 pub(super) struct Record {
-    pub(super) rule: RuleIndex,
+    pub(super) rule: ChosenRule,
     /// client → upstream
     pub(super) up: Traffic,
     /// upstream → client
@@ -108,7 +107,7 @@ impl UpstreamSocket {
 
 impl Session {
     pub(super) fn new(
-        rule: RuleIndex,
+        rule: ChosenRule,
         reply: Reply,
         upstream: Upstream,
         ttl: u8,
@@ -142,7 +141,7 @@ impl Session {
     }
 
     /// Writes the first line.
-    pub(super) fn announce(&self, flow: &Flow, rule: &Rule, mapping: Option<&Mapping>) {
+    pub(super) fn announce(&self, flow: &Flow, mapping: Option<&Mapping>) {
         let (upstream, source) = match &self.upstream {
             Upstream::Own(socket, peer) => (Some(*peer), socket.local_addr().ok()),
             Upstream::Shared(_) => {
@@ -156,8 +155,8 @@ impl Session {
         tracing::info!(
             client = %flow.client,
             dst = %flow.dst,
-            rule = %rule.name,
-            action = %rule.action,
+            rule = %self.record.rule.name,
+            action = %self.record.rule.action,
             upstream = upstream.map(tracing::field::display),
             source = source.map(tracing::field::display),
             "accepted"
@@ -167,11 +166,11 @@ impl Session {
 
 impl Record {
     /// Writes the last line.
-    pub(super) fn close(&self, flow: &Flow, rule: &Rule, end: End, now: Instant) {
+    pub(super) fn close(&self, flow: &Flow, end: End, now: Instant) {
         tracing::info!(
             client = %flow.client,
             dst = %flow.dst,
-            rule = %rule.name,
+            rule = %self.rule.name,
             datagrams_up = self.up.datagrams,
             datagrams_down = self.down.datagrams,
             bytes_up = self.up.bytes,

@@ -119,6 +119,10 @@ impl<T> Table<T> {
         }
     }
 
+    pub(super) const fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     pub(super) fn find(&self, flow: &Flow) -> Option<SessionId> {
         self.by_flow.get(flow).copied()
     }

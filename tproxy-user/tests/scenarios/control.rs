@@ -3,6 +3,7 @@
 mod asking;
 mod limits;
 mod metrics;
+mod reloading;
 mod top;
 
 use std::{io, process::Output};

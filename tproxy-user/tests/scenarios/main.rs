@@ -19,6 +19,7 @@ mod never;
 mod outbound;
 mod ports;
 mod relay;
+mod reload;
 mod rig;
 mod stop;
 mod support;

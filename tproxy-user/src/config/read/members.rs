@@ -19,7 +19,7 @@ pub(super) struct MembersText {
 /// # Errors
 /// One line that says what to do.
 pub(super) fn read(config: &FilePath, file: &FilePath) -> Result<MembersText, String> {
-    let file = config.parent().unwrap_or(FilePath::new("")).join(file);
+    let file = beside(config, file);
     let refuse = |why: String| {
         let hint = "write a file's path, relative to the directory of the configuration file";
         Err(format!("{} cannot be read: {why}; {hint}", file.display()))
@@ -33,6 +33,11 @@ pub(super) fn read(config: &FilePath, file: &FilePath) -> Result<MembersText, St
         Ok(bytes) => Ok(MembersText { file, bytes }),
         Err(error) => refuse(error.to_string()),
     }
+}
+
+/// The path of a file that is named relative to the directory of `config`.
+pub(super) fn beside(config: &FilePath, file: &FilePath) -> PathBuf {
+    config.parent().unwrap_or(FilePath::new("")).join(file)
 }
 
 /// The members; a line that is none becomes a problem.

@@ -33,6 +33,7 @@ fn everything_that_is_listed_is_answered() {
             "/flows/follow" => {}
             "/metrics" => assert!(rig.ask(method, path).ends_with("# EOF\n")),
             "/close" => drop(rig.json(method, "/close?id=1", 200)),
+            "/confirm" => assert_eq!(rig.json(method, path, 409)["error"], "one\ntwo"),
             _ => drop(rig.json(method, path, 200)),
         }
     }
@@ -56,6 +57,8 @@ fn answers_are_what_the_client_side_understands() {
     assert_eq!(rig.json("POST", "/close/all", 200)["closed"], 1);
     assert!(live.is_closing());
     assert_eq!(rig.json("POST", "/drain", 200)["live"], 3);
+    let reloaded = serde_json::json!({"changes": "nothing changed", "confirm_within_seconds": 90.0});
+    assert_eq!(rig.json("POST", "/reload?confirm=1m30s", 200), reloaded);
 }
 
 #[test]
@@ -69,6 +72,8 @@ fn what_makes_no_sense_is_refused_with_a_remedy() {
         ("GET", "/flows?client=nobody", 400, "ADDR:PORT"),
         ("GET", "/flows?colour=red", 400, "colour"),
         ("GET", "/status?x=1", 400, "no query"),
+        ("POST", "/reload?confirm=soon", 400, "confirm=30s"),
+        ("POST", "/reload?confirm=0s", 400, "confirm=30s"),
     ] {
         let error = rig.json(method, path, status)["error"].as_str().unwrap().to_owned();
         assert!(error.contains(words) && error.lines().count() == 1, "{method} {path}: {error}");
@@ -130,7 +135,7 @@ proptest! {
     ) {
         match understand(&method, &path, &query) {
             Ok(asked) => {
-                let changes = matches!(asked, Asked::Close(_) | Asked::Drain);
+                let changes = matches!(asked, Asked::Close(_) | Asked::Reload(_) | Asked::Confirm | Asked::Drain);
                 prop_assert_eq!(&method, if changes { Method::POST } else { Method::GET });
                 let all = asked == Asked::Close(Filter::default());
                 prop_assert!(!all || path == "/close/all", "{} {} closes all", path, query);

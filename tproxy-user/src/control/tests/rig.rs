@@ -11,13 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    control::{Command, Draining, Server, Shown, asked},
+    control::{Server, Shown},
     datapath::MapUse,
     flows::Flows,
-    instance::Look,
+    instance::{Changes, Look},
+    run::{Command, Draining, Refused},
 };
 
 /// No test waits longer than this for anything.
@@ -95,7 +97,7 @@ pub(super) fn read(stream: &mut UnixStream) -> String {
 
 #[tokio::main(flavor = "current_thread")]
 async fn serve(listener: UnixListener, flows: Flows, ending: CancellationToken, stop: &CancellationToken) {
-    let (commands, mut received) = asked();
+    let (commands, mut received) = mpsc::channel(16);
     let shown = Shown {
         name: "test".parse().unwrap(),
         started: Instant::now(),
@@ -111,11 +113,15 @@ async fn serve(listener: UnixListener, flows: Flows, ending: CancellationToken, 
             Some(command) = received.recv() => command,
         };
         match command {
-            Command::Look(answer) => drop(answer.send(Ok(Box::new(Look::example())))),
-            Command::Maps(answer) => {
-                drop(answer.send(Ok(vec![MapUse { name: "DECISIONS", entries: 1, capacity: 2 }])));
+            Command::Look { reply } => drop(reply.send(Ok(Box::new(Look::example())))),
+            Command::Maps { reply } => {
+                drop(reply.send(Ok(vec![MapUse { name: "DECISIONS", entries: 1, capacity: 2 }])));
             }
-            Command::Drain(answer) => drop(answer.send(Draining { live: 3, limit_seconds: 30.0 })),
+            Command::Drain { reply } => {
+                drop(reply.send(Ok(Draining { live: 3, limit: Duration::from_secs(30) })));
+            }
+            Command::Reload { reply, .. } => drop(reply.send(Ok(Changes::default()))),
+            Command::Confirm { reply } => drop(reply.send(Err(Refused(vec!["one".into(), "two".into()])))),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{cell::Cell, collections::HashMap};
 
 use tproxy_common::{
-    abi::{APPLICATION, CARRY, Decision, FragmentCourse, FragmentKey, PASSED},
+    abi::{APPLICATION, CARRY, Decision, FragmentCourse, FragmentKey, PASSED, scope_bit},
     addr::Addr,
     flow::{Flow, Protocol, Tuple},
     packet::{self, Kind, Packet, Piece},
@@ -101,7 +101,7 @@ impl<'a> Reference<'a> {
     }
 
     fn has(&self, scope: Scope, protocol: Protocol) -> bool {
-        self.rules.compiled.has_scope(scope, protocol)
+        self.rules.compiled.extent.scopes & scope_bit(scope, protocol) != 0
     }
 
     fn loopback(&mut self, link: &Link, own: bool, parsed: Result<Packet, Reason>, mark: u32) -> Expected {
@@ -248,7 +248,7 @@ impl<'a> Reference<'a> {
                 let flow = Flow { protocol, tuple, ifindex: link.index, uid: SUPERUSER };
                 let ours = protocol == Protocol::Udp
                     && (self.deciding && may_select(&flow, &self.rules)
-                        || self.rules.compiled.spoofs_datagrams && may_be_reply(&flow, &self.rules));
+                        || self.rules.compiled.extent.spoofs_datagrams && may_be_reply(&flow, &self.rules));
                 let course = if ours { FragmentCourse::Steer } else { FragmentCourse::Pass };
                 self.follow(parsed, course);
                 course

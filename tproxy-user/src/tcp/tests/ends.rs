@@ -4,19 +4,20 @@ use std::{
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     num::NonZeroUsize,
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
+
+use tproxy_common::rule::MAX_RULES;
 
 use super::rig::*;
 use crate::{
     config::{Action, Rule, RuleLimits, RuleTimeouts, Source, Timeouts},
     family::Family,
+    generation::RuleNumber,
     mark::Mark,
     socket,
-    tcp::{End, Limits},
-    worker::RuleIndex,
+    tcp::End,
 };
 
 #[test]
@@ -96,7 +97,9 @@ fn a_client_is_reset_when_the_upstream_is_silent() {
     let hole = socket::black_hole(Family::V4, Mark::DEFAULT).unwrap();
     let silent = hole.local_addr().unwrap().as_socket().unwrap();
     let timeouts = Timeouts { connect: Duration::from_millis(200), ..TIMEOUTS };
-    let rig = Rig::with(Action::Upstream(silent), |setup| setup.timeouts = timeouts);
+    let rig = Rig::with(Action::Upstream(silent), |setup| {
+        setup.generations = generations(rule(Action::Upstream(silent), Source::Host), timeouts)
+    });
     assert_reset(rig.client());
     rig.assert_end(End::ConnectTimeout);
 }
@@ -133,7 +136,10 @@ fn a_client_that_has_no_more_to_send_is_connected_nevertheless() {
 #[test]
 fn only_silence_is_idle() {
     let idle = Duration::from_millis(300);
-    let (rig, server) = upstream_with(|setup| setup.timeouts.idle = idle);
+    let (rig, server) = upstream_with(|setup| {
+        setup.generations =
+            generations(setup.generations.latest().rules()[0].clone(), Timeouts { idle, ..TIMEOUTS });
+    });
     let (mut client, mut upstream) = rig.pair(&server);
     let started = Instant::now();
     while started.elapsed() < 3 * idle {
@@ -152,7 +158,8 @@ fn a_rule_has_its_own_idle_time() {
     let idle = Duration::from_millis(300);
     let (rig, server) = upstream_with(|setup| {
         let timeouts = RuleTimeouts { idle: Some(idle), connect: None };
-        setup.rules = Arc::new([Rule { timeouts, ..setup.rules[0].clone() }]);
+        let rule = Rule { timeouts, ..setup.generations.latest().rules()[0].clone() };
+        setup.generations = generations(rule, TIMEOUTS);
     });
     let (client, _upstream) = rig.pair(&server);
     assert_reset(client);
@@ -163,9 +170,8 @@ fn a_rule_has_its_own_idle_time() {
 fn a_rule_has_no_more_connections_than_its_limit() {
     let (rig, server) = upstream_with(|setup| {
         let limits = RuleLimits { connections: NonZeroUsize::new(2) };
-        let rules = [Rule { limits, ..setup.rules[0].clone() }];
-        setup.limits = Limits::of(&rules);
-        setup.rules = Arc::new(rules);
+        let rule = Rule { limits, ..setup.generations.latest().rules()[0].clone() };
+        setup.generations = generations(rule, TIMEOUTS);
     });
     let [first, second] = [(); 2].map(|()| rig.pair(&server));
     assert_reset(rig.client());
@@ -194,7 +200,7 @@ fn a_connection_to_ourselves_is_reset() {
 
 #[test]
 fn a_connection_that_nobody_decided_is_reset() {
-    for decision in [None, Some(RuleIndex(7))] {
+    for decision in [None, Some(RuleNumber(7)), Some(RuleNumber(MAX_RULES as u32))] {
         let rig = Rig::with(Action::Direct, |setup| setup.decisions = Box::new(Always(decision)));
         assert_reset(rig.client());
         rig.assert_end(End::Undecided);
@@ -205,7 +211,8 @@ fn a_connection_that_nobody_decided_is_reset() {
 fn a_client_port_that_is_taken_is_replaced_and_counted() {
     // The client itself holds it, on this very host.
     let (rig, server) = upstream_with(|setup| {
-        setup.rules = Arc::new([rule(setup.rules[0].action.clone(), Source::ClientPort)])
+        let action = setup.generations.latest().rules()[0].action.clone();
+        setup.generations = generations(rule(action, Source::ClientPort), TIMEOUTS);
     });
     let (client, upstream): (TcpStream, TcpStream) = rig.pair(&server);
     assert_ne!(upstream.peer_addr().unwrap(), client.local_addr().unwrap());

@@ -15,10 +15,10 @@ use crate::{
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::Flows,
+    generation::RuleNumber,
     mark::Mark,
     socket,
-    tcp::{Limits, Setup, TcpCounters, connection::Connection, service::Shared, session},
-    worker::RuleIndex,
+    tcp::{Setup, TcpCounters, connection::Connection, service::Shared, session},
 };
 
 /// A client, and the server that it is connected to by a task of this thread.
@@ -28,15 +28,12 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
     let front = TcpListener::from_std(front.into()).unwrap();
     let client = TcpStream::connect(front.local_addr().unwrap()).await.unwrap();
     let (accepted, peer) = front.accept().await.unwrap();
-    let rules = [rule(Action::Direct, Source::Host)];
-    let place = Limits::of(&rules).place(RuleIndex(0)).unwrap();
+    let generations = generations(rule(Action::Direct, Source::Host), TIMEOUTS);
     let shared = Shared::new(
         Setup {
             listeners: vec![],
             bound: [].into(),
-            limits: Limits::of(&rules),
-            rules: rules.into(),
-            timeouts: TIMEOUTS,
+            generations,
             mark: Mark::DEFAULT,
             decisions: Box::new(Always(None)),
             counters: TcpCounters::default().into(),
@@ -45,7 +42,9 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
         watch::Sender::new(0),
     );
     let dst = OriginalDst(server.local_addr().unwrap());
-    let connection = Connection::new(Rc::clone(&shared), ClientAddr(peer), dst, RuleIndex(0), place);
+    let rule = shared.generations.rule(RuleNumber(0)).unwrap();
+    let place = rule.place().unwrap();
+    let connection = Connection::new(Rc::clone(&shared), ClientAddr(peer), dst, rule, place);
     let session = session::run(accepted, connection);
     assert!(size_of_val(&session) <= 1024, "{} bytes a connection", size_of_val(&session));
     tokio::task::spawn_local(session);

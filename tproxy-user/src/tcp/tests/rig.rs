@@ -13,23 +13,24 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 
 use crate::{
-    config::{Action, Rule, Scope, Source, Timeouts},
+    config::{Action, Config, Rule, Scope, SessionLimits, Source, Steer, Timeouts},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::{Filter, Flows, LiveFlow},
+    generation::{Generation, Generations, RuleNumber},
     mark::Mark,
     socket,
-    tcp::{Decisions, End, Limits, Setup, Snapshot, TcpCounters},
-    worker::{RuleIndex, Worker, WorkerSetup},
+    tcp::{Decisions, End, Setup, Snapshot, TcpCounters},
+    worker::{Worker, WorkerSetup},
 };
 
 /// No test waits longer than this for anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(super) struct Always(pub(super) Option<RuleIndex>);
+pub(super) struct Always(pub(super) Option<RuleNumber>);
 
 impl Decisions for Always {
-    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<RuleIndex> {
+    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<RuleNumber> {
         self.0
     }
 }
@@ -48,6 +49,23 @@ pub(super) fn rule(action: Action, source: Source) -> Rule {
 pub(super) const TIMEOUTS: Timeouts =
     Timeouts { connect: PATIENCE, idle: PATIENCE, drain: PATIENCE, udp: PATIENCE, udp_stream: PATIENCE };
 
+/// A single rule.
+pub(super) fn generations(rule: Rule, timeouts: Timeouts) -> Generations {
+    let config = Config {
+        name: None,
+        metrics: None,
+        rules: vec![rule],
+        mark: Mark::DEFAULT,
+        table: 1,
+        priority: 1,
+        steer: Steer::default(),
+        workers: 1,
+        timeouts,
+        sessions: SessionLimits { total: 1, per_client: 1 },
+    };
+    Generations::of(Generation::first(&config, Arc::default()))
+}
+
 impl Rig {
     pub(super) fn new(action: Action) -> Self {
         Self::with(action, |_| {})
@@ -58,15 +76,12 @@ impl Rig {
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let counters = Arc::new(TcpCounters::default());
         let flows = Flows::of_workers(1);
-        let rules = [rule(action, Source::Host)];
         let mut setup = Setup {
             listeners: vec![listener],
             bound: Arc::new([]),
-            limits: Limits::of(&rules),
-            rules: Arc::new(rules),
-            timeouts: TIMEOUTS,
+            generations: generations(rule(action, Source::Host), TIMEOUTS),
             mark: Mark::DEFAULT,
-            decisions: Box::new(Always(Some(RuleIndex(0)))),
+            decisions: Box::new(Always(Some(RuleNumber(0)))),
             counters: Arc::clone(&counters),
             flows: flows.table(0),
         };

@@ -6,17 +6,17 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::rig::*;
 use crate::{
-    config::{Action, Nat, Rule},
+    config::{Action, Nat, Rule, Timeouts},
+    generation::RuleNumber,
     netns::Family,
     udp::{End, Selected},
-    worker::RuleIndex,
 };
 
 #[test]
 fn silence_ends_a_session_sooner_while_nobody_has_answered() {
     let rig = Rig::with(rule(Action::Direct), |setup| {
-        setup.timeouts.udp = Duration::from_millis(1500);
-        setup.timeouts.udp_stream = Duration::from_millis(4500);
+        let (udp, udp_stream) = (Duration::from_millis(1500), Duration::from_millis(4500));
+        limited(setup, Timeouts { udp, udp_stream, ..TIMEOUTS }, SESSIONS);
     });
     let (client, server) = rig.pair(Family::V4);
     let answered = rig.client_of(server.local_addr().unwrap());
@@ -110,8 +110,8 @@ fn a_client_that_is_gone_ends_its_session() {
 fn what_nobody_decided_goes_nowhere() {
     for (selected, action) in [
         (None, Action::Direct),
-        (Some(Selected::By(RuleIndex(7))), Action::Direct),
-        (Some(Selected::By(RuleIndex(0))), Action::Pass),
+        (Some(Selected::By(RuleNumber(7))), Action::Direct),
+        (Some(Selected::By(RuleNumber(0))), Action::Pass),
     ] {
         let rig = Rig::with(rule(action), |setup| setup.memory = Box::new(Just(selected)));
         let (client, server) = rig.pair(Family::V4);

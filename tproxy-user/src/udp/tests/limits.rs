@@ -16,7 +16,7 @@ fn a_flood_ends_no_session_that_is_in_use_and_stays_within_its_bounds() {
     const TOTAL: usize = 50;
     const FLOOD: usize = 2000;
     let rig = Rig::with(rule(Action::Direct), |setup| {
-        setup.sessions = SessionLimits { total: TOTAL, per_client: TOTAL };
+        limited(setup, TIMEOUTS, SessionLimits { total: TOTAL, per_client: TOTAL });
     });
     let (client, server) = rig.pair(Family::V4);
     exchange(&client, &server);
@@ -40,7 +40,7 @@ fn a_flood_ends_no_session_that_is_in_use_and_stays_within_its_bounds() {
 #[test]
 fn a_client_at_its_limit_is_refused_when_all_its_sessions_are_in_use() {
     let rig = Rig::with(rule(Action::Direct), |setup| {
-        setup.sessions = SessionLimits { total: 10, per_client: 2 };
+        limited(setup, TIMEOUTS, SessionLimits { total: 10, per_client: 2 });
     });
     let server = rig.server(Family::V4.public(), PORT);
     let clients: Vec<UdpSocket> = (0..3).map(|_| rig.client_of(server.local_addr().unwrap())).collect();

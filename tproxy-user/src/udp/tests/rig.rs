@@ -11,15 +11,16 @@ use std::{
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 
 use crate::{
-    config::{Action, Rule, Scope, SessionLimits, Timeouts},
+    config::{Action, Config, Rule, Scope, SessionLimits, Steer, Timeouts},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::Flows,
+    generation::{Generation, Generations, RuleNumber},
     mark::Mark,
     netns::{self, Topology},
-    tcp::{self, Limits, TcpCounters},
+    tcp::{self, TcpCounters},
     udp::{End, Memory, Selected, Setup, Snapshot, Sockets, UdpCounters},
-    worker::{RuleIndex, Worker, WorkerSetup},
+    worker::{Worker, WorkerSetup},
 };
 
 /// No test waits longer than this for anything.
@@ -31,7 +32,7 @@ pub(super) const A_WHILE: Duration = Duration::from_millis(200);
 /// Where servers listen.
 pub(super) const PORT: u16 = 4000;
 
-const TIMEOUTS: Timeouts =
+pub(super) const TIMEOUTS: Timeouts =
     Timeouts { connect: PATIENCE, idle: PATIENCE, drain: PATIENCE, udp: PATIENCE, udp_stream: PATIENCE };
 
 /// A datapath that selects every flow, and writes down what it was told to forget.
@@ -63,6 +64,31 @@ pub(super) fn rule(action: Action) -> Rule {
     Rule::new("test", Scope::Forwarded, action)
 }
 
+pub(super) const SESSIONS: SessionLimits = SessionLimits { total: 1000, per_client: 1000 };
+
+/// Rules with these limits.
+pub(super) fn generations(rules: Vec<Rule>, timeouts: Timeouts, sessions: SessionLimits) -> Generations {
+    let (mark, steer) = (Mark::DEFAULT, Steer::default());
+    let config = Config {
+        name: None,
+        metrics: None,
+        rules,
+        mark,
+        table: 1,
+        priority: 1,
+        steer,
+        workers: 1,
+        timeouts,
+        sessions,
+    };
+    Generations::of(Generation::first(&config, Arc::default()))
+}
+
+/// The same rules with other limits.
+pub(super) fn limited(setup: &mut Setup, timeouts: Timeouts, sessions: SessionLimits) {
+    setup.generations = generations(setup.generations.latest().rules().to_vec(), timeouts, sessions);
+}
+
 impl Rig {
     pub(super) fn new(rule: Rule) -> Self {
         Self::with(rule, |_| {})
@@ -70,7 +96,7 @@ impl Rig {
 
     pub(super) fn with(rule: Rule, change: impl FnOnce(&mut Setup) + Send) -> Self {
         let net = Topology::three().expect("root");
-        let memory = Everything { selected: Some(Selected::By(RuleIndex(0))), forgotten: Arc::default() };
+        let memory = Everything { selected: Some(Selected::By(RuleNumber(0))), forgotten: Arc::default() };
         let counters = Arc::new(UdpCounters::default());
         let flows = Flows::of_workers(1);
         let worker = net.gateway.enter(|| {
@@ -78,9 +104,8 @@ impl Rig {
             let mut setup = Setup {
                 sockets: Family::BOTH.map(open).into(),
                 bound: Arc::new([]),
-                rules: Arc::new([rule]),
-                timeouts: TIMEOUTS,
-                sessions: SessionLimits { total: 1000, per_client: 1000 },
+                generations: generations(vec![rule], TIMEOUTS, SESSIONS),
+                workers: 1,
                 mark: Mark::DEFAULT,
                 memory: Box::new(memory.clone()),
                 counters: Arc::clone(&counters),
@@ -93,9 +118,7 @@ impl Rig {
             let tcp = tcp::Setup {
                 listeners: vec![],
                 bound: Arc::new([]),
-                rules: Arc::new([]),
-                limits: Limits::of(&[]),
-                timeouts: TIMEOUTS,
+                generations: generations(vec![], TIMEOUTS, SESSIONS),
                 mark: Mark::DEFAULT,
                 decisions: Box::new(Nobody),
                 counters: TcpCounters::default().into(),
@@ -171,7 +194,7 @@ impl Rig {
 struct Nobody;
 
 impl tcp::Decisions for Nobody {
-    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<RuleIndex> {
+    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<RuleNumber> {
         None
     }
 }

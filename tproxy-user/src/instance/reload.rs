@@ -1,0 +1,143 @@
+//! How a running instance gets other rules. They are prepared as a whole, and the datapath then decides by them from one
+//! packet to the next; flows that were decided before go on by the rules they had, and so do the hooks that those need.
+
+use std::{
+    collections::BTreeSet,
+    mem,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use super::{Changes, Instance, InstanceError, look_around, require_interfaces, resolve_cgroups};
+use crate::{
+    config::{Config, Rule},
+    generation::Generation,
+    policy::Extent,
+};
+
+/// For how long a connection that was decided may yet be accepted: longer than the kernel tries to finish a handshake
+/// (`net.ipv4.tcp_synack_retries`, by default a minute).
+const HANDSHAKE: Duration = Duration::from_secs(120);
+
+/// A generation that decides no more, and may still have flows.
+pub(super) struct Superseded {
+    number: u32,
+    generation: Weak<Generation>,
+    pub(super) rules: Arc<[Rule]>,
+    /// Until then workers may ask for its rules; none when that is over, and only its flows still have them.
+    pub(super) until: Option<Instant>,
+}
+
+impl Instance {
+    /// Has flows that begin from now on go by `config`. Live ones keep their rules.
+    ///
+    /// # Errors
+    /// [`InstanceError`]; everything is then as it was.
+    pub fn reload(&mut self, config: Config) -> Result<Changes, InstanceError> {
+        if let Some(key) = fixed(&self.config, &config) {
+            return Err(InstanceError::Fixed(key));
+        }
+        let surroundings = look_around()?;
+        // One that was there at the start may come and go.
+        let known: BTreeSet<&String> = self.config.rules.iter().flat_map(|rule| &rule.interfaces).collect();
+        require_interfaces(&config.rules, &surroundings, |name| known.contains(name))?;
+        let cgroups = resolve_cgroups(&config.rules)?;
+        let changes = Changes::between(&self.config, &config);
+        if config == self.config && cgroups == self.cgroups {
+            return Ok(changes);
+        }
+        let previous = self.generations.latest();
+        let next = previous.next(&config);
+        let number = next.number();
+        self.superseded.push(Superseded {
+            number: previous.number(),
+            generation: Arc::downgrade(&previous),
+            rules: Arc::clone(previous.rules()),
+            until: Some(Instant::now() + HANDSHAKE.max(self.config.timeouts.udp_stream)),
+        });
+        drop(previous);
+        self.generations.add(next);
+        let before = (
+            mem::replace(&mut self.config, config),
+            mem::replace(&mut self.cgroups, cgroups),
+            mem::replace(&mut self.surroundings, surroundings),
+        );
+        let plan = self.surroundings.plan(self.rules());
+        match self.prepare(&plan).and_then(|()| self.switch()) {
+            Ok(()) => {
+                // The new rules hold, whatever is left over.
+                self.tidy(plan).unwrap_or_else(|error| tracing::error!("{error}"));
+                Ok(changes)
+            }
+            Err(error) => {
+                (self.config, self.cgroups, self.surroundings) = before;
+                self.superseded.pop();
+                self.generations.remove(number);
+                let plan = mem::replace(&mut self.plan, plan);
+                self.tidy(plan).unwrap_or_else(|error| tracing::error!("{error}"));
+                Err(error)
+            }
+        }
+    }
+
+    /// The configuration by which flows are decided.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Completes when [`Self::retire`] may have something to do.
+    pub async fn outlived(&self) {
+        let next = self.superseded.iter().filter_map(|superseded| superseded.until).min();
+        let deadline = async {
+            match next {
+                Some(until) => tokio::time::sleep_until(until.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.ended.notified() => {}
+            () = deadline => {}
+        }
+    }
+
+    /// Gives up what only rules needed that have no flow any more.
+    ///
+    /// # Errors
+    /// When the host or the kernel refuses.
+    pub fn retire(&mut self) -> Result<(), InstanceError> {
+        let now = Instant::now();
+        for superseded in &mut self.superseded {
+            if superseded.until.take_if(|until| *until <= now).is_some() {
+                self.generations.remove(superseded.number);
+            }
+        }
+        let before = self.extent();
+        self.superseded.retain(|superseded| superseded.generation.strong_count() > 0);
+        if self.extent() == before && self.surroundings.plan(self.rules()) == self.plan {
+            return Ok(());
+        }
+        self.carry_out()
+    }
+
+    fn extent(&self) -> Extent {
+        let earlier = self.superseded.iter().map(|superseded| Extent::of(&superseded.rules));
+        earlier.fold(Extent::of(&self.config.rules), Extent::and)
+    }
+}
+
+/// The key of what differs and is made at the start.
+fn fixed(now: &Config, next: &Config) -> Option<&'static str> {
+    let differ = [
+        ("name", now.name != next.name),
+        ("metrics", now.metrics != next.metrics),
+        ("mark", now.mark != next.mark),
+        ("table", now.table != next.table),
+        ("priority", now.priority != next.priority),
+        ("steer", now.steer != next.steer),
+        ("workers", now.workers != next.workers),
+        // For so long the datapath remembers a flow.
+        ("timeouts.udp_stream", now.timeouts.udp_stream != next.timeouts.udp_stream),
+    ];
+    differ.into_iter().find(|(_, differs)| *differs).map(|(key, _)| key)
+}

@@ -1,0 +1,228 @@
+//! Other rules for a running instance.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Shutdown},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+
+use crate::support::*;
+
+/// A configuration file in a directory of its own, which goes with this.
+struct File(PathBuf);
+
+impl File {
+    fn new(text: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("tproxy-{}", tproxy::netns::random_suffix()));
+        fs::create_dir(&directory).unwrap();
+        let file = Self(directory.join("tproxy.toml"));
+        file.replace(text);
+        file
+    }
+
+    fn directory(&self) -> &Path {
+        self.0.parent().unwrap()
+    }
+
+    /// As editors do: whoever reads it meanwhile gets the old or the new one.
+    fn replace(&self, text: &str) {
+        let new = self.directory().join("new");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, &self.0).unwrap();
+    }
+
+    fn flags(&self) -> String {
+        format!("--config {}", self.0.display())
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(self.directory()) {
+            eprintln!("{} is left behind: {error}", self.directory().display());
+        }
+    }
+}
+
+/// Has the file read again, and waits for the line that has `words`.
+#[track_caller]
+fn hang_up(tproxy: &Tproxy, words: &[&str]) -> String {
+    let position = tproxy.position();
+    tproxy.signal(Signal::HUP);
+    tproxy.wait_line_from(position, words, PATIENCE).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A rule that answers at a port, and its name.
+fn answering(name: &str, port: u16, text: &str) -> String {
+    format!(
+        "[[rules]]\nname = \"{name}\"\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\nports = [{port}]\n\
+         action = \"respond={text}\"\n"
+    )
+}
+
+/// What a client that says something is told.
+fn told(client: &Namespace, to: IpAddr, port: u16) -> io::Result<String> {
+    let mut stream = connect(client, (to, port))?;
+    stream.write_all(b"hello\n")?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// The answering rule is at another place in each, where the other has one that answers wrongly and that nobody meets.
+#[test]
+fn five_hundred_reloads_lose_no_connection_and_none_sees_a_mix() {
+    const RELOADS: usize = 500;
+    const CLIENTS: u8 = 4;
+    let world = World::new();
+    let (wrong, port) = (|name| answering(name, 9999, "wrong"), 80);
+    let versions = [
+        answering("one", port, "one") + &wrong("a") + &wrong("b"),
+        wrong("c") + &answering("two", port, "two"),
+    ];
+    let file = File::new(&versions[0]);
+    let tproxy = world.tproxy(&file.flags());
+    let (done, answers) = (AtomicBool::new(false), [AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for client in 1..=CLIENTS {
+            let (world, tproxy, done, answers) = (&world, &tproxy, &done, &answers);
+            scope.spawn(move || {
+                // Other destinations, lest the ports of one be used up.
+                let mut destinations = (0..=u8::MAX).cycle();
+                let mut next = Instant::now();
+                while !done.load(Relaxed) {
+                    let to = IpAddr::from(Ipv4Addr::new(8, 8, client, destinations.next().unwrap()));
+                    match told(&world.net.client, to, port).as_deref() {
+                        Ok("one") => answers[0].fetch_add(1, Relaxed),
+                        Ok("two") => answers[1].fetch_add(1, Relaxed),
+                        other => {
+                            done.store(true, Relaxed);
+                            panic!("{other:?}\n{}", **tproxy)
+                        }
+                    };
+                    next += Duration::from_millis(u64::from(CLIENTS));
+                    thread::sleep(next.saturating_duration_since(Instant::now()));
+                }
+            });
+        }
+        for version in versions.iter().cycle().skip(1).take(RELOADS) {
+            if done.load(Relaxed) {
+                break;
+            }
+            file.replace(version);
+            hang_up(&tproxy, &["reloaded", "rules added"]);
+        }
+        done.store(true, Relaxed);
+    });
+    let [one, two] = answers.map(AtomicUsize::into_inner);
+    let rate = (one + two) as f64 / began.elapsed().as_secs_f64();
+    eprintln!("{one} + {two} connections, {rate:.0} a second, during {RELOADS} reloads");
+    assert!(one > RELOADS && two > RELOADS, "{one} {two}");
+}
+
+#[test]
+fn what_is_live_keeps_its_rule_and_the_hooks_it_needs() {
+    let world = World::new();
+    let file = File::new(
+        "[[rules]]\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\nports = [7]\naction = \"upstream=10.2.0.2:80\"\n",
+    );
+    let server = Family::V4.server();
+    let listener = world.net.server.enter(|| std::net::TcpListener::bind((server, 7777))).unwrap();
+    let text = fs::read_to_string(&file.0).unwrap();
+    file.replace(&text.replace("10.2.0.2:80", &format!("{server}:7777")));
+    let tproxy = world.tproxy(&file.flags());
+    let live = connect(&world.net.client, (Family::V4.public(), 7)).unwrap();
+    let upstream = accept(&listener);
+    thread::spawn(move || echo(upstream));
+    assert_echo(&live, "before", &*tproxy);
+    // Nothing of it is about the interface, nor about TCP.
+    file.replace("[[rules]]\nscope = \"inbound\"\nprotocol = \"udp\"\nports = [9]\naction = \"drop\"\n");
+    hang_up(&tproxy, &["reloaded"]);
+    for text in ["after", "and again"] {
+        assert_echo(&live, text, &*tproxy);
+    }
+    drop(live);
+    // No new one is taken, and nobody listens there.
+    let passed = connect_within(&world.net.client, (Family::V4.public(), 7), Duration::from_secs(1));
+    assert!(passed.is_err(), "{passed:?}\n{}", *tproxy);
+}
+
+#[test]
+fn a_session_keeps_its_rule_and_the_next_has_the_new_one() {
+    let world = World::new();
+    let file = File::new(&answering("a", 53, "one"));
+    let tproxy = world.tproxy(&file.flags());
+    let ask = |socket: &std::net::UdpSocket| {
+        socket.send_to(b"?", (Family::V4.public(), 4000)).unwrap();
+        let mut buffer = [0; 16];
+        let (length, _) =
+            socket.recv_from(&mut buffer).unwrap_or_else(|error| panic!("{error}\n{}", *tproxy));
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    file.replace(&answering("a", 4000, "one"));
+    hang_up(&tproxy, &["reloaded", "rules changed=1 (a)"]);
+    let old = datagrams(&world.net.client, (Family::V4.client(), 0));
+    assert_eq!(ask(&old), "one");
+    file.replace(&(answering("b", 9999, "wrong") + &answering("a", 4000, "two")));
+    hang_up(&tproxy, &["reloaded"]);
+    assert_eq!(ask(&old), "one");
+    let new = datagrams(&world.net.client, (Family::V4.client(), 0));
+    assert_eq!(ask(&new), "two");
+    assert_eq!(ask(&old), "one");
+}
+
+#[test]
+fn nothing_changes_when_anything_is_wrong() {
+    let world = World::new();
+    let good = answering("a", 80, "good");
+    let file = File::new(&good);
+    let tproxy = world.tproxy(&file.flags());
+    for (text, says) in [
+        (good.clone() + "x = 1\n", &["tproxy.toml:7:1", "x", "not known"][..]),
+        (good.replace("\"lan\"", "\"nowhere\""), &["interface 'nowhere' does not exist"]),
+        ("table = 77\n".to_owned() + &good, &["table cannot change while tproxy runs", "restart"]),
+        (format!("{good}{}", "uid = [1]\n"), &["tproxy.toml:7:7", "uid"]),
+    ] {
+        file.replace(&text);
+        let words: Vec<_> = ["not reloaded"].iter().chain(says).copied().collect();
+        hang_up(&tproxy, &words);
+        assert_eq!(told(&world.net.client, Family::V4.public(), 80).unwrap(), "good", "{}", *tproxy);
+    }
+    file.replace(&good);
+    hang_up(&tproxy, &["reloaded", "nothing changed"]);
+}
+
+#[test]
+fn a_file_that_is_watched_is_read_again_also_when_a_link_to_it_is_replaced() {
+    let world = World::new();
+    let file = File::new("");
+    fs::remove_file(&file.0).unwrap();
+    let path = |name: &str| file.directory().join(name);
+    for text in ["one", "two"] {
+        fs::create_dir(path(text)).unwrap();
+        fs::write(path(text).join("tproxy.toml"), answering("a", 80, text)).unwrap();
+    }
+    symlink("one", path("..data")).unwrap();
+    symlink("..data/tproxy.toml", &file.0).unwrap();
+    let tproxy = world.tproxy(&format!("{} --watch", file.flags()));
+    let told = || told(&world.net.client, Family::V4.public(), 80).unwrap();
+    assert_eq!(told(), "one");
+    let position = tproxy.position();
+    symlink("two", path("..new")).unwrap();
+    fs::rename(path("..new"), path("..data")).unwrap();
+    tproxy.wait_line_from(position, &["reloaded", "rules changed=1"], PATIENCE).unwrap();
+    assert_eq!(told(), "two");
+    let position = tproxy.position();
+    fs::write(path("two").join("tproxy.toml"), answering("a", 80, "three")).unwrap();
+    tproxy.wait_line_from(position, &["reloaded", "rules changed=1"], PATIENCE).unwrap();
+    assert_eq!(told(), "three");
+}
