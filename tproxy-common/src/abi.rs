@@ -89,11 +89,22 @@ pub struct Control {
     pub scopes: u32,
     /// 1 when some rule spoofs UDP clients, whose replies then come in by any interface.
     pub spoofing: u32,
+    /// 1 when a flow that a rule selects is rejected where nobody takes it, while the instance stops and after its end;
+    /// 0 when it passes.
+    pub rejecting: u32,
 }
 
 impl Control {
     /// What holds before the loader has spoken.
-    pub const NOTHING: Self = Self { slot: 0, deciding: 0, cgroup_depths: 0, scopes: 0, spoofing: 0 };
+    pub const NOTHING: Self =
+        Self { slot: 0, deciding: 0, cgroup_depths: 0, scopes: 0, spoofing: 0, rejecting: 0 };
+
+    /// Whether a flow's first packet has the rules asked.
+    #[inline(always)]
+    #[must_use]
+    pub const fn asks(&self) -> bool {
+        self.deciding != 0 || self.rejecting != 0
+    }
 
     /// Whether some rule is about this scope and protocol.
     #[inline(always)]
@@ -289,7 +300,7 @@ const _: () = {
     assert!(size_of::<SlotAddr>() == 20);
     assert!(size_of::<SlotKey>() == 8);
     assert!(size_of::<CgroupKey>() == 16);
-    assert!(size_of::<Control>() == 20);
+    assert!(size_of::<Control>() == 24);
     assert!(size_of::<RuleSet>() == 520);
 };
 

@@ -17,7 +17,7 @@ use crate::{
     outcome::{History, Outcome, deliver, pass, refuse, shot},
     ownership::{self, Socket},
     packet::{self, LinkLayer, Meta},
-    settings,
+    reject, settings,
     tables::Tables,
 };
 
@@ -63,7 +63,7 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
         Verdict::Steer(rule) => steer(ctx, &parsed, rule, history),
         Verdict::Reject => {
             fragments::follow(&parsed, FragmentCourse::Drop);
-            refuse(parsed.protocol)
+            refuse(Reason::RuleReject, parsed.protocol)
         }
         Verdict::Drop => {
             fragments::follow(&parsed, FragmentCourse::Drop);
@@ -85,7 +85,7 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
 fn of_segment(ctx: &TcContext, scope: Scope, meta: &Meta, parsed: &Packet, history: History) -> Verdict {
     // A socket of ours in TIME_WAIT would swallow the packet if it passed: early demux attaches the socket to it, and
     // `ip_forward()` drops a packet that has one.
-    let verdict = if maps::control().deciding == 0 && history != History::TimeWait {
+    let verdict = if !maps::control().asks() && history != History::TimeWait {
         Verdict::Pass(Reason::Draining)
     } else {
         ask_the_rules(ctx, scope, meta, parsed)
@@ -102,7 +102,7 @@ fn of_datagram(ctx: &TcContext, scope: Scope, meta: &Meta, parsed: &Packet) -> V
     if memory::is_reply(&parsed.tuple) {
         return Verdict::Pass(Reason::Remembered);
     }
-    if maps::control().deciding == 0 {
+    if !maps::control().asks() {
         return Verdict::Pass(Reason::Draining);
     }
     let verdict = ask_the_rules(ctx, scope, meta, parsed);
@@ -122,10 +122,14 @@ fn ask_the_rules(ctx: &TcContext, scope: Scope, meta: &Meta, parsed: &Packet) ->
 
 #[inline(always)]
 fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleIndex, history: History) -> Outcome {
+    let control = maps::control();
+    if control.deciding == 0 && control.rejecting != 0 {
+        return reject::unserved(parsed, Reason::Draining);
+    }
     let worker = worker(parsed.protocol, &parsed.tuple);
     let family = ownership::family(&parsed.tuple.dst);
     let Some(listener) = Socket::listener(worker, parsed.protocol, family) else {
-        return pass(Reason::ListenerGone);
+        return reject::unserved(parsed, Reason::ListenerGone);
     };
     // The kernel has to see a socket in TIME_WAIT first, to end it; a listener that is assigned hides it. One that is
     // assigned to a fragment is lost when the packet is put together.

@@ -62,7 +62,8 @@ pub(crate) fn deliver(reason: Reason) -> Outcome {
 
 /// Refuses the flow.
 #[inline(always)]
-pub(crate) fn refuse(protocol: Protocol) -> Outcome {
+pub(crate) fn refuse(reason: Reason, protocol: Protocol) -> Outcome {
+    count(reason);
     match protocol {
         Protocol::Tcp => Outcome::Reset,
         Protocol::Udp => Outcome::Unreachable,

@@ -40,6 +40,8 @@ pub struct Config {
     pub priority: u32,
     /// How tc hands a packet to a socket.
     pub steer: Steer,
+    /// What flows that a rule selects meet when nobody is there to take them.
+    pub on_exit: OnExit,
     /// Worker threads, each with its own listeners and runtime.
     pub workers: usize,
     /// Time limits of connections, UDP sessions, and of the stop.
@@ -205,6 +207,17 @@ pub enum Steer {
     SkLookup,
     /// tc marks the packet, and assigns the socket itself with bpf_sk_assign.
     SkAssign,
+}
+
+/// What flows that a rule selects meet while the instance stops, and when the process is gone, however it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExit {
+    /// They go their own way, and the host is as it was.
+    #[default]
+    Pass,
+    /// They are rejected (RST, or ICMP port unreachable), until a start takes over or `tproxy cleanup`; from Linux 6.6.
+    Reject,
 }
 
 /// Time limits.

@@ -7,6 +7,7 @@ mod attach;
 mod decisions;
 mod log;
 mod memory;
+mod pins;
 mod tables;
 mod test_run;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd as _, AsRawFd, OwnedFd},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -23,6 +25,7 @@ pub use attach::{AttachError, Attachment};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap},
+    pin::PinError,
     programs::{ProgramError, SkLookup, links::FdLink},
     sys::{Stats, enable_stats},
 };
@@ -39,6 +42,7 @@ use crate::{
     config::Steer,
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    host::HostError,
     mark::Mark,
 };
 
@@ -75,6 +79,18 @@ pub enum DatapathError {
     /// The programs' log could not be opened.
     #[error("log of the eBPF programs: {0}")]
     Log(#[source] io::Error),
+    /// The link of a program could not be pinned.
+    #[error("cannot pin the link {}: {source}", pin.display())]
+    Pin {
+        /// Where.
+        pin: PathBuf,
+        /// aya's account.
+        #[source]
+        source: PinError,
+    },
+    /// The host refused.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// A tc hook could not be used.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -118,6 +134,8 @@ pub struct Datapath {
     tables: tables::RuleTables,
     links: attach::Links,
     lookup: Option<FdLink>,
+    /// Where links are pinned, once they are to outlive the process.
+    pins: Option<PathBuf>,
 }
 
 impl Datapath {
@@ -148,6 +166,7 @@ impl Datapath {
             tables: tables::RuleTables::take(&mut ebpf)?,
             links: attach::Links::default(),
             lookup: None,
+            pins: None,
             ebpf,
         })
     }
@@ -247,7 +266,7 @@ impl Datapath {
         open().map_err(in_map(name))
     }
 
-    /// Detaches everything: from here on packets go their own way.
+    /// Lets go of all links: from here on packets go their own way, but for links that are pinned.
     pub fn detach(&mut self) {
         self.links.detach_all();
         self.lookup = None;

@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    config::Config,
+    config::{Config, OnExit},
     host::{self, Report, links::Monitor, preflight},
     instance::Instance,
 };
@@ -22,6 +22,10 @@ pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let cannot_watch = |error: io::Error| anyhow!("cannot watch the interfaces (netlink): {error}");
     let mut monitor = Monitor::new().map_err(cannot_watch)?;
+    let left = match config.on_exit {
+        OnExit::Pass => "the host is as it was",
+        OnExit::Reject => "flows that a rule selects are rejected until the next start, or `tproxy cleanup`",
+    };
     let mut instance = Instance::start(config, verbose)?;
     tracing::info!("ready: steering is in place");
     loop {
@@ -29,7 +33,7 @@ pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
             () = signals.next() => break,
             () = instance.worker_ended() => {
                 instance.stop()?;
-                anyhow::bail!("a worker ended by itself, which is a bug; the host is as it was");
+                anyhow::bail!("a worker ended by itself, which is a bug; {left}");
             }
             changed = monitor.next() => {
                 let changed = changed.map_err(cannot_watch)?;
@@ -44,7 +48,7 @@ pub async fn run(config: Config, verbose: bool) -> anyhow::Result<()> {
         () = signals.next() => tracing::info!("second signal: stopping now"),
     }
     instance.stop()?;
-    tracing::info!("stopped: the host is as it was");
+    tracing::info!("stopped: {left}");
     Ok(())
 }
 

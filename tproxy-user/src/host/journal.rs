@@ -21,7 +21,8 @@ use change::Entry;
 #[cfg(test)]
 pub(super) use reclaim::cleanup_in;
 pub use reclaim::{Report, cleanup};
-use store::{Record, Store};
+pub(super) use store::namespace_inode;
+use store::{Found, Locked, Record, Store};
 
 /// Where all journals are.
 const ROOT: &str = "/run/tproxy";
@@ -51,10 +52,12 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Reclaims what dead instances left in this namespace, then claims `identity`.
+    /// Reclaims what dead instances left in this namespace, then claims `identity`. What one with the same identity left
+    /// to be held is taken over.
     ///
     /// # Errors
-    /// [`HostError::InUse`] names a living instance that owns part of it, [`HostError::MarkTaken`] and
+    /// [`HostError::InUse`] names a living instance that owns part of it, [`HostError::Held`] one that is gone but is
+    /// held, [`HostError::MarkTaken`] and
     /// [`HostError::TableTaken`] what is somebody else's; [`HostError::Journal`] when it cannot be written.
     /// The host is then as it was.
     pub fn begin(identity: Identity) -> Result<Self, HostError> {
@@ -70,11 +73,15 @@ impl Journal {
                 return Err(error);
             }
         }
-        for other in locked.living()? {
-            refuse_shared(&identity, &other)?;
+        let inherited = refuse_shared(&locked, &identity)?;
+        let mut record = Record::new(identity)?;
+        match inherited {
+            None => policy::refuse_foreign(&identity)?,
+            Some(left) => {
+                left.make_again()?;
+                (record.held, record.changes) = (left.held, left.changes);
+            }
         }
-        policy::refuse_foreign(&identity)?;
-        let record = Record::new(identity)?;
         let alive = locked.claim(&record)?;
         drop(locked);
         Ok(Self { store, record, alive: Some(alive) })
@@ -89,7 +96,7 @@ impl Journal {
             return Ok(());
         }
         let locked = self.store.lock()?;
-        let entry = Entry::prepare(change, &locked.living()?)?;
+        let entry = Entry::prepare(change, &locked.standing()?)?;
         self.record.changes.push(entry.clone());
         let made = locked.save(&self.record).and_then(|()| entry.make(&self.record.identity));
         if made.is_err() {
@@ -110,13 +117,30 @@ impl Journal {
             return Ok(());
         };
         let locked = self.store.lock()?;
-        let others = locked.living_but(&self.record)?;
+        let others = locked.standing_but(&self.record)?;
         self.record.changes[at].undo(&self.record.identity, &others)?;
         self.record.changes.remove(at);
         locked.save(&self.record)
     }
 
-    /// Takes everything back, last change first, and removes the journal.
+    /// Whether the changes stand when the instance is gone, until one with the same identity takes over or [`cleanup`]
+    /// takes them back; so also if it is killed, from now on.
+    ///
+    /// # Errors
+    /// [`HostError::Journal`]; what held before then still does.
+    pub fn hold(&mut self, held: bool) -> Result<(), HostError> {
+        if self.record.held == held {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.record.held, held);
+        let saved = self.store.lock()?.save(&self.record);
+        if saved.is_err() {
+            self.record.held = before;
+        }
+        saved
+    }
+
+    /// Takes everything back, last change first, and removes the journal; nothing, if it is held.
     ///
     /// # Errors
     /// The first failure; the rest is undone all the same, and what could not be stays on record for
@@ -128,7 +152,11 @@ impl Journal {
     fn undo_all(&mut self) -> Result<(), HostError> {
         let Some(alive) = self.alive.take() else { return Ok(()) };
         let locked = self.store.lock()?;
-        let others = locked.living_but(&self.record)?;
+        if self.record.held {
+            store::release(&alive);
+            return Ok(());
+        }
+        let others = locked.standing_but(&self.record)?;
         let undone = self.record.undo(|_| true, &others);
         let outcome = match undone.failed {
             None => locked.remove(&self.record.identity),
@@ -148,17 +176,36 @@ impl Drop for Journal {
     }
 }
 
-fn refuse_shared(wanted: &Identity, other: &Record) -> Result<(), HostError> {
-    let theirs = other.identity;
-    let in_use = |what| Err(HostError::InUse { pid: other.pid, what });
+/// Refuses what another instance owns, and finds the one that left the same to be taken over.
+fn refuse_shared(locked: &Locked<'_>, identity: &Identity) -> Result<Option<Record>, HostError> {
+    let mut inherited = None;
+    for found in locked.journals()? {
+        match found {
+            Found::Living(other) => {
+                if let Some(what) = shared(identity, &other.identity) {
+                    return Err(HostError::InUse { pid: other.pid, what });
+                }
+            }
+            Found::Held(other) if other.identity == *identity => inherited = Some(other),
+            Found::Held(other) => {
+                if let Some(what) = shared(identity, &other.identity) {
+                    return Err(HostError::Held { pid: other.pid, what });
+                }
+            }
+            Found::Dead(_) | Found::Unreadable(..) => {}
+        }
+    }
+    Ok(inherited)
+}
+
+/// What only one of two instances may own.
+fn shared(wanted: &Identity, theirs: &Identity) -> Option<Owned> {
     let marks_meet = policy::selectors(wanted.mark).into_iter().any(|ours| {
         policy::selectors(theirs.mark).into_iter().any(|theirs| policy::confusable(ours, theirs))
     });
     if marks_meet {
-        in_use(Owned::Mark(theirs.mark))
-    } else if wanted.table == theirs.table {
-        in_use(Owned::Table(theirs.table))
+        Some(Owned::Mark(theirs.mark))
     } else {
-        Ok(())
+        (wanted.table == theirs.table).then_some(Owned::Table(theirs.table))
     }
 }

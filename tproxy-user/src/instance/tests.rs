@@ -4,7 +4,7 @@ use std::{io::Read, net::IpAddr, net::TcpStream};
 
 use super::*;
 use crate::{
-    config::{SessionLimits, Steer, Timeouts},
+    config::{OnExit, SessionLimits, Steer, Timeouts},
     netns::{self, Topology},
 };
 
@@ -21,6 +21,7 @@ fn config(steer: Steer, mark: &str, number: u32, port: u16, text: &str) -> Confi
         table: number,
         priority: number,
         steer,
+        on_exit: OnExit::Pass,
         workers: 1,
         timeouts: Timeouts {
             connect: second,

@@ -12,6 +12,7 @@ mod links;
 mod matching;
 mod mtu;
 mod never;
+mod on_exit;
 mod outbound;
 mod ports;
 mod relay;

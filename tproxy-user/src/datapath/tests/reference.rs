@@ -228,6 +228,7 @@ impl<'a> Reference<'a> {
                 if can_be_answered(parsed, seen.packet) {
                     Ok((Course::Answered, Reason::RuleReject))
                 } else {
+                    self.counted.push(Reason::RuleReject);
                     Ok((Course::Dropped, Reason::KernelRefused))
                 }
             }
