@@ -124,11 +124,15 @@ pub struct Control {
     pub scopes: u32,
     /// 1 when some rule spoofs UDP clients, whose replies then come in by any interface.
     pub spoofing: u32,
+    /// 1 when a flow that a rule selects is rejected where nobody takes it, while the instance stops and after its end;
+    /// 0 when it passes.
+    pub rejecting: u32,
 }
 
 impl Control {
     /// What holds before the loader has spoken.
-    pub const NOTHING: Self = Self { active: 0, deciding: 0, cgroup_depths: 0, scopes: 0, spoofing: 0 };
+    pub const NOTHING: Self =
+        Self { active: 0, deciding: 0, cgroup_depths: 0, scopes: 0, spoofing: 0, rejecting: 0 };
 
     /// The slot of the rule tables that is active.
     #[inline(always)]
@@ -142,6 +146,13 @@ impl Control {
     #[must_use]
     pub const fn number(&self, rule: RuleIndex) -> RuleNumber {
         rule_number(self.active / SLOTS, rule)
+    }
+
+    /// Whether a flow's first packet has the rules asked.
+    #[inline(always)]
+    #[must_use]
+    pub const fn asks(&self) -> bool {
+        self.deciding != 0 || self.rejecting != 0
     }
 
     /// Whether some rule is about this scope and protocol.
@@ -387,7 +398,7 @@ const _: () = {
     assert!(size_of::<SlotAddr>() == 20);
     assert!(size_of::<SlotKey>() == 8);
     assert!(size_of::<CgroupKey>() == 16);
-    assert!(size_of::<Control>() == 20);
+    assert!(size_of::<Control>() == 24);
     assert!(size_of::<RuleSet>() == 520);
 };
 

@@ -104,6 +104,8 @@ reasons! {
     DropFragment = 22 => "drop_fragment",
     /// Steered, to be sent on as it is: no rule selects the datagram, but fragments of it were taken before its first.
     Carried = 23 => "steer_carried",
+    /// Rejected: a rule selects the flow, but the instance stops or is gone, and is to be survived by its rules.
+    Unserved = 24 => "reject_unserved",
 }
 
 #[cfg(test)]

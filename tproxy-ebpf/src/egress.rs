@@ -22,7 +22,7 @@ use crate::{
     outcome::{History, Outcome, deliver, pass, redirected, shot},
     ownership::{self, Owner, Socket},
     packet::{self, ETHERNET, LinkLayer, Meta, NO_LINK_LAYER},
-    settings,
+    reject, settings,
 };
 
 const LOOPBACK_IFINDEX: u32 = 1;
@@ -114,7 +114,7 @@ fn datagram(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
         Known::Steered(worker) if was_sent_here(meta) => {
             let listener = Socket::listener(worker, Protocol::Udp, ownership::family(&parsed.tuple.dst));
             if listener.is_none() {
-                return pass(Reason::ListenerGone);
+                return reject::unserved(parsed, Reason::ListenerGone);
             }
             fragments::follow(parsed, FragmentCourse::Steer);
             return deliver(Reason::Decided);

@@ -17,7 +17,7 @@ use crate::{
     outcome::{History, Outcome, deliver, pass, refuse, shot},
     ownership::{self, Socket},
     packet::{self, LinkLayer, Meta},
-    question, settings,
+    question, reject, settings,
     tables::Tables,
     trace,
 };
@@ -65,7 +65,7 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
         Verdict::Steer(rule) => steer(ctx, &parsed, tables.control.number(rule), history),
         Verdict::Reject => {
             fragments::follow(&parsed, FragmentCourse::Drop);
-            refuse(parsed.protocol)
+            refuse(Reason::RuleReject, parsed.protocol)
         }
         Verdict::Drop => {
             fragments::follow(&parsed, FragmentCourse::Drop);
@@ -101,7 +101,7 @@ fn of_segment(
 ) -> Verdict {
     // A socket of ours in TIME_WAIT would swallow the packet if it passed: early demux attaches the socket to it, and
     // `ip_forward()` drops a packet that has one.
-    if tables.control.deciding == 0 && history != History::TimeWait {
+    if !tables.control.asks() && history != History::TimeWait {
         return Verdict::Pass(Reason::Draining);
     }
     ask_the_rules(scope, ctx, parsed, tables)
@@ -113,7 +113,7 @@ fn of_datagram(scope: Scope, ctx: &TcContext, parsed: &Packet, tables: &Tables<'
     if memory::answers(&parsed.tuple) {
         return Verdict::Pass(Reason::Remembered);
     }
-    if tables.control.deciding == 0 {
+    if !tables.control.asks() {
         return Verdict::Pass(Reason::Draining);
     }
     ask_the_rules(scope, ctx, parsed, tables)
@@ -151,10 +151,14 @@ fn remember(parsed: &Packet, verdict: Verdict, reason: u32, history: History) {
 
 #[inline(always)]
 fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleNumber, history: History) -> Outcome {
+    let control = maps::control();
+    if control.deciding == 0 && control.rejecting != 0 {
+        return reject::unserved(parsed, Reason::Draining);
+    }
     let worker = worker(parsed.protocol, &parsed.tuple);
     let family = ownership::family(&parsed.tuple.dst);
     let Some(listener) = Socket::listener(worker, parsed.protocol, family) else {
-        return pass(Reason::ListenerGone);
+        return reject::unserved(parsed, Reason::ListenerGone);
     };
     if question::is_asked(ctx) {
         question::note_worker(ctx, worker);

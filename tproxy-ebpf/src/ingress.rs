@@ -16,7 +16,7 @@ use crate::{
     outcome::{History, NEXT, Outcome, deliver, pass, shot},
     ownership::{self, Owner, Socket},
     packet::{self, LinkLayer, Meta},
-    settings,
+    reject, settings,
     tables::Tables,
 };
 
@@ -89,7 +89,7 @@ fn datagram(ctx: &TcContext, parsed: &Packet) -> Outcome {
             Known::Steered(worker) => {
                 let listener = Socket::listener(worker, Protocol::Udp, ownership::family(&parsed.tuple.dst));
                 if listener.is_none() {
-                    return pass(Reason::ListenerGone);
+                    return reject::unserved(parsed, Reason::ListenerGone);
                 }
                 fragments::follow(parsed, FragmentCourse::Steer);
                 return deliver(Reason::Decided);

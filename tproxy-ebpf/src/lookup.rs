@@ -74,7 +74,7 @@ fn connection(flow: &Flow) -> Receiver {
         None => {}
     }
     let control = maps::control();
-    if !control.has(Scope::Inbound, Protocol::Tcp) || control.deciding == 0 {
+    if !control.has(Scope::Inbound, Protocol::Tcp) || !control.asks() {
         return Receiver::NotOurs;
     }
     ask_the_rules(control, flow).unwrap_or(Receiver::NotOurs)
@@ -93,7 +93,7 @@ fn datagram(flow: &Flow) -> Receiver {
         return Receiver::NotOurs;
     }
     if inbound
-        && control.deciding != 0
+        && control.asks()
         && let Ok(receiver) = ask_the_rules(control, flow)
     {
         return receiver;
@@ -117,6 +117,10 @@ fn ask_the_rules(control: Control, flow: &Flow) -> Result<Receiver, Reason> {
     }
     match verdict {
         Verdict::Pass(reason) => Err(reason),
+        Verdict::Steer(_) | Verdict::Drop if control.deciding == 0 => {
+            count(Reason::Unserved);
+            Ok(Receiver::Nobody)
+        }
         Verdict::Steer(rule) => {
             let rule = control.number(rule);
             let worker = match flow.protocol {
@@ -171,8 +175,13 @@ fn v6(words: *const [u32; 4]) -> Addr {
 
 #[inline(always)]
 fn assign(ctx: &SkLookupContext, listener: u32) -> u32 {
-    if maps::LISTENERS.redirect_sk_lookup(ctx, listener, 0).is_err() {
-        count(Reason::ListenerGone);
+    if maps::LISTENERS.redirect_sk_lookup(ctx, listener, 0).is_ok() {
+        return PASS;
     }
-    PASS
+    if maps::control().rejecting == 0 {
+        count(Reason::ListenerGone);
+        return PASS;
+    }
+    count(Reason::Unserved);
+    REFUSE
 }

@@ -67,12 +67,12 @@ pub(crate) fn deliver(reason: Reason) -> Outcome {
 
 /// Refuses the flow.
 #[inline(always)]
-pub(crate) fn refuse(protocol: Protocol) -> Outcome {
+pub(crate) fn refuse(reason: Reason, protocol: Protocol) -> Outcome {
     let course = match protocol {
         Protocol::Tcp => Course::Reset,
         Protocol::Udp => Course::Unreachable,
     };
-    settled(course, Reason::RuleReject)
+    settled(course, reason)
 }
 
 #[inline(always)]
@@ -80,8 +80,7 @@ const fn settled(course: Course, reason: Reason) -> Outcome {
     Outcome::Settled(course, reason as u32, NO_RULE)
 }
 
-/// Counts the packet, or answers who asks about one that does not exist, and says what is left to be done. What is refused
-/// is counted when that is done.
+/// Counts the packet, or answers who asks about one that does not exist, and says what is left to be done.
 #[inline(always)]
 pub(crate) fn settle(ctx: &TcContext, outcome: Outcome) -> Course {
     let Outcome::Settled(course, reason, rule) = outcome else { return Course::Next };
@@ -89,9 +88,7 @@ pub(crate) fn settle(ctx: &TcContext, outcome: Outcome) -> Course {
         question::answer(ctx, reason, rule);
         return Course::Next;
     }
-    if !matches!(course, Course::Reset | Course::Unreachable) {
-        count_number(reason);
-    }
+    count_number(reason);
     course
 }
 

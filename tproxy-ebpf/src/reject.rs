@@ -9,12 +9,13 @@ use aya_ebpf::{
     helpers::bpf_redirect,
     programs::TcContext,
 };
-use tproxy_common::verdict::Reason;
+use tproxy_common::{abi::FragmentCourse, packet::Packet, verdict::Reason};
 
 pub(crate) use self::{reset::tproxy_turn_round, unreachable::tproxy_unreachable};
 use crate::{
-    maps::count,
-    outcome::redirected,
+    fragments,
+    maps::{self, count},
+    outcome::{Outcome, pass, redirected, refuse},
     packet::{LinkLayer, Meta},
 };
 
@@ -24,6 +25,16 @@ type Turn = extern "C" fn(*mut __sk_buff, u32) -> u32;
 /// Of the answer.
 const TTL: u8 = 64;
 
+/// A packet of a flow that a rule selects and nobody takes.
+#[inline(always)]
+pub(crate) fn unserved(parsed: &Packet, reason: Reason) -> Outcome {
+    if maps::control().rejecting == 0 {
+        return pass(reason);
+    }
+    fragments::follow(parsed, FragmentCourse::Drop);
+    refuse(Reason::Unserved, parsed.protocol)
+}
+
 /// Turns a packet into its own refusal by `turn`, and sends that to where the packet came from: `direction` 0 is egress of
 /// the same device, `BPF_F_INGRESS` is back into the host.
 #[inline(always)]
@@ -32,7 +43,6 @@ pub(crate) fn answer(ctx: &TcContext, link: LinkLayer, turn: Turn, direction: u3
         count(Reason::KernelRefused);
         return TC_ACT_SHOT;
     }
-    count(Reason::RuleReject);
     let ifindex = Meta::of(ctx).ifindex;
     // SAFETY: plain numbers.
     redirected(unsafe { bpf_redirect(ifindex, direction.into()) })

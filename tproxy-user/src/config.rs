@@ -48,6 +48,8 @@ pub struct Config {
     pub priority: u32,
     /// How tc hands a packet to a socket.
     pub steer: Steer,
+    /// What flows that a rule selects meet when nobody is there to take them.
+    pub on_exit: OnExit,
     /// Worker threads, each with its own listeners and runtime.
     pub workers: usize,
     /// Time limits of connections, UDP sessions, and of the stop.
@@ -60,7 +62,6 @@ impl Config {
     /// These rules, and for the rest what `tproxy run` has where nothing is given.
     #[must_use]
     pub fn new(rules: Vec<Rule>) -> Self {
-        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
         let Identity { mark, table, priority } = Identity::DEFAULT;
         Self {
             name: None,
@@ -70,14 +71,9 @@ impl Config {
             table,
             priority,
             steer: Steer::default(),
+            on_exit: OnExit::default(),
             workers: std::thread::available_parallelism().map_or(1, usize::from),
-            timeouts: Timeouts {
-                connect: Duration::from_secs(10),
-                idle: minutes(124),
-                drain: Duration::from_secs(30),
-                udp: Duration::from_secs(30),
-                udp_stream: minutes(2),
-            },
+            timeouts: Timeouts::default(),
             sessions: SessionLimits { total: 16_384, per_client: 4096 },
         }
     }
@@ -243,6 +239,17 @@ pub enum Steer {
     SkLookup,
     /// tc marks the packet, and assigns the socket itself with bpf_sk_assign.
     SkAssign,
+}
+
+/// What flows that a rule selects meet while the instance stops, and when the process is gone, however it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExit {
+    /// They go their own way, and the host is as it was.
+    #[default]
+    Pass,
+    /// They are rejected (RST, or ICMP port unreachable), until a start takes over or `tproxy cleanup`; from Linux 6.6.
+    Reject,
 }
 
 /// Time limits.

@@ -8,6 +8,7 @@ mod decisions;
 mod hits;
 mod log;
 mod memory;
+mod pins;
 pub mod running;
 pub mod support;
 mod tables;
@@ -20,6 +21,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd as _, AsRawFd, OwnedFd},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -27,6 +29,7 @@ pub use attach::{AttachError, Attachment};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap},
+    pin::PinError,
     programs::{ProgramError, SkLookup, links::FdLink},
     sys::{Stats, enable_stats},
 };
@@ -45,6 +48,7 @@ use crate::{
     config::Steer,
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    host::HostError,
     mark::Mark,
 };
 
@@ -91,6 +95,18 @@ pub enum DatapathError {
     /// The programs' log could not be opened.
     #[error("log of the eBPF programs: {0}")]
     Log(#[source] io::Error),
+    /// The link of a program could not be pinned.
+    #[error("cannot pin the link {}: {source}", pin.display())]
+    Pin {
+        /// Where.
+        pin: PathBuf,
+        /// aya's account.
+        #[source]
+        source: PinError,
+    },
+    /// The host refused.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// A tc hook could not be used.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -136,6 +152,8 @@ pub struct Datapath {
     capacities: usage::Capacities,
     links: attach::Links,
     lookup: Option<FdLink>,
+    /// Where links are pinned, once they are to outlive the process.
+    pins: Option<PathBuf>,
 }
 
 impl Datapath {
@@ -170,6 +188,7 @@ impl Datapath {
             hits: hits::Hits::take(&mut ebpf)?,
             links: attach::Links::default(),
             lookup: None,
+            pins: None,
             ebpf,
         })
     }
@@ -269,7 +288,7 @@ impl Datapath {
         open().map_err(in_map(name))
     }
 
-    /// Detaches everything: from here on packets go their own way.
+    /// Lets go of all links: from here on packets go their own way, but for links that are pinned.
     pub fn detach(&mut self) {
         self.links.detach_all();
         self.lookup = None;

@@ -21,7 +21,7 @@ use crate::{
     datapath::running::RunningError,
     flows::{FlowProtocol, FlowScope},
     host::{
-        Direction, HostError,
+        Direction, HostError, Standing,
         links::{self, Link},
         local_table::{self, LocalTable},
         on_record,
@@ -216,7 +216,8 @@ pub fn explain(args: &Args, config: Option<&Config>) -> Result<Vec<Explanation>,
         let surroundings = Surroundings { links, routed: local_table::routed_interfaces()? };
         return Ok(vec![of_rules(&case, &config.rules, &surroundings, &local)?]);
     }
-    let alive: Vec<_> = on_record()?.into_iter().filter(|instance| instance.alive).collect();
+    let alive: Vec<_> =
+        on_record()?.into_iter().filter(|instance| instance.standing == Standing::Lives).collect();
     if alive.is_empty() {
         return Err(ExplainError::NothingRuns);
     }

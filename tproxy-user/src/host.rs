@@ -17,12 +17,13 @@ pub mod lingering;
 pub mod links;
 pub mod local_table;
 mod netlink;
+pub mod pins;
 pub mod policy;
 pub mod preflight;
 pub mod sysctl;
 
 pub use control_socket::{BadInstanceName, ControlSocket, InstanceName};
-pub use journal::{Change, Identity, Journal, OnRecord, Report, cleanup, on_record};
+pub use journal::{Change, Identity, Journal, OnRecord, Report, Standing, cleanup, on_record};
 
 /// Side of an interface, seen from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -56,6 +57,32 @@ pub enum HostError {
         pid: u32,
         /// What both want.
         what: Owned,
+    },
+    /// An instance that is gone has flows rejected, and this one does not take over from it.
+    #[error(
+        "a tproxy that is gone (pid {pid}) has flows rejected with {what} (on_exit = \"reject\"); take over with the same mark, table and priority, choose another {which}, or run `tproxy cleanup`",
+        which = what.word()
+    )]
+    Held {
+        /// Of the instance that is gone.
+        pid: u32,
+        /// What both want.
+        what: Owned,
+    },
+    /// Links cannot be pinned.
+    #[error(
+        "on_exit = \"reject\" pins links in {0}, and no BPF file system is mounted there; run: mount -t bpf bpf {0}"
+    )]
+    NoBpfFileSystem(&'static str),
+    /// The pin of a link could not be made or removed.
+    #[error("cannot {action} the pin {}: {source}", path.display())]
+    Pin {
+        /// What was tried.
+        action: &'static str,
+        /// The pin or its directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
     },
     /// Somebody else's `ip rule` selects by bits of our mark.
     #[error(

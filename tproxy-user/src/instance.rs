@@ -15,7 +15,7 @@ use socket2::Socket;
 use tproxy_common::{flow::Protocol, verdict::Reason};
 
 use crate::{
-    config::{Config, Rule},
+    config::{Config, OnExit, Rule},
     datapath::{AttachError, Attachment, Datapath, DatapathError, Settings},
     family::Family,
     flows::Flows,
@@ -24,6 +24,7 @@ use crate::{
         Change, Direction, HostError, Identity, Journal, lingering,
         links::{self, Changed, Link},
         local_table::{self, LocalTable},
+        pins, preflight,
         sysctl::Sysctl,
     },
     plan::{Plan, Surroundings},
@@ -97,6 +98,13 @@ impl Instance {
     }
 
     fn start_with(attachment: Attachment, config: Config, verbose: bool) -> Result<Self, InstanceError> {
+        if config.on_exit == OnExit::Reject && attachment == Attachment::Clsact {
+            return Err(preflight::too_old(
+                "on_exit = \"reject\" (links of tc programs that can be pinned)",
+                "6.6",
+            )
+            .into());
+        }
         let surroundings = look_around()?;
         require_interfaces(&config.rules, &surroundings, |_| false)?;
         let cgroups = resolve_cgroups(&config.rules)?;
@@ -142,6 +150,7 @@ impl Instance {
         instance.carry_out()?;
         instance.datapath.attach_lookup()?;
         instance.datapath.start_deciding()?;
+        instance.provide_for_exit()?;
         Ok(instance)
     }
 
@@ -149,6 +158,25 @@ impl Instance {
     #[must_use]
     pub const fn flows(&self) -> &Flows {
         &self.flows
+    }
+
+    /// Has done by the kernel what `on_exit` asks for, whatever ends this process; and ends what an earlier one left to
+    /// be done. Steering is in place by now, so flows meet the one or the other.
+    fn provide_for_exit(&mut self) -> Result<(), InstanceError> {
+        let directory = pins::directory(self.config.mark)?;
+        let change = Change::Pins { directory: directory.clone() };
+        match self.config.on_exit {
+            OnExit::Reject => {
+                self.journal.apply(change)?;
+                self.datapath.outlive(&directory)?;
+                self.journal.hold(true)?;
+            }
+            OnExit::Pass => {
+                self.journal.revert(&change)?;
+                self.journal.hold(false)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adapts to what changed on the host.
@@ -228,11 +256,12 @@ impl Instance {
         }
     }
 
-    /// Detaches, ends what is live, and leaves the host as it was.
+    /// Detaches, ends what is live, and leaves the host as it was; or, where `on_exit` says so, rejecting what rules select.
     ///
     /// # Errors
     /// The first thing that could not be undone; the rest is all the same.
     pub fn stop(mut self) -> Result<(), InstanceError> {
+        self.datapath.stop_deciding()?;
         self.datapath.detach();
         for worker in &self.workers {
             worker.stop_now();
@@ -303,7 +332,7 @@ impl Instance {
     fn tidy(&mut self, plan: Plan) -> Result<(), InstanceError> {
         for (link, hook) in self.datapath.attached() {
             if !plan.hooks.contains(&(link.index, hook)) {
-                self.datapath.detach_from(link.index, hook);
+                self.datapath.detach_from(link.index, hook)?;
                 self.journal.revert(&tc_filter(&link, hook))?;
             }
         }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    config::Config,
+    config::{Config, OnExit},
     control::Seat,
     host::{self, Report, links::Monitor, preflight},
     instance::Instance,
@@ -54,6 +54,10 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         tokio::spawn(reload_when_changed(watch, commands.clone()));
     }
     let mut executor = Executor::new(file);
+    let left = match config.on_exit {
+        OnExit::Pass => "the host is as it was",
+        OnExit::Reject => "flows that a rule selects are rejected until the next start, or `tproxy cleanup`",
+    };
     let mut instance = Instance::start(config, verbose)?;
     let served =
         seat.serve(commands, instance.flows().clone()).map_err(|error| anyhow!("control socket: {error}"))?;
@@ -80,7 +84,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
             }
             () = instance.worker_ended() => {
                 instance.stop()?;
-                anyhow::bail!("a worker ended by itself, which is a bug; the host is as it was");
+                anyhow::bail!("a worker ended by itself, which is a bug; {left}");
             }
             changed = monitor.next() => {
                 let changed = changed.map_err(cannot_watch)?;
@@ -103,7 +107,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     }
     served.finish().await;
     instance.stop()?;
-    tracing::info!("stopped: the host is as it was");
+    tracing::info!("stopped: {left}");
     Ok(())
 }
 

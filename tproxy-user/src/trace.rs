@@ -32,7 +32,7 @@ use tproxy_common::{
 use crate::{
     datapath::running::{Running, RunningError, Watch},
     flows::{Endpoint, FlowProtocol, FlowScope},
-    host::{HostError, links, on_record},
+    host::{HostError, Standing, links, on_record},
 };
 
 /// How long nobody has to look for the programs to stop telling.
@@ -158,7 +158,8 @@ impl Source {
 /// # Errors
 /// [`TraceError`]
 pub fn follow(args: &Args, out: &mut impl Write, says: impl Fn(&str)) -> Result<(), TraceError> {
-    let alive: Vec<_> = on_record()?.into_iter().filter(|instance| instance.alive).collect();
+    let alive: Vec<_> =
+        on_record()?.into_iter().filter(|instance| instance.standing == Standing::Lives).collect();
     let mut sources = alive
         .iter()
         .map(|instance| Source::of(&Running::of(instance.pid)?))

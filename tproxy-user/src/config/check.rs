@@ -107,6 +107,7 @@ pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> 
         table: draft.table,
         priority: draft.priority,
         steer: draft.steer,
+        on_exit: draft.on_exit,
         workers: draft.workers.unwrap_or(cpus).min(MAX_WORKERS as usize),
         timeouts: draft.timeouts,
         sessions: SessionLimits {

@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{
-    Action, Nat, Protocols, RuleLimits, RuleTimeouts, Scope, Source, Steer, Timeouts,
+    Action, Nat, OnExit, Protocols, RuleLimits, RuleTimeouts, Scope, Source, Steer, Timeouts,
     path::{Path, Step},
     values::{self, Item, Text},
 };
@@ -47,6 +47,9 @@ pub(crate) struct Draft {
     /// Who picks the socket of a steered packet
     #[arg(long, default_value = "sk_lookup")]
     pub(crate) steer: Steer,
+    /// What flows that a rule selects meet while this instance stops, and when it is gone
+    #[arg(long, default_value = "pass")]
+    pub(crate) on_exit: OnExit,
     /// Worker threads (default: one per CPU)
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,6 +84,7 @@ impl Default for Draft {
             table: Self::TABLE,
             priority: Self::PRIORITY,
             steer: Steer::default(),
+            on_exit: OnExit::default(),
             workers: None,
             timeouts: Timeouts::default(),
             limits: Limits::default(),

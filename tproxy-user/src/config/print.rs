@@ -62,6 +62,7 @@ impl From<&Config> for Draft {
             table: config.table,
             priority: config.priority,
             steer: config.steer,
+            on_exit: config.on_exit,
             workers: Some(config.workers),
             timeouts: config.timeouts,
             limits: Limits {

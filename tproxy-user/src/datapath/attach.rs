@@ -12,7 +12,7 @@ use aya::{
 };
 use tproxy_common::abi::program;
 
-use super::{Datapath, DatapathError, patiently, with_program};
+use super::{Datapath, DatapathError, patiently, pins, with_program};
 use crate::{
     host::{
         Direction, clsact,
@@ -49,7 +49,7 @@ const CLASSIFIERS: [&str; 5] =
 
 /// Links by interface index and hook; dropping one detaches.
 #[derive(Default)]
-pub(super) struct Links(BTreeMap<(u32, Direction), (Link, SchedClassifierLink)>);
+pub(super) struct Links(pub(super) BTreeMap<(u32, Direction), (Link, SchedClassifierLink)>);
 
 impl Links {
     pub(super) fn detach_all(&mut self) {
@@ -79,14 +79,24 @@ impl Datapath {
             let id = program.attach_with_options(&link.name, attach_type(hook), options)?;
             program.take_link(id)
         });
-        let attached = attached.map_err(|error| refused(link, hook, error))?;
+        let mut attached = attached.map_err(|error| refused(link, hook, error))?;
+        if let Some(directory) = &self.pins {
+            attached = pins::pin_hook(directory, link.index, hook, attached)?;
+        }
         self.links.0.insert((link.index, hook), (link.clone(), attached));
         Ok(())
     }
 
     /// Detaches from a hook of the interface with this index; nothing, if it was not attached.
-    pub fn detach_from(&mut self, ifindex: u32, hook: Direction) {
+    ///
+    /// # Errors
+    /// When its pin cannot be removed.
+    pub fn detach_from(&mut self, ifindex: u32, hook: Direction) -> Result<(), DatapathError> {
+        if let Some(directory) = &self.pins {
+            pins::unpin_hook(directory, ifindex, hook)?;
+        }
         self.links.0.remove(&(ifindex, hook));
+        Ok(())
     }
 
     /// What is attached: interfaces and hooks.

@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::host::{
-    HostError, Identity, OnRecord, on_record,
+    HostError, Identity, OnRecord, Standing, on_record,
     policy::{self, Rule, route_in},
 };
 
@@ -52,22 +52,31 @@ fn is_on_record(rule: &Rule, known: &[OnRecord]) -> bool {
 
 fn instances(known: &[OnRecord], wanted: &Identity) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for OnRecord { pid, identity, alive, changes } in known {
+    for OnRecord { pid, identity, standing, changes } in known {
         let Identity { mark, table, priority } = identity;
-        if *alive {
-            let shared = *mark == wanted.mark || *table == wanted.table;
-            let found = format!("runs here: pid {pid}, mark {mark}, table {table}, priority {priority}");
-            let note = if shared { "; another beside it needs its own --mark and --table" } else { "" };
-            findings.push(Finding::ok(INSTANCES, found + note));
-        } else {
-            let left: Vec<_> = changes.iter().map(ToString::to_string).collect();
-            findings.push(Finding::warn(
+        findings.push(match standing {
+            Standing::Lives => {
+                let shared = *mark == wanted.mark || *table == wanted.table;
+                let found = format!("runs here: pid {pid}, mark {mark}, table {table}, priority {priority}");
+                let note = if shared { "; another beside it needs its own --mark and --table" } else { "" };
+                Finding::ok(INSTANCES, found + note)
+            }
+            Standing::Held => Finding::warn(
                 INSTANCES,
-                format!("pid {pid} was killed and left {}", left.join(", ")),
-                "its rules select nothing by now, but sockets of it in TIME_WAIT may swallow forwarded packets for a minute",
-                "tproxy cleanup",
-            ));
-        }
+                format!("pid {pid} is gone, and what its rules select is rejected, as its on_exit says"),
+                "new flows that its rules select do not get through",
+                format!("tproxy run with --mark {mark} --table {table} --priority {priority}, which takes over; or tproxy cleanup"),
+            ),
+            Standing::LeftOver => {
+                let left: Vec<_> = changes.iter().map(ToString::to_string).collect();
+                Finding::warn(
+                    INSTANCES,
+                    format!("pid {pid} was killed and left {}", left.join(", ")),
+                    "its rules select nothing by now, but sockets of it in TIME_WAIT may swallow forwarded packets for a minute",
+                    "tproxy cleanup",
+                )
+            }
+        });
     }
     if findings.is_empty() {
         findings.push(Finding::ok(INSTANCES, "none runs here, and none left anything"));

@@ -21,7 +21,8 @@ use change::Entry;
 #[cfg(test)]
 pub(super) use reclaim::cleanup_in;
 pub use reclaim::{Report, cleanup};
-use store::{Found, Record, Store, boot_id};
+pub(super) use store::namespace_inode;
+use store::{Found, Locked, Record, Store, boot_id};
 
 /// Where all journals are.
 pub(super) const ROOT: &str = "/run/tproxy";
@@ -56,10 +57,12 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Reclaims what dead instances left in this namespace, then claims `identity`.
+    /// Reclaims what dead instances left in this namespace, then claims `identity`. What one with the same identity left
+    /// to be held is taken over.
     ///
     /// # Errors
-    /// [`HostError::InUse`] names a living instance that owns part of it, [`HostError::MarkTaken`] and
+    /// [`HostError::InUse`] names a living instance that owns part of it, [`HostError::Held`] one that is gone but is
+    /// held, [`HostError::MarkTaken`] and
     /// [`HostError::TableTaken`] what is somebody else's; [`HostError::Journal`] when it cannot be written.
     /// The host is then as it was.
     pub fn begin(identity: Identity) -> Result<Self, HostError> {
@@ -75,11 +78,15 @@ impl Journal {
                 return Err(error);
             }
         }
-        for other in locked.living()? {
-            refuse_shared(&identity, &other)?;
+        let inherited = refuse_shared(&locked, &identity)?;
+        let mut record = Record::new(identity)?;
+        match inherited {
+            None => policy::refuse_foreign(&identity)?,
+            Some(left) => {
+                left.make_again()?;
+                (record.held, record.changes) = (left.held, left.changes);
+            }
         }
-        policy::refuse_foreign(&identity)?;
-        let record = Record::new(identity)?;
         let alive = locked.claim(&record)?;
         drop(locked);
         Ok(Self { store, record, alive: Some(alive) })
@@ -94,7 +101,7 @@ impl Journal {
             return Ok(());
         }
         let locked = self.store.lock()?;
-        let entry = Entry::prepare(change, &locked.living()?)?;
+        let entry = Entry::prepare(change, &locked.standing()?)?;
         self.record.changes.push(entry.clone());
         let made = locked.save(&self.record).and_then(|()| entry.make(&self.record.identity));
         if made.is_err() {
@@ -115,13 +122,30 @@ impl Journal {
             return Ok(());
         };
         let locked = self.store.lock()?;
-        let others = locked.living_but(&self.record)?;
+        let others = locked.standing_but(&self.record)?;
         self.record.changes[at].undo(&self.record.identity, &others)?;
         self.record.changes.remove(at);
         locked.save(&self.record)
     }
 
-    /// Takes everything back, last change first, and removes the journal.
+    /// Whether the changes stand when the instance is gone, until one with the same identity takes over or [`cleanup`]
+    /// takes them back; so also if it is killed, from now on.
+    ///
+    /// # Errors
+    /// [`HostError::Journal`]; what held before then still does.
+    pub fn hold(&mut self, held: bool) -> Result<(), HostError> {
+        if self.record.held == held {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.record.held, held);
+        let saved = self.store.lock()?.save(&self.record);
+        if saved.is_err() {
+            self.record.held = before;
+        }
+        saved
+    }
+
+    /// Takes everything back, last change first, and removes the journal; nothing, if it is held.
     ///
     /// # Errors
     /// The first failure; the rest is undone all the same, and what could not be stays on record for
@@ -133,7 +157,11 @@ impl Journal {
     fn undo_all(&mut self) -> Result<(), HostError> {
         let Some(alive) = self.alive.take() else { return Ok(()) };
         let locked = self.store.lock()?;
-        let others = locked.living_but(&self.record)?;
+        if self.record.held {
+            store::release(&alive);
+            return Ok(());
+        }
+        let others = locked.standing_but(&self.record)?;
         let undone = self.record.undo(|_| true, &others);
         let outcome = match undone.failed {
             None => locked.remove(&self.record.identity),
@@ -153,6 +181,17 @@ impl Drop for Journal {
     }
 }
 
+/// Whether an instance's changes are to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It runs.
+    Lives,
+    /// It is gone, and they are to outlive it.
+    Held,
+    /// It is gone, and left them behind.
+    LeftOver,
+}
+
 /// An instance that has a journal in this network namespace.
 #[derive(Debug, Clone)]
 pub struct OnRecord {
@@ -160,8 +199,8 @@ pub struct OnRecord {
     pub pid: u32,
     /// What it owns.
     pub identity: Identity,
-    /// Whether it runs; if not, it left its changes behind.
-    pub alive: bool,
+    /// Whether its changes stand.
+    pub standing: Standing,
     /// What it changed.
     pub changes: Vec<Change>,
 }
@@ -174,33 +213,53 @@ pub fn on_record() -> Result<Vec<OnRecord>, HostError> {
     let store = Store::of_this_namespace(Path::new(ROOT))?;
     let locked = store.lock()?;
     let boot = boot_id()?;
-    let seen = |alive, record: Record| OnRecord {
+    let seen = |standing, record: Record| OnRecord {
         pid: record.pid,
         identity: record.identity,
-        alive,
+        standing,
         changes: record.changes.iter().map(|entry| entry.change().clone()).collect(),
     };
     let known = locked.journals()?.into_iter().filter_map(|found| match found {
-        Found::Living(record) => Some(seen(true, record)),
+        Found::Living(record) => Some(seen(Standing::Lives, record)),
+        Found::Held(record) => Some(seen(Standing::Held, record)),
         // Nothing of it outlived the boot.
         Found::Dead(record) if record.boot != boot => None,
-        Found::Dead(record) => Some(seen(false, record)),
+        Found::Dead(record) => Some(seen(Standing::LeftOver, record)),
         Found::Unreadable(..) => None,
     });
     Ok(known.collect())
 }
 
-fn refuse_shared(wanted: &Identity, other: &Record) -> Result<(), HostError> {
-    let theirs = other.identity;
-    let in_use = |what| Err(HostError::InUse { pid: other.pid, what });
+/// Refuses what another instance owns, and finds the one that left the same to be taken over.
+fn refuse_shared(locked: &Locked<'_>, identity: &Identity) -> Result<Option<Record>, HostError> {
+    let mut inherited = None;
+    for found in locked.journals()? {
+        match found {
+            Found::Living(other) => {
+                if let Some(what) = shared(identity, &other.identity) {
+                    return Err(HostError::InUse { pid: other.pid, what });
+                }
+            }
+            Found::Held(other) if other.identity == *identity => inherited = Some(other),
+            Found::Held(other) => {
+                if let Some(what) = shared(identity, &other.identity) {
+                    return Err(HostError::Held { pid: other.pid, what });
+                }
+            }
+            Found::Dead(_) | Found::Unreadable(..) => {}
+        }
+    }
+    Ok(inherited)
+}
+
+/// What only one of two instances may own.
+fn shared(wanted: &Identity, theirs: &Identity) -> Option<Owned> {
     let marks_meet = policy::selectors(wanted.mark).into_iter().any(|ours| {
         policy::selectors(theirs.mark).into_iter().any(|theirs| policy::confusable(ours, theirs))
     });
     if marks_meet {
-        in_use(Owned::Mark(theirs.mark))
-    } else if wanted.table == theirs.table {
-        in_use(Owned::Table(theirs.table))
+        Some(Owned::Mark(theirs.mark))
     } else {
-        Ok(())
+        (wanted.table == theirs.table).then_some(Owned::Table(theirs.table))
     }
 }

@@ -59,6 +59,13 @@ pub fn recent(release: &str) -> Result<(), HostError> {
     })
 }
 
+/// What is to be said where the running kernel lacks a feature.
+#[must_use]
+pub fn too_old(feature: &'static str, needs: &'static str) -> HostError {
+    let running = rustix::system::uname().release().to_string_lossy().into_owned();
+    HostError::KernelTooOld { running, feature, needs }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -135,6 +135,7 @@ fn fixed(now: &Config, next: &Config) -> Option<&'static str> {
         ("table", now.table != next.table),
         ("priority", now.priority != next.priority),
         ("steer", now.steer != next.steer),
+        ("on_exit", now.on_exit != next.on_exit),
         ("workers", now.workers != next.workers),
         // For so long the datapath remembers a flow.
         ("timeouts.udp_stream", now.timeouts.udp_stream != next.timeouts.udp_stream),

@@ -17,9 +17,6 @@ fn config(steer: Steer, mark: &str, number: u32, port: u16, text: &str) -> Confi
     };
     let second = Duration::from_secs(1);
     Config {
-        name: None,
-        metrics: None,
-        rules: vec![rule],
         mark: mark.parse().unwrap(),
         table: number,
         priority: number,
@@ -33,6 +30,7 @@ fn config(steer: Steer, mark: &str, number: u32, port: u16, text: &str) -> Confi
             udp_stream: second,
         },
         sessions: SessionLimits { total: 16, per_client: 16 },
+        ..Config::new(vec![rule])
     }
 }
 

@@ -16,6 +16,7 @@ mod links;
 mod matching;
 mod mtu;
 mod never;
+mod on_exit;
 mod outbound;
 mod ports;
 mod relay;

@@ -60,6 +60,7 @@ fn any_config() -> impl Strategy<Value = Config> {
             table: number | 1 << 10,
             priority: 1 + number % 32_765,
             steer: if workers % 2 == 0 { Steer::SkLookup } else { Steer::SkAssign },
+            on_exit: if total % 2 == 0 { OnExit::Pass } else { OnExit::Reject },
             workers,
             timeouts: Timeouts {
                 connect: times.0,

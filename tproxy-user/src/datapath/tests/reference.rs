@@ -232,6 +232,7 @@ impl<'a> Reference<'a> {
                 if can_be_answered(parsed, seen.packet) {
                     Ok((Course::Answered, Reason::RuleReject))
                 } else {
+                    self.counted.push(Reason::RuleReject);
                     Ok((Course::Dropped, Reason::KernelRefused))
                 }
             }

@@ -1,13 +1,13 @@
 //! One change of the host: what it is, how it is made, how it is taken back.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Identity, Record};
 use crate::family::Family;
 use crate::host::{
-    Direction, HostError, clsact, is_absent,
+    Direction, HostError, clsact, is_absent, pins,
     policy::{self, Deed},
     sysctl::Sysctl,
 };
@@ -44,6 +44,12 @@ pub enum Change {
         /// Where it is attached.
         direction: Direction,
     },
+    /// A directory of the BPF file system with pins of links, which outlive the process. The datapath pins them
+    /// afterwards.
+    Pins {
+        /// Where.
+        directory: PathBuf,
+    },
 }
 
 impl Change {
@@ -69,6 +75,7 @@ impl fmt::Display for Change {
             Self::LocalRoute { family } => write!(f, "{family} local default route"),
             Self::Sysctl { sysctl, .. } => write!(f, "sysctl {sysctl}"),
             Self::TcFilter { interface, direction, .. } => write!(f, "tc {direction} filter on {interface}"),
+            Self::Pins { directory } => write!(f, "pinned links in {}", directory.display()),
         }
     }
 }
@@ -109,7 +116,7 @@ impl Entry {
                 })?;
                 (!exists).then(|| NO_QDISC.to_owned())
             }
-            (Change::Rule { .. } | Change::LocalRoute { .. }, None) => None,
+            (Change::Rule { .. } | Change::LocalRoute { .. } | Change::Pins { .. }, None) => None,
         };
         Ok(Self { change, before })
     }
@@ -125,6 +132,7 @@ impl Entry {
             Change::Sysctl { sysctl, value } => return sysctl.write(value),
             Change::TcFilter { index, .. } if self.before.is_some() => clsact::add(*index),
             Change::TcFilter { .. } => Ok(()),
+            Change::Pins { directory } => return pins::create(directory),
         }
         .map_err(|source| HostError::Netlink { action: format!("add the {}", self.change), source })
     }
@@ -144,6 +152,7 @@ impl Entry {
                     _ => clsact::remove_unused(*index),
                 }
             }
+            Change::Pins { directory } => pins::remove(directory),
         };
         match removed {
             Ok(()) => Ok(Undone::Gone),

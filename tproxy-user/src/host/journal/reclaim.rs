@@ -107,7 +107,15 @@ pub fn cleanup() -> Result<Vec<Report>, HostError> {
 pub(in crate::host) fn cleanup_in(root: &Path) -> Result<Vec<Report>, HostError> {
     let store = Store::of_this_namespace(root)?;
     let locked = store.lock()?;
-    let mut reports = dead(&locked)?;
+    let held = locked.journals()?.into_iter().filter_map(|found| match found {
+        Found::Held(record) => Some(record),
+        Found::Living(_) | Found::Dead(_) | Found::Unreadable(..) => None,
+    });
+    let mut reports = Vec::new();
+    for record in held {
+        reports.extend(bury(&locked, record)?);
+    }
+    reports.extend(dead(&locked)?);
     let running = |record: Record| Report::Running { pid: record.pid, mark: record.identity.mark };
     reports.extend(locked.living()?.into_iter().map(running));
     Ok(reports)
@@ -119,7 +127,7 @@ pub(super) fn dead(locked: &Locked<'_>) -> Result<Vec<Report>, HostError> {
     let mut reports = Vec::new();
     for found in locked.journals()? {
         match found {
-            Found::Living(_) => {}
+            Found::Living(_) | Found::Held(_) => {}
             Found::Unreadable(path, reason) => {
                 locked.delete(&path)?;
                 reports.push(Report::Unreadable { path, reason });
@@ -134,13 +142,14 @@ pub(super) fn dead(locked: &Locked<'_>) -> Result<Vec<Report>, HostError> {
 
 fn bury(locked: &Locked<'_>, mut record: Record) -> Result<Vec<Report>, HostError> {
     let pid = record.pid;
-    let living = locked.living_but(&record)?;
+    let living = locked.standing_but(&record)?;
     let had_routes = record.changes.iter().any(|entry| entry.change().routes());
     let mut undoing = record.undo(Change::routes, &living);
     if had_routes && undoing.gone.is_empty() && undoing.failed.is_none() {
         // The kernel gives the inode of a namespace that is gone to the next one, and this is not the one
         // that was changed: its sysctls are its own.
-        record.changes.clear();
+        // The pins are told apart by nothing but that inode.
+        record.changes.retain(|entry| matches!(entry.change(), Change::Pins { .. }));
     }
     let rest = record.undo(|_| true, &living);
     undoing.gone.extend(rest.gone);

@@ -23,6 +23,9 @@ pub(super) struct Record {
     /// Where `/run` survives a reboot, what it says does not hold any more.
     pub(super) boot: String,
     pub(super) identity: Identity,
+    /// The changes stand when the instance is gone, until one with the same identity takes over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) held: bool,
     pub(super) changes: Vec<Entry>,
 }
 
@@ -35,12 +38,21 @@ pub(super) struct Undoing {
 
 impl Record {
     pub(super) fn new(identity: Identity) -> Result<Self, HostError> {
-        Ok(Self { pid: std::process::id(), boot: boot_id()?, identity, changes: Vec::new() })
+        Ok(Self { pid: std::process::id(), boot: boot_id()?, identity, held: false, changes: Vec::new() })
     }
 
     /// What this instance found where `change` is made too, if it did not leave it so.
     pub(super) fn original(&self, change: &Change) -> Option<&str> {
         self.changes.iter().find_map(|entry| entry.original(change))
+    }
+
+    /// Makes sure that what it did still stands. Somebody may have taken it away, or the kernel may have given the inode
+    /// of the namespace it was done in to this one.
+    pub(super) fn make_again(&self) -> Result<(), HostError> {
+        self.changes.iter().try_for_each(|entry| match entry.make(&self.identity) {
+            Err(HostError::Netlink { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made,
+        })
     }
 
     /// Takes back the changes that are `chosen`, last one first.
@@ -72,6 +84,13 @@ pub(super) fn boot_id() -> Result<String, HostError> {
     fs::read_to_string(path).map(|id| id.trim_end().to_owned()).map_err(failed("read", path))
 }
 
+/// What tells the network namespace of the calling thread from others, as long as it exists.
+pub(in crate::host) fn namespace_inode() -> Result<u64, HostError> {
+    // Not /proc/self: threads may be in namespaces of their own.
+    let namespace = Path::new("/proc/thread-self/ns/net");
+    Ok(fs::metadata(namespace).map_err(failed("look at", namespace))?.ino())
+}
+
 /// The directory of one network namespace.
 #[derive(Debug, Clone)]
 pub(super) struct Store {
@@ -81,10 +100,7 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn of_this_namespace(root: &Path) -> Result<Self, HostError> {
-        // Not /proc/self: threads may be in namespaces of their own.
-        let namespace = Path::new("/proc/thread-self/ns/net");
-        let inode = fs::metadata(namespace).map_err(failed("look at", namespace))?.ino();
-        Ok(Self { root: root.to_owned(), directory: root.join(inode.to_string()) })
+        Ok(Self { root: root.to_owned(), directory: root.join(namespace_inode()?.to_string()) })
     }
 
     /// Waits until no other instance of the namespace works on the directory or the host.
@@ -130,6 +146,8 @@ pub(super) struct Locked<'a> {
 #[derive(Debug)]
 pub(super) enum Found {
     Living(Record),
+    /// Gone, and its changes are to stand.
+    Held(Record),
     Dead(Record),
     /// Written by a crash, or by somebody else.
     Unreadable(PathBuf, String),
@@ -156,11 +174,17 @@ impl Locked<'_> {
             Err(error) => return Ok(Found::Unreadable(path, error.to_string())),
         };
         let lock = self.store.lock_file(record.identity.mark);
-        Ok(if self.is_held(&lock)? { Found::Living(record) } else { Found::Dead(record) })
+        Ok(if self.is_locked(&lock)? {
+            Found::Living(record)
+        } else if record.held && record.boot == boot_id()? {
+            Found::Held(record)
+        } else {
+            Found::Dead(record)
+        })
     }
 
     /// Whether an instance holds the lock file at `path`.
-    fn is_held(&self, path: &Path) -> Result<bool, HostError> {
+    fn is_locked(&self, path: &Path) -> Result<bool, HostError> {
         let file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             opened => opened.map_err(failed("open", path))?,
@@ -179,16 +203,25 @@ impl Locked<'_> {
     pub(super) fn living(&self) -> Result<Vec<Record>, HostError> {
         let living = self.journals()?.into_iter().filter_map(|found| match found {
             Found::Living(record) => Some(record),
-            Found::Dead(_) | Found::Unreadable(..) => None,
+            Found::Held(_) | Found::Dead(_) | Found::Unreadable(..) => None,
         });
         Ok(living.collect())
     }
 
-    /// The instances that live, but for the one of `record`.
-    pub(super) fn living_but(&self, record: &Record) -> Result<Vec<Record>, HostError> {
-        let mut living = self.living()?;
-        living.retain(|other| other.identity != record.identity);
-        Ok(living)
+    /// The instances whose changes stand: they live, or are held.
+    pub(super) fn standing(&self) -> Result<Vec<Record>, HostError> {
+        let standing = self.journals()?.into_iter().filter_map(|found| match found {
+            Found::Living(record) | Found::Held(record) => Some(record),
+            Found::Dead(_) | Found::Unreadable(..) => None,
+        });
+        Ok(standing.collect())
+    }
+
+    /// The instances whose changes stand, but for the one of `record`.
+    pub(super) fn standing_but(&self, record: &Record) -> Result<Vec<Record>, HostError> {
+        let mut standing = self.standing()?;
+        standing.retain(|other| other.identity != record.identity);
+        Ok(standing)
     }
 
     /// Makes the record's instance a living one for as long as the file is open.
@@ -234,7 +267,7 @@ impl Locked<'_> {
         let directory = &self.store.directory;
         for file in fs::read_dir(directory).map_err(failed("list", directory))? {
             let path = file.map_err(failed("list", directory))?.path();
-            let orphan = !path.with_extension("json").exists() && !self.is_held(&path)?;
+            let orphan = !path.with_extension("json").exists() && !self.is_locked(&path)?;
             if orphan || path.extension().is_some_and(|extension| extension == "new") {
                 self.delete(&path)?;
             }

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 
 use crate::{
-    config::{Action, Config, Rule, Scope, SessionLimits, Source, Steer, Timeouts},
+    config::{Action, Config, Rule, Scope, Source, Timeouts},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::{Filter, Flows, LiveFlow},
@@ -51,18 +51,7 @@ pub(super) const TIMEOUTS: Timeouts =
 
 /// A single rule.
 pub(super) fn generations(rule: Rule, timeouts: Timeouts) -> Generations {
-    let config = Config {
-        name: None,
-        metrics: None,
-        rules: vec![rule],
-        mark: Mark::DEFAULT,
-        table: 1,
-        priority: 1,
-        steer: Steer::default(),
-        workers: 1,
-        timeouts,
-        sessions: SessionLimits { total: 1, per_client: 1 },
-    };
+    let config = Config { timeouts, ..Config::new(vec![rule]) };
     Generations::of(Generation::first(&config, Arc::default()))
 }
 

@@ -11,7 +11,7 @@ use std::{
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 
 use crate::{
-    config::{Action, Config, Rule, Scope, SessionLimits, Steer, Timeouts},
+    config::{Action, Config, Rule, Scope, SessionLimits, Timeouts},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::Flows,
@@ -68,19 +68,7 @@ pub(super) const SESSIONS: SessionLimits = SessionLimits { total: 1000, per_clie
 
 /// Rules with these limits.
 pub(super) fn generations(rules: Vec<Rule>, timeouts: Timeouts, sessions: SessionLimits) -> Generations {
-    let (mark, steer) = (Mark::DEFAULT, Steer::default());
-    let config = Config {
-        name: None,
-        metrics: None,
-        rules,
-        mark,
-        table: 1,
-        priority: 1,
-        steer,
-        workers: 1,
-        timeouts,
-        sessions,
-    };
+    let config = Config { timeouts, sessions, ..Config::new(rules) };
     Generations::of(Generation::first(&config, Arc::default()))
 }
 

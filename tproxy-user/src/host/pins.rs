@@ -1,0 +1,85 @@
+//! Pins: names for links in the BPF file system, by which programs stay attached when their process is gone.
+//!
+//! `/sys/fs/bpf/tproxy/<inode of the network namespace>/<steer mark>/` has those of one instance.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::statfs;
+
+use super::{HostError, is_absent, journal::namespace_inode};
+use crate::mark::Mark;
+
+const FILE_SYSTEM: &str = "/sys/fs/bpf";
+
+/// linux/magic.h
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// Where the instance with this mark has its pins, in the network namespace of the calling thread.
+///
+/// # Errors
+/// When the namespace cannot be looked at.
+pub fn directory(mark: Mark) -> Result<PathBuf, HostError> {
+    let inode = namespace_inode()?;
+    Ok(Path::new(FILE_SYSTEM).join("tproxy").join(inode.to_string()).join(format!("{:08x}", mark.steer())))
+}
+
+/// Makes the directory.
+pub(super) fn create(directory: &Path) -> Result<(), HostError> {
+    let is_bpf = statfs(FILE_SYSTEM).is_ok_and(|found| found.f_type as u64 == BPF_FS_MAGIC);
+    if !is_bpf {
+        return Err(HostError::NoBpfFileSystem(FILE_SYSTEM));
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed("create", directory))
+}
+
+/// Removes all pins in the directory, and the directory: programs that nothing else holds are detached. `NotFound` when
+/// there was none.
+pub(super) fn remove(directory: &Path) -> io::Result<()> {
+    for pin in fs::read_dir(directory)? {
+        fs::remove_file(pin?.path())?;
+    }
+    fs::remove_dir(directory)?;
+    // Fails while another instance has pins there, as it should.
+    let parents = directory.ancestors().skip(1).take(2);
+    parents.take_while(|parent| fs::remove_dir(parent).is_ok()).for_each(drop);
+    Ok(())
+}
+
+/// Removes one pin, if it is there.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn remove_one(pin: &Path) -> Result<(), HostError> {
+    match fs::remove_file(pin) {
+        Err(error) if !is_absent(&error) => Err(failed("remove", pin)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Gives the pin `new` the name `pin`; what had that name before is detached in the same moment.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn replace(new: &Path, pin: &Path) -> Result<(), HostError> {
+    fs::rename(new, pin).map_err(failed("rename", new))
+}
+
+/// The pins in a directory.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn list(directory: &Path) -> Result<Vec<PathBuf>, HostError> {
+    let names =
+        || -> io::Result<_> { fs::read_dir(directory)?.map(|pin| pin.map(|pin| pin.path())).collect() };
+    names().map_err(failed("list", directory))
+}
+
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> HostError {
+    let path = path.to_owned();
+    move |source| HostError::Pin { action, path: path.clone(), source }
+}
