@@ -11,7 +11,7 @@ pub use cgroup::{Cgroup, CgroupError};
 use ipnet::IpNet;
 pub use sets::Sets;
 use tproxy_common::{
-    abi::{Unrestricted, scope_bit, scope_set},
+    abi::{PortBits, Unrestricted, scope_bit, scope_set},
     addr::Addr,
     flow::Protocol,
     policy::Lookups,
@@ -39,6 +39,8 @@ pub struct Compiled {
     pub cgroups: BTreeMap<Cgroup, SetId>,
     /// By rule.
     pub actions: Vec<ActionKind>,
+    /// The ports that TCP connections of ours have on either end: rules' destination ports and those of upstreams.
+    pub tcp_ports: Box<PortBits>,
     /// Whether some rule of scope `forwarded` has UDP upstream sockets that bear their clients' addresses.
     pub spoofs_datagrams: bool,
 }
@@ -79,6 +81,7 @@ impl Compiled {
             spoofs_datagrams: rules.iter().any(|rule| {
                 rule.scope == Scope::Forwarded && rule.protocols.include(Protocol::Udp) && rule.is_spoofed()
             }),
+            tcp_ports: tcp_ports(rules),
             sets: sets.into_vec(),
         }
     }
@@ -105,6 +108,21 @@ impl Compiled {
     fn set(&self, id: SetId) -> Option<&RuleSet> {
         self.sets.get(id as usize)
     }
+}
+
+fn tcp_ports(rules: &[Rule]) -> Box<PortBits> {
+    let mut bits = Box::new(PortBits::NONE);
+    for rule in rules.iter().filter(|rule| rule.protocols.include(Protocol::Tcp)) {
+        if rule.ports.is_empty() {
+            *bits = PortBits::ALL;
+        }
+        let upstream = match rule.action {
+            Action::Upstream(address) => Some(address.port()),
+            _ => None,
+        };
+        rule.ports.iter().cloned().flatten().chain(upstream).for_each(|port| bits.add(port));
+    }
+    bits
 }
 
 fn scopes_and_protocols() -> impl Iterator<Item = (Scope, Protocol)> {
