@@ -15,6 +15,7 @@ pub mod family;
 pub mod flow;
 pub mod host;
 pub mod instance;
+mod live;
 pub mod logging;
 pub mod mark;
 pub mod netns;

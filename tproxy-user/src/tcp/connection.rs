@@ -88,7 +88,7 @@ pub(super) fn refuse(shared: &Shared, client: ClientAddr, dst: OriginalDst, end:
 
 impl Connection {
     pub(super) fn new(shared: Rc<Shared>, client: ClientAddr, dst: OriginalDst, rule: RuleIndex) -> Self {
-        shared.live.send_modify(|live| *live += 1);
+        shared.live.begin();
         Self {
             shared,
             client,
@@ -110,7 +110,9 @@ impl Connection {
     /// Writes the first line, once it is known whether there is an upstream socket.
     pub(super) fn announce(&mut self, upstream: Option<SocketAddr>, socket: Option<&TcpStream>) {
         let rule = self.rule();
-        let source = socket.and_then(|socket| socket.local_addr().ok());
+        // Asking the kernel takes a system call.
+        let is_written = tracing::enabled!(tracing::Level::INFO);
+        let source = socket.filter(|_| is_written).and_then(|socket| socket.local_addr().ok());
         tracing::info!(
             client = %self.client,
             dst = %self.dst,
@@ -161,6 +163,6 @@ impl Drop for Connection {
             "closed"
         );
         self.shared.counters.ended(end);
-        self.shared.live.send_modify(|live| *live -= 1);
+        self.shared.live.end();
     }
 }

@@ -24,6 +24,7 @@ pub(super) fn run(client: TcpStream, mut connection: Connection) -> impl Future<
     }
 }
 
+/// What ends soon is in a box of its own: it needs more room than the relay, which lasts.
 async fn serve(client: &TcpStream, connection: &mut Connection) -> Ended {
     let address = match &connection.rule().action {
         Action::Direct => connection.dst.0,
@@ -31,17 +32,19 @@ async fn serve(client: &TcpStream, connection: &mut Connection) -> Ended {
         Action::Respond(text) => {
             let text = Arc::clone(text);
             connection.announce(None, None);
-            return respond::respond(client, &text, connection).await;
+            return Box::pin(respond::respond(client, &text, connection)).await;
         }
         // The datapath does these without us.
         Action::Reject | Action::Drop | Action::Pass => return End::Undecided.into(),
     };
-    let connected = upstream::connect(address, client, connection).await;
-    connection.announce(Some(address), connected.as_ref().ok());
-    let upstream = match connected {
+    let upstream = match Box::pin(upstream::connect(address, client, connection)).await {
         Ok(upstream) => upstream,
-        Err(ended) => return ended,
+        Err(ended) => {
+            connection.announce(Some(address), None);
+            return ended;
+        }
     };
+    connection.announce(Some(address), Some(&upstream));
     let ended = relay::relay(client, &upstream, connection).await;
     if ended.end == End::Eof {
         socket::close_in_order(&upstream);

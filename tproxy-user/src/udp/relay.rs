@@ -7,8 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
-
 use super::{
     End, Memory, Setup, UdpCounters,
     channel::Offload,
@@ -25,6 +23,7 @@ use crate::{
     config::{Rule, Scope},
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    live::Live,
     mark::Mark,
     socket::{IcmpSender, RawSender},
 };
@@ -47,14 +46,14 @@ pub(super) struct Relay {
     pub(super) watch: Watch,
     /// Sessions whose queries have all been answered, just now.
     pub(super) answered: Vec<SessionId>,
-    live: watch::Sender<usize>,
+    live: Live,
 }
 
 impl Relay {
     pub(super) fn new(
         setup: Setup,
         senders: Vec<(Family, RawSender, IcmpSender)>,
-        live: watch::Sender<usize>,
+        live: Live,
         watch: Watch,
     ) -> io::Result<Self> {
         let (raw, icmp) =
@@ -89,7 +88,7 @@ impl Relay {
         };
         session.announce(&flow, &self.rules[session.record.rule.0], mapping.as_deref());
         add(&self.counters.sessions, 1);
-        self.live.send_modify(|live| *live += 1);
+        self.live.begin();
         self.table.insert(flow, session, now)
     }
 
@@ -117,7 +116,7 @@ impl Relay {
         drop(upstream);
         record.close(&flow, rule, end, now);
         self.counters.ended(end);
-        self.live.send_modify(|live| *live -= 1);
+        self.live.end();
     }
 
     /// From now on the session's own socket is read.

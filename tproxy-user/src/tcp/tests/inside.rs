@@ -5,7 +5,6 @@ use std::{io::Write, rc::Rc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::watch,
     task::LocalSet,
 };
 
@@ -14,6 +13,7 @@ use crate::{
     config::{Action, Source},
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    live::Live,
     mark::Mark,
     socket,
     tcp::{Setup, TcpCounters, connection::Connection, service::Shared, session},
@@ -37,12 +37,12 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
             decisions: Box::new(Always(None)),
             counters: TcpCounters::default().into(),
         },
-        watch::Sender::new(0),
+        Live::default(),
     );
     let dst = OriginalDst(server.local_addr().unwrap());
     let connection = Connection::new(Rc::clone(&shared), ClientAddr(peer), dst, RuleIndex(0));
     let session = session::run(accepted, connection);
-    assert!(size_of_val(&session) <= 1024, "{} bytes a connection", size_of_val(&session));
+    assert!(size_of_val(&session) <= 640, "{} bytes a connection", size_of_val(&session));
     tokio::task::spawn_local(session);
     let (upstream, _) = server.accept().await.unwrap();
     (client, upstream, shared)
