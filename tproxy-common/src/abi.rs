@@ -26,6 +26,9 @@ pub mod map {
     pub const SOURCES: &str = "SOURCES";
     /// `LpmTrie<SlotAddr, SetId>`.
     pub const DESTINATIONS: &str = "DESTINATIONS";
+    /// `Array<PortBits>`, one entry: the ports that TCP connections of ours have on either end. None is ever taken out:
+    /// connections outlive rules.
+    pub const TCP_PORTS: &str = "TCP_PORTS";
     /// `Array<SetId>`, indexed by slot and destination port.
     pub const PORTS: &str = "PORTS";
     /// `HashMap<SlotKey, SetId>`, by interface index.
@@ -277,6 +280,37 @@ pub enum FragmentCourse {
     Drop = 2,
 }
 
+/// A set of ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct PortBits([u64; 1024]);
+
+impl PortBits {
+    /// None.
+    pub const NONE: Self = Self([0; 1024]);
+    /// All of them.
+    pub const ALL: Self = Self([u64::MAX; 1024]);
+
+    /// Whether it has a port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(&self, port: u16) -> bool {
+        self.0[(port >> 6) as usize] & 1 << (port & 63) != 0
+    }
+
+    /// Adds a port.
+    pub const fn add(&mut self, port: u16) {
+        self.0[(port >> 6) as usize] |= 1 << (port & 63);
+    }
+
+    /// Adds those of another set.
+    pub fn merge(&mut self, other: &Self) {
+        for (own, others) in self.0.iter_mut().zip(&other.0) {
+            *own |= others;
+        }
+    }
+}
+
 /// An address within a slot of the rule tables, the data of an LPM key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]
@@ -400,12 +434,14 @@ const _: () = {
     assert!(size_of::<CgroupKey>() == 16);
     assert!(size_of::<Control>() == 24);
     assert!(size_of::<RuleSet>() == 520);
+    assert!(size_of::<PortBits>() == 8192);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Addr, CgroupKey, Control, Decision, FragmentKey, Memory, RuleSet, SlotAddr, SlotKey, Told, Tuple,
+        Addr, CgroupKey, Control, Decision, FragmentKey, Memory, PortBits, RuleSet, SlotAddr, SlotKey, Told,
+        Tuple,
     };
 
     macro_rules! pod {
@@ -415,5 +451,5 @@ mod pod {
         )*};
     }
 
-    pod! { Addr CgroupKey Control Decision FragmentKey Memory RuleSet SlotAddr SlotKey Told Tuple }
+    pod! { Addr CgroupKey Control Decision FragmentKey Memory PortBits RuleSet SlotAddr SlotKey Told Tuple }
 }

@@ -145,6 +145,43 @@ pub fn parse<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Packet, Reason
     }
 }
 
+/// The ports of the commonest packets, without further ado: whole TCP segments, behind plain IP headers, that ask for no
+/// connection. Of any other, and of one that lies about itself, it is for [`parse`] to say what it is.
+#[inline(always)]
+pub fn ports_of_segment<R: Reader + ?Sized>(packet: &R, l3: usize) -> Option<[[u8; 2]; 2]> {
+    if let Some(at) = l3.checked_sub(2)
+        && !matches!(packet.read(at)?, ETHER_TYPE_IPV4 | ETHER_TYPE_IPV6)
+    {
+        return None;
+    }
+    let [first, _] = packet.read(l3)?;
+    let (l4, end) = match first {
+        0x45 => {
+            let header: [u8; 10] = packet.read(l3)?;
+            if header[9] != PROTO_TCP || header[6] & 0x3f != 0 || header[7] != 0 {
+                return None;
+            }
+            (l3 + 20, l3 + u16::from_be_bytes([header[2], header[3]]) as usize)
+        }
+        0x60..=0x6f => {
+            let header: [u8; 8] = packet.read(l3)?;
+            let (src, dst) = (Addr(packet.read(l3 + 8)?), Addr(packet.read(l3 + 24)?));
+            if header[6] != PROTO_TCP || src.is_v4() || dst.is_v4() {
+                return None;
+            }
+            (l3 + 40, l3 + 40 + u16::from_be_bytes([header[4], header[5]]) as usize)
+        }
+        _ => return None,
+    };
+    let header: [u8; 14] = packet.read(l4)?;
+    let data_offset = ((header[12] >> 4) as usize) * 4;
+    let asks = header[TCP_FLAGS] & (tcp_flag::SYN | tcp_flag::RST | tcp_flag::ACK) == tcp_flag::SYN;
+    if asks || data_offset < TCP_HEADER || l4 + data_offset > end {
+        return None;
+    }
+    Some([[header[0], header[1]], [header[2], header[3]]])
+}
+
 /// An IP header, its extensions skipped.
 struct Ip {
     src: Addr,

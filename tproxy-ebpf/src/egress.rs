@@ -27,6 +27,13 @@ use crate::{
 
 const LOOPBACK_IFINDEX: u32 = 1;
 
+/// Whether the packet leaves, as most do, whatever else there is to know about it.
+#[inline(always)]
+pub(crate) fn is_of_others(ctx: &TcContext, link: LinkLayer) -> bool {
+    let meta = Meta::of(ctx);
+    !settings::is_own(meta.mark) && meta.vlan_present == 0 && packet::is_of_others(ctx, link)
+}
+
 /// As on ingress; and what is forwarded is no flow of this host's processes.
 ///
 /// Not inlined: its stack is then free for what comes after. The number is that of an [`Outcome`].

@@ -22,6 +22,12 @@ use crate::{
 
 pub(crate) const PACKET_HOST: u32 = 0;
 
+/// Whether the packet passes, as most do, whatever else there is to know about it.
+#[inline(always)]
+pub(crate) fn is_of_others(ctx: &TcContext, link: LinkLayer) -> bool {
+    addressed_to_us(&Meta::of(ctx)).is_ok() && packet::is_of_others(ctx, link)
+}
+
 /// A packet that is not its flow's first is delivered if, and only if, a socket of ours owns the flow.
 ///
 /// Not inlined: its stack is then free for what comes after. The number is that of an [`Outcome`].

@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use tproxy_common::{
     abi::{
-        CgroupKey, Control, Decision, FragmentKey, MAX_LISTENERS, MAX_SETS, Memory, SLOTS, SlotAddr, SlotKey,
-        TRACE_SIZE, Told,
+        CgroupKey, Control, Decision, FragmentKey, MAX_LISTENERS, MAX_SETS, Memory, PortBits, SLOTS,
+        SlotAddr, SlotKey, TRACE_SIZE, Told,
     },
     addr::Addr,
     flow::Tuple,
@@ -39,6 +39,8 @@ pub(crate) static SOURCES: PrefixTable = LpmTrie::new();
 pub(crate) static DESTINATIONS: PrefixTable = LpmTrie::new();
 #[btf_map]
 pub(crate) static PORTS: Array<SetId, { 65_536 * SLOTS as usize }> = Array::new();
+#[btf_map]
+pub(crate) static TCP_PORTS: Array<PortBits, 1> = Array::new();
 #[btf_map]
 pub(crate) static INTERFACES: HashMap<SlotKey, SetId, 8192> = HashMap::new();
 #[btf_map]

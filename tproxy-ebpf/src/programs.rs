@@ -6,12 +6,13 @@ use aya_ebpf::{
     macros::{classifier, sk_lookup},
     programs::{SkLookupContext, TcContext},
 };
-use tproxy_common::rule::Scope;
+use tproxy_common::{rule::Scope, verdict::Reason};
 
 use crate::{
     egress,
     first::ask_if_first,
     ingress, lookup, loopback,
+    maps::count,
     outcome::{Course, NEXT, settle},
     packet::{ETHERNET, LinkLayer, NO_LINK_LAYER},
     reject,
@@ -39,6 +40,10 @@ pub(crate) fn tproxy_egress_l3(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn on_ingress(ctx: &TcContext, link: LinkLayer) -> i32 {
+    if ingress::is_of_others(ctx, link) {
+        count(Reason::NotOurs);
+        return NEXT;
+    }
     match settle(ctx, ask_if_first(ctx, link, Scope::Forwarded, ingress::known(ctx, link))) {
         Course::Deliver => ingress::steer(ctx),
         Course::Reset => reject::answer(ctx, link, reject::tproxy_turn_round, 0),
@@ -50,6 +55,10 @@ fn on_ingress(ctx: &TcContext, link: LinkLayer) -> i32 {
 
 #[inline(always)]
 fn on_egress(ctx: &TcContext, link: LinkLayer) -> i32 {
+    if egress::is_of_others(ctx, link) {
+        count(Reason::NotOurs);
+        return NEXT;
+    }
     match settle(ctx, ask_if_first(ctx, link, Scope::Outbound, egress::known(ctx, link))) {
         Course::Deliver => egress::redirect_to_lo(ctx, link),
         Course::Reset => reject::answer(ctx, link, reject::tproxy_turn_round, BPF_F_INGRESS),

@@ -10,6 +10,7 @@ mod args;
 mod contender;
 mod cpu;
 mod environment;
+mod hot_path;
 mod isolation;
 mod lane;
 mod memory;
@@ -31,6 +32,7 @@ use std::{fs::File, io::Write as _, path::Path, process};
 
 use anyhow::Context as _;
 pub use args::Args;
+pub use hot_path::{HotPathArgs, hot_path};
 pub use relay::{Many, without_datapath};
 pub use singly::singly;
 

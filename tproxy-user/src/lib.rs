@@ -27,6 +27,7 @@ pub mod host;
 pub mod instance;
 pub mod intercept;
 pub mod latency;
+mod live;
 pub mod logging;
 pub mod mark;
 pub mod metrics;

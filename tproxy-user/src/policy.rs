@@ -15,7 +15,7 @@ pub use cgroup::{Cgroup, CgroupError};
 use ipnet::IpNet;
 pub use sets::Sets;
 use tproxy_common::{
-    abi::{Unrestricted, scope_bit, scope_set},
+    abi::{PortBits, Unrestricted, scope_bit, scope_set},
     addr::Addr,
     flow::Protocol,
     policy::Lookups,
@@ -45,6 +45,8 @@ pub struct Compiled {
     pub actions: Vec<ActionKind>,
     /// By rule: what it is called.
     pub names: Vec<Arc<str>>,
+    /// The ports that TCP connections of ours have on either end: rules' destination ports and those of upstreams.
+    pub tcp_ports: Box<PortBits>,
     /// What the rules are about, as a whole.
     pub extent: Extent,
 }
@@ -115,6 +117,7 @@ impl Compiled {
             actions: rules.iter().map(|rule| kind(&rule.action)).collect(),
             names: rules.iter().map(|rule| Arc::clone(&rule.name)).collect(),
             extent: Extent::of(rules),
+            tcp_ports: tcp_ports(rules),
             sets: sets.into_vec(),
         }
     }
@@ -128,6 +131,21 @@ impl Compiled {
     fn set(&self, id: SetId) -> Option<&RuleSet> {
         self.sets.get(id as usize)
     }
+}
+
+fn tcp_ports(rules: &[Rule]) -> Box<PortBits> {
+    let mut bits = Box::new(PortBits::NONE);
+    for rule in rules.iter().filter(|rule| rule.protocols.include(Protocol::Tcp)) {
+        if rule.ports.is_any() {
+            *bits = PortBits::ALL;
+        }
+        let upstream = match rule.action {
+            Action::Upstream(address) => Some(address.port()),
+            _ => None,
+        };
+        rule.ports.iter().cloned().flatten().chain(upstream).for_each(|port| bits.add(port));
+    }
+    bits
 }
 
 fn scopes_and_protocols() -> impl Iterator<Item = (Scope, Protocol)> {

@@ -27,7 +27,7 @@ pub use icmp::{IcmpError, IcmpSender};
 pub use raw::RawSender;
 pub use readable::Readable;
 pub use receive::{Datagram, Receiver};
-pub use stream::{black_hole, close_in_order, listener, upstream};
+pub use stream::{Received, Rest, black_hole, close_in_order, keep_alive, listener, receive, upstream};
 
 use crate::family::Family;
 

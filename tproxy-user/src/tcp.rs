@@ -12,12 +12,14 @@
 //! 5. `connection` writes down how it went: a line at accept, a line at close, the [`TcpCounters`].
 //!
 //! An idle connection holds no buffer: a pipe borrows one from the worker's `buffers` for a read and
-//! keeps it only while the other side does not take what was read.
+//! keeps it only while the other side does not take what was read. What comes in large pieces goes by a `conduit`,
+//! untouched.
 //! Every socket resets its peer when it is dropped (see [`socket`](crate::socket)), so whatever cuts a
 //! connection off needs to do no more than drop it; only an orderly end has to be asked for.
 
 mod accept;
 mod buffers;
+mod conduit;
 mod connection;
 mod counters;
 mod limits;

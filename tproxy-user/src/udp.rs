@@ -47,6 +47,7 @@ mod table;
 pub use counters::{End, Snapshot, UdpCounters};
 pub(crate) use service::Service;
 pub use service::{Setup, Sockets};
+pub(crate) use table::exercise_sessions;
 
 use crate::{
     flow::{ClientAddr, OriginalDst},

@@ -4,12 +4,11 @@ use std::{io, panic::resume_unwind, thread};
 
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::watch,
     task::{JoinSet, LocalSet},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{tcp, udp};
+use crate::{live::Live, tcp, udp};
 
 /// What a worker is made of.
 pub struct WorkerSetup {
@@ -30,7 +29,8 @@ pub struct Worker {
     thread: thread::JoinHandle<()>,
     draining: CancellationToken,
     stop: CancellationToken,
-    live: watch::Receiver<usize>,
+    live: Live,
+    ended: CancellationToken,
     _stop_when_dropped: DropGuard,
 }
 
@@ -41,26 +41,29 @@ impl Worker {
     /// When the system has no thread or no descriptor left for it.
     pub fn spawn(setup: WorkerSetup) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (live, live_receiver) = watch::channel(0);
-        let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
+        let live = Live::default();
+        let [draining, stop, ended] = std::array::from_fn(|_| CancellationToken::new());
         let (tcp, udp) = {
             let _inside = runtime.enter();
             let udp = setup.udp.map(|udp| udp::Service::new(udp, live.clone(), draining.clone()));
-            (tcp::Service::new(setup.tcp, live)?, udp.transpose()?)
+            (tcp::Service::new(setup.tcp, live.clone())?, udp.transpose()?)
         };
         let name = format!("tproxy-w{}", setup.index);
         let thread = thread::Builder::new().name(name).spawn({
-            let stop = stop.clone();
-            move || serve(&runtime, tcp, udp, &stop)
+            let (stop, ended) = (stop.clone(), ended.clone());
+            move || {
+                let _ended = ended.drop_guard();
+                serve(&runtime, tcp, udp, &stop);
+            }
         })?;
         let _stop_when_dropped = stop.clone().drop_guard();
-        Ok(Self { thread, draining, stop, live: live_receiver, _stop_when_dropped })
+        Ok(Self { thread, draining, stop, live, ended, _stop_when_dropped })
     }
 
     /// TCP connections accepted that have not ended, and UDP sessions.
     #[must_use]
     pub fn live(&self) -> usize {
-        *self.live.borrow()
+        self.live.number()
     }
 
     /// Has UDP sessions that are silent end soon: nobody else says that they are over.
@@ -70,15 +73,16 @@ impl Worker {
 
     /// Waits until no connection or session is live, or the worker has ended.
     pub async fn drained(&self) {
-        // The error says that the worker has ended.
-        let _ = self.live.clone().wait_for(|live| *live == 0).await;
+        tokio::select! {
+            () = self.live.none() => {}
+            () = self.ended() => {}
+        }
     }
 
     /// Waits until the worker has ended: by [`Worker::stop_now`], or by a panic, which [`Worker::join`]
     /// then returns.
     pub async fn ended(&self) {
-        let mut live = self.live.clone();
-        while live.changed().await.is_ok() {}
+        self.ended.cancelled().await;
     }
 
     /// Resets every live connection on both sides, ends the sessions, closes the listeners and ends the worker.

@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: what interception costs on this machine.
 
+mod hot_paths;
+
 use anyhow::Result;
 
 use crate::{
@@ -13,12 +15,18 @@ pub(crate) struct Args {
     /// Under five minutes, for a first impression
     #[arg(long)]
     quick: bool,
+    /// Count the instructions of the hot paths instead, and fail when there are more than there were
+    #[arg(long, conflicts_with_all = ["quick", "more"])]
+    hot_paths: bool,
     /// Passed on to `tproxy bench`, such as `-- --html bench.html`
     #[arg(last = true)]
     more: Vec<String>,
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {
+    if args.hot_paths {
+        return hot_paths::main();
+    }
     host::require_root("bench")?;
     host::require_tools(TOOLS)?;
     let mut bench = cargo();

@@ -10,7 +10,7 @@ use aya::{
 use ipnet::IpNet;
 use rustix::thread::{MembarrierCommand, membarrier};
 use tproxy_common::{
-    abi::{self, CgroupKey, SLOT_BITS, SLOTS, SlotAddr, SlotKey, Unrestricted, map},
+    abi::{self, CgroupKey, PortBits, SLOT_BITS, SLOTS, SlotAddr, SlotKey, Unrestricted, map},
     addr::Addr,
     rule::{RuleSet, SetId},
 };
@@ -24,6 +24,8 @@ pub(super) struct RuleTables {
     sources: LpmTrie<MapData, SlotAddr, SetId>,
     destinations: LpmTrie<MapData, SlotAddr, SetId>,
     ports: Array<MapData, SetId>,
+    tcp_ports: Array<MapData, PortBits>,
+    known_tcp_ports: Box<PortBits>,
     interfaces: HashMap<MapData, SlotKey, SetId>,
     uids: HashMap<MapData, SlotKey, SetId>,
     cgroups: HashMap<MapData, CgroupKey, SetId>,
@@ -41,6 +43,8 @@ impl RuleTables {
             sources: take(ebpf, map::SOURCES)?,
             destinations: take(ebpf, map::DESTINATIONS)?,
             ports: take(ebpf, map::PORTS)?,
+            tcp_ports: take(ebpf, map::TCP_PORTS)?,
+            known_tcp_ports: Box::new(PortBits::NONE),
             interfaces: take(ebpf, map::INTERFACES)?,
             uids: take(ebpf, map::UIDS)?,
             cgroups: take(ebpf, map::CGROUPS)?,
@@ -85,6 +89,8 @@ impl RuleTables {
         for (port, set) in &rules.ports {
             self.ports.set(abi::port_index(slot, *port), set, 0).map_err(in_map(map::PORTS))?;
         }
+        self.known_tcp_ports.merge(&rules.tcp_ports);
+        self.tcp_ports.set(0, *self.known_tcp_ports, 0).map_err(in_map(map::TCP_PORTS))?;
         for (number, set) in &rules.interfaces {
             insert(&mut self.interfaces, SlotKey { slot, number: *number }, *set, map::INTERFACES)?;
         }

@@ -42,9 +42,8 @@ pub(super) async fn accept_from(listener: TcpListener, shared: Rc<Shared>) -> In
                     exhausted = true;
                 }
                 reserve.turn_one_away(&listener).await;
-                let mut live = shared.live.subscribe();
                 // Both outcomes mean: try again.
-                let _ = timeout(BACK_OFF, live.changed()).await;
+                let _ = timeout(BACK_OFF, shared.live.ended()).await;
             }
         }
     }

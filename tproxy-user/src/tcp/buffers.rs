@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 
+use super::conduit::Conduits;
+
 /// Bytes moved by one read and one write.
 pub(super) const CHUNK: usize = 64 * 1024;
 
@@ -12,16 +14,19 @@ const KEPT: usize = 64;
 /// Buffers that are not in use. Last in, first out: as long as nothing stalls, one buffer, warm in
 /// the cache, serves all connections of the worker.
 #[derive(Default)]
-pub(super) struct Buffers(RefCell<Vec<Box<[u8]>>>);
+pub(super) struct Buffers {
+    free: RefCell<Vec<Box<[u8]>>>,
+    pub(super) conduits: Conduits,
+}
 
 impl Buffers {
     /// A buffer of [`CHUNK`] bytes, with whatever was in it.
     pub(super) fn take(&self) -> Box<[u8]> {
-        self.0.borrow_mut().pop().unwrap_or_else(|| vec![0; CHUNK].into_boxed_slice())
+        self.free.borrow_mut().pop().unwrap_or_else(|| vec![0; CHUNK].into_boxed_slice())
     }
 
     pub(super) fn give_back(&self, buffer: Box<[u8]>) {
-        let mut free = self.0.borrow_mut();
+        let mut free = self.free.borrow_mut();
         if free.len() < KEPT {
             free.push(buffer);
         }
@@ -32,6 +37,6 @@ impl Buffers {
 impl Buffers {
     /// Buffers that lie unused.
     pub(super) fn free(&self) -> usize {
-        self.0.borrow().len()
+        self.free.borrow().len()
     }
 }

@@ -101,7 +101,7 @@ impl Connection {
         rule: ChosenRule,
         place: Place,
     ) -> Self {
-        shared.live.send_modify(|live| *live += 1);
+        shared.live.begin();
         let name = Arc::clone(&rule.name);
         let selection = Selection { protocol: Protocol::Tcp, scope: rule.scope, rule: name, client, dst };
         Self {
@@ -143,7 +143,9 @@ impl Connection {
             self.live.leads_to(upstream);
         }
         let rule = self.rule();
-        let source = socket.and_then(|socket| socket.local_addr().ok());
+        // Asking the kernel takes a system call.
+        let is_written = tracing::enabled!(tracing::Level::INFO);
+        let source = socket.filter(|_| is_written).and_then(|socket| socket.local_addr().ok());
         tracing::info!(
             client = %self.client(),
             dst = %self.dst(),
@@ -197,6 +199,6 @@ impl Drop for Connection {
             "closed"
         );
         self.shared.counters.ended(end);
-        self.shared.live.send_modify(|live| *live -= 1);
+        self.shared.live.end();
     }
 }

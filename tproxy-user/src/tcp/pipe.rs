@@ -8,9 +8,13 @@ use std::{
 };
 
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
-use super::buffers::Buffers;
+use super::{
+    buffers::{Buffers, CHUNK},
+    conduit::Conduit,
+};
+use crate::socket::{self, Received, Rest};
 
 /// Moves bytes from one socket to another, in order, and then the end of the data.
 #[derive(Default)]
@@ -21,13 +25,21 @@ pub(super) struct Pipe {
     pub(super) written: u64,
     remainder: Option<Remainder>,
     phase: Phase,
+    /// Reads in a row that brought all they could.
+    full_reads: u8,
 }
 
 /// What was read and not yet taken by the other side. Nothing more is read until it is.
-struct Remainder {
-    buffer: Box<[u8]>,
-    unwritten: Range<usize>,
+enum Remainder {
+    Copied { buffer: Box<[u8]>, unwritten: Range<usize> },
+    Spliced(Conduit),
 }
+
+/// After so many full reads in a row it is worth while to splice.
+const MANY: u8 = 2;
+
+/// Reads of less than this show that it no longer is.
+const LITTLE: usize = CHUNK / 4;
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -35,7 +47,7 @@ enum Phase {
     Open,
     /// The source has no more to send; the remainder and then the end are still to be passed on.
     Ended,
-    /// The end was passed on.
+    /// The sink was told.
     Closed,
 }
 
@@ -47,7 +59,8 @@ pub(super) enum Failure {
 }
 
 impl Pipe {
-    /// Moves what can be moved, `chunks` reads at most; ready when the end was passed on.
+    /// Moves what can be moved, `chunks` reads at most; ready when there is no more to come. The end is then passed on by
+    /// [`Self::close`], or by closing the sink.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -73,13 +86,23 @@ impl Pipe {
                     self.fill(source, buffers)?;
                     self.flush(sink, buffers)?;
                 }
-                Phase::Ended => {
-                    SockRef::from(sink).shutdown(Shutdown::Write).map_err(Failure::Sink)?;
-                    self.phase = Phase::Closed;
-                }
-                Phase::Closed => return Poll::Ready(Ok(())),
+                Phase::Ended | Phase::Closed => return Poll::Ready(Ok(())),
             }
         }
+    }
+
+    /// Whether the source is waited for, so that its failure is seen by reading.
+    pub(super) fn is_reading(&self) -> bool {
+        self.phase == Phase::Open && self.remainder.is_none()
+    }
+
+    /// Tells the sink that there is no more to come, once.
+    pub(super) fn close(&mut self, sink: &TcpStream) -> io::Result<()> {
+        if self.phase == Phase::Ended {
+            SockRef::from(sink).shutdown(Shutdown::Write)?;
+            self.phase = Phase::Closed;
+        }
+        Ok(())
     }
 
     /// The source is dead; what it said before is passed on as far as the sink takes it at once.
@@ -103,25 +126,72 @@ impl Pipe {
 
     /// Gives back a buffer that was in use.
     pub(super) fn abandon(&mut self, buffers: &Buffers) {
-        if let Some(remainder) = self.remainder.take() {
-            buffers.give_back(remainder.buffer);
+        match self.remainder.take() {
+            Some(Remainder::Copied { buffer, .. }) => buffers.give_back(buffer),
+            Some(Remainder::Spliced(conduit)) => buffers.conduits.give_back(conduit),
+            None => {}
+        }
+    }
+
+    /// One read; leaves no remainder when there was nothing to read.
+    fn fill(&mut self, source: &TcpStream, buffers: &Buffers) -> Result<(), Failure> {
+        if self.full_reads >= MANY
+            && let Some(conduit) = buffers.conduits.take()
+        {
+            self.splice(source, conduit, buffers)?;
+        }
+        // What a conduit does not take is looked at more closely.
+        if self.remainder.is_none() { self.copy(source, buffers) } else { Ok(()) }
+    }
+
+    fn splice(&mut self, source: &TcpStream, mut conduit: Conduit, buffers: &Buffers) -> Result<(), Failure> {
+        match conduit.fill(source) {
+            Ok(length @ 1..) => {
+                self.note(length);
+                self.remainder = Some(Remainder::Spliced(conduit));
+                return Ok(());
+            }
+            Err(error) if !is_transient(&error) => {
+                buffers.conduits.give_back(conduit);
+                return Err(Failure::Source(error));
+            }
+            _ => {}
+        }
+        buffers.conduits.give_back(conduit);
+        Ok(())
+    }
+
+    /// Something was read.
+    fn note(&mut self, length: usize) {
+        self.read += length as u64;
+        if length >= CHUNK {
+            self.full_reads = self.full_reads.saturating_add(1);
+        } else if length < LITTLE {
+            self.full_reads = 0;
         }
     }
 
     /// One read into a buffer of the worker; leaves no remainder when there was nothing to read.
     ///
-    /// A short read says nothing about what is left: a read stops at an urgent byte although more is
-    /// there (`tcp_recvmsg`), so it is only `WouldBlock` that ends a burst.
-    fn fill(&mut self, source: &TcpStream, buffers: &Buffers) -> Result<(), Failure> {
+    /// When that was all, the runtime is told at once that the source is no longer readable, instead of by another read.
+    fn copy(&mut self, source: &TcpStream, buffers: &Buffers) -> Result<(), Failure> {
         let mut buffer = buffers.take();
-        let result = source.try_read(&mut buffer);
-        match result {
-            Ok(length @ 1..) => {
-                self.read += length as u64;
-                self.remainder = Some(Remainder { buffer, unwritten: 0..length });
-                return Ok(());
+        let mut length = 0;
+        let result = source.try_io(Interest::READABLE, || {
+            let received = socket::receive(source, &mut buffer)?;
+            length = received.length;
+            match received {
+                Received { length: 1.., rest: Rest::Nothing } => Err(io::ErrorKind::WouldBlock.into()),
+                _ => Ok(()),
             }
-            Ok(0) => self.phase = Phase::Ended,
+        });
+        if length > 0 {
+            self.note(length);
+            self.remainder = Some(Remainder::Copied { buffer, unwritten: 0..length });
+            return Ok(());
+        }
+        match result {
+            Ok(()) => self.phase = Phase::Ended,
             Err(error) if is_transient(&error) => {}
             Err(error) => {
                 buffers.give_back(buffer);
@@ -132,18 +202,26 @@ impl Pipe {
         Ok(())
     }
 
-    /// One write of the remainder, whose buffer goes back when nothing is left of it.
+    /// One write of the remainder, whose buffer or conduit goes back when nothing is left of it.
     fn flush(&mut self, sink: &TcpStream, buffers: &Buffers) -> Result<(), Failure> {
-        let Some(Remainder { buffer, unwritten }) = &mut self.remainder else { return Ok(()) };
-        match sink.try_write(&buffer[unwritten.clone()]) {
-            Ok(length) => {
-                unwritten.start += length;
-                self.written += length as u64;
+        let (result, is_done) = match &mut self.remainder {
+            None => return Ok(()),
+            Some(Remainder::Copied { buffer, unwritten }) => {
+                let result = sink.try_write(&buffer[unwritten.clone()]);
+                unwritten.start += result.as_ref().map_or(0, |length| *length);
+                (result, unwritten.start == unwritten.end)
             }
+            Some(Remainder::Spliced(conduit)) => {
+                let result = sink.try_io(Interest::WRITABLE, || conduit.drain(sink));
+                (result, conduit.is_empty())
+            }
+        };
+        match result {
+            Ok(length) => self.written += length as u64,
             Err(error) if is_transient(&error) => {}
             Err(error) => return Err(Failure::Sink(error)),
         }
-        if unwritten.start == unwritten.end {
+        if is_done {
             self.abandon(buffers);
         }
         Ok(())

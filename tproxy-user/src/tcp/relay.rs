@@ -1,14 +1,16 @@
 //! Both directions of a connection, in one task.
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future as _, poll_fn},
     io,
     pin::pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
+use futures_util::future::LocalBoxFuture;
 use tokio::{
-    io::Interest,
+    io::{Interest, Ready},
     net::TcpStream,
     time::{Instant, sleep_until},
 };
@@ -18,35 +20,47 @@ use super::{
     connection::{Connection, Ended, client_failed, pending_error, upstream_failed},
     pipe::Failure,
 };
+use crate::socket;
 
 /// Reads of one direction before other connections of the worker have their turn.
 const CHUNKS_PER_TURN: u32 = 8;
 
+/// Shorter than the silence after which the kernel would ask a peer whether it is still there.
+const SHORT: Duration = Duration::from_secs(60);
+
 /// Relays until both sides have ended, one of them fails, or nothing moves for too long.
 pub(super) async fn relay(client: &TcpStream, upstream: &TcpStream, connection: &mut Connection) -> Ended {
-    // A reset has to be noticed also on a socket that we do not read from at the moment, because what
-    // was read from it last is stuck, or because its end of data was seen long ago.
-    let mut client_error = pin!(client.ready(Interest::ERROR));
-    let mut upstream_error = pin!(upstream.ready(Interest::ERROR));
+    let (mut client_error, mut upstream_error) = (Watch::default(), Watch::default());
     // One timer a connection: moving bytes only notes the time, and the timer looks at it when it fires.
     let limit = connection.idle_timeout();
     let mut last_moved = Instant::now();
-    let mut timer = pin!(sleep_until(last_moved + limit));
+    let mut timer = pin!(sleep_until(last_moved + limit.min(SHORT)));
+    let mut kept_alive = false;
 
     poll_fn(|cx| {
-        if client_error.as_mut().poll(cx).is_ready() {
+        let ends = match move_bytes(cx, client, upstream, connection) {
+            Ok(ends) => ends,
+            Err(ended) => return Poll::Ready(ended),
+        };
+        // Before an end is passed on: a peer that has ended and then reset has not ended in order.
+        if !connection.up.is_reading() && client_error.poll(cx, client).is_ready() {
             return Poll::Ready(client_died(client, upstream, pending_error(client), connection));
         }
-        if upstream_error.as_mut().poll(cx).is_ready() {
+        if !connection.down.is_reading() && upstream_error.poll(cx, upstream).is_ready() {
             return Poll::Ready(upstream_died(client, upstream, pending_error(upstream), connection));
         }
-        if let Poll::Ready(ended) = move_bytes(cx, client, upstream, connection) {
+        if let Poll::Ready(ended) = pass_on(ends, client, upstream, connection) {
             return Poll::Ready(ended);
         }
         if connection.count() {
             last_moved = Instant::now();
         }
         while timer.as_mut().poll(cx).is_ready() {
+            if !kept_alive {
+                // It fails for no socket of ours. The client's has it from its listener.
+                let _ = socket::keep_alive(upstream);
+                kept_alive = true;
+            }
             if last_moved.elapsed() >= limit {
                 return Poll::Ready(End::IdleTimeout.into());
             }
@@ -57,26 +71,62 @@ pub(super) async fn relay(client: &TcpStream, upstream: &TcpStream, connection: 
     .await
 }
 
-/// One turn of both pipes.
+/// A reset has to be noticed also on a socket that nobody reads from at the moment, because what was read from it last is
+/// stuck, or because its end of data was seen long ago. Few connections are ever in that state, so it costs them no memory
+/// before.
+#[derive(Default)]
+struct Watch<'a>(Option<LocalBoxFuture<'a, io::Result<Ready>>>);
+
+impl<'a> Watch<'a> {
+    fn poll(&mut self, cx: &mut Context<'_>, stream: &'a TcpStream) -> Poll<()> {
+        let ready = self.0.get_or_insert_with(|| Box::pin(stream.ready(Interest::ERROR)));
+        ready.as_mut().poll(cx).map(drop)
+    }
+}
+
+/// One turn of both pipes, `[up, down]`. Says of which there is no more to come.
 fn move_bytes(
     cx: &mut Context<'_>,
     client: &TcpStream,
     upstream: &TcpStream,
     connection: &mut Connection,
-) -> Poll<Ended> {
+) -> Result<[Poll<()>; 2], Ended> {
     let Connection { shared, up, down, .. } = connection;
     let up = up.poll(cx, client, upstream, &shared.buffers, CHUNKS_PER_TURN);
     let down = down.poll(cx, upstream, client, &shared.buffers, CHUNKS_PER_TURN);
     match (up, down) {
         (Poll::Ready(Err(Failure::Source(error))), _) | (_, Poll::Ready(Err(Failure::Sink(error)))) => {
-            Poll::Ready(client_died(client, upstream, error, connection))
+            Err(client_died(client, upstream, error, connection))
         }
         (Poll::Ready(Err(Failure::Sink(error))), _) | (_, Poll::Ready(Err(Failure::Source(error)))) => {
-            Poll::Ready(upstream_died(client, upstream, error, connection))
+            Err(upstream_died(client, upstream, error, connection))
         }
-        (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(End::Eof.into()),
-        _ => Poll::Pending,
+        (up, down) => Ok([up.map(drop), down.map(drop)]),
     }
+}
+
+/// Tells the one side that the other has no more to send; when both have not, closing the sockets says the rest.
+fn pass_on(
+    ends: [Poll<()>; 2],
+    client: &TcpStream,
+    upstream: &TcpStream,
+    connection: &mut Connection,
+) -> Poll<Ended> {
+    match ends {
+        [Poll::Ready(()), Poll::Ready(())] => return Poll::Ready(End::Eof.into()),
+        [Poll::Ready(()), Poll::Pending] => {
+            if let Err(error) = connection.up.close(upstream) {
+                return Poll::Ready(upstream_died(client, upstream, error, connection));
+            }
+        }
+        [Poll::Pending, Poll::Ready(())] => {
+            if let Err(error) = connection.down.close(client) {
+                return Poll::Ready(client_died(client, upstream, error, connection));
+            }
+        }
+        [Poll::Pending, Poll::Pending] => {}
+    }
+    Poll::Pending
 }
 
 fn client_died(

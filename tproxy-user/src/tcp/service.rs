@@ -3,10 +3,10 @@
 use std::{cell::RefCell, convert::Infallible, io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use socket2::Socket;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{net::TcpListener, task::JoinSet};
 
 use super::{Decisions, TcpCounters, accept, buffers::Buffers};
-use crate::{flows::Table, generation::Generations, mark::Mark};
+use crate::{flows::Table, generation::Generations, live::Live, mark::Mark};
 
 /// What a worker needs for TCP.
 pub struct Setup {
@@ -30,12 +30,12 @@ pub struct Setup {
 pub(crate) struct Service {
     setup: Setup,
     listeners: Vec<TcpListener>,
-    live: watch::Sender<usize>,
+    live: Live,
 }
 
 impl Service {
     /// To be called inside the worker's runtime.
-    pub(crate) fn new(mut setup: Setup, live: watch::Sender<usize>) -> io::Result<Self> {
+    pub(crate) fn new(mut setup: Setup, live: Live) -> io::Result<Self> {
         let register = |socket: Socket| TcpListener::from_std(socket.into());
         let listeners = setup.listeners.drain(..).map(register).collect::<io::Result<_>>()?;
         Ok(Self { setup, listeners, live })
@@ -58,12 +58,12 @@ pub(super) struct Shared {
     pub(super) decisions: RefCell<Box<dyn Decisions>>,
     pub(super) counters: Arc<TcpCounters>,
     pub(super) flows: Arc<Table>,
-    pub(super) live: watch::Sender<usize>,
+    pub(super) live: Live,
     pub(super) buffers: Buffers,
 }
 
 impl Shared {
-    pub(super) fn new(setup: Setup, live: watch::Sender<usize>) -> Rc<Self> {
+    pub(super) fn new(setup: Setup, live: Live) -> Rc<Self> {
         Rc::new(Self {
             bound: setup.bound,
             generations: setup.generations,

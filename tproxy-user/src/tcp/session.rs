@@ -18,7 +18,7 @@ pub(super) fn run(client: TcpStream, mut connection: Connection) -> impl Future<
     async move {
         if let Action::HandOver(taker) = &connection.rule().action {
             let taker = taker.clone();
-            let ended = hand_over(client, &mut connection, &taker).await;
+            let ended = Box::pin(hand_over(client, &mut connection, &taker)).await;
             return connection.ended(ended);
         }
         let ended = serve(&client, &mut connection).await;
@@ -39,6 +39,7 @@ async fn hand_over(client: TcpStream, connection: &mut Connection, taker: &Taker
     }
 }
 
+/// What ends soon is in a box of its own: it needs more room than the relay, which lasts.
 async fn serve(client: &TcpStream, connection: &mut Connection) -> Ended {
     let address = match &connection.rule().action {
         Action::Direct => connection.dst().0,
@@ -47,17 +48,19 @@ async fn serve(client: &TcpStream, connection: &mut Connection) -> Ended {
             let text = Arc::clone(text);
             connection.announce(None, None);
             connection.live.set_state(FlowState::Answering);
-            return respond::respond(client, &text, connection).await;
+            return Box::pin(respond::respond(client, &text, connection)).await;
         }
         // The datapath does these without us.
         Action::HandOver(_) | Action::Reject | Action::Drop | Action::Pass => return End::Undecided.into(),
     };
-    let connected = upstream::connect(address, client, connection).await;
-    connection.announce(Some(address), connected.as_ref().ok());
-    let upstream = match connected {
+    let upstream = match Box::pin(upstream::connect(address, client, connection)).await {
         Ok(upstream) => upstream,
-        Err(ended) => return ended,
+        Err(ended) => {
+            connection.announce(Some(address), None);
+            return ended;
+        }
     };
+    connection.announce(Some(address), Some(&upstream));
     connection.live.set_state(FlowState::Relaying);
     let ended = relay::relay(client, &upstream, connection).await;
     if ended.end == End::Eof {

@@ -68,7 +68,9 @@ pub(super) async fn connect(
 /// The datapath remembers a spoofed connection of ours to an application as such. Its handshake is over; later the
 /// client itself may come from the same port.
 fn forget_own(stream: &TcpStream, upstream: SocketAddr, connection: &Connection) {
-    if let (Scope::Inbound, Ok(own)) = (connection.rule().scope, stream.local_addr()) {
+    if connection.rule().scope == Scope::Inbound
+        && let Ok(own) = stream.local_addr()
+    {
         connection.shared.decisions.borrow_mut().take(ClientAddr(own), OriginalDst(upstream));
     }
 }

@@ -7,8 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
-
 use super::{
     End, Memory, Setup, UdpCounters,
     channel::Offload,
@@ -28,6 +26,7 @@ use crate::{
     flow::{ClientAddr, OriginalDst},
     flows,
     generation::Generations,
+    live::Live,
     mark::Mark,
     socket::{IcmpSender, RawSender},
 };
@@ -54,14 +53,14 @@ pub(super) struct Relay {
     pub(super) answered: Vec<SessionId>,
     /// What the kernel gave to the wrong session, just now.
     pub(super) strays: Vec<Stray>,
-    live: watch::Sender<usize>,
+    live: Live,
 }
 
 impl Relay {
     pub(super) fn new(
         setup: Setup,
         senders: Vec<(Family, RawSender, IcmpSender)>,
-        live: watch::Sender<usize>,
+        live: Live,
         watch: Watch,
     ) -> io::Result<Self> {
         let (raw, icmp) =
@@ -95,7 +94,7 @@ impl Relay {
         };
         session.announce(&flow, mapping.as_deref());
         add(&self.counters.sessions, 1);
-        self.live.send_modify(|live| *live += 1);
+        self.live.begin();
         self.table.insert(flow, session, now)
     }
 
@@ -123,7 +122,7 @@ impl Relay {
         drop(upstream);
         record.close(&flow, end, now);
         self.counters.ended(end);
-        self.live.send_modify(|live| *live -= 1);
+        self.live.end();
     }
 
     /// From now on the session's own socket is read.

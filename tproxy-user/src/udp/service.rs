@@ -10,7 +10,6 @@ use std::{
 
 use socket2::Socket;
 use tokio::{
-    sync::watch,
     task::yield_now,
     time::{MissedTickBehavior, interval},
 };
@@ -27,6 +26,7 @@ use crate::{
     family::Family,
     flows::Table,
     generation::Generations,
+    live::Live,
     mark::Mark,
     socket::{self, IcmpSender, RawSender, SocketError},
 };
@@ -106,11 +106,7 @@ pub(crate) struct Service {
 
 impl Service {
     /// To be called inside the worker's runtime.
-    pub(crate) fn new(
-        mut setup: Setup,
-        live: watch::Sender<usize>,
-        draining: CancellationToken,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(mut setup: Setup, live: Live, draining: CancellationToken) -> io::Result<Self> {
         let readiness = Readiness::new()?;
         let watch = readiness.watch();
         let (mut listeners, mut senders) = (Vec::new(), Vec::new());

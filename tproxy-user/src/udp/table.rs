@@ -1,5 +1,6 @@
 //! Which sessions there are, in the order in which they were used, and which of them makes room for another.
 
+mod exercise;
 mod list;
 
 use std::{
@@ -8,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use exercise::exercise_sessions;
 use list::{Linked, Links, List};
 use slab::Slab;
 

@@ -5,7 +5,6 @@ use std::{io::Write, rc::Rc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::watch,
     task::LocalSet,
 };
 
@@ -16,6 +15,7 @@ use crate::{
     flow::{ClientAddr, OriginalDst},
     flows::Flows,
     generation::RuleNumber,
+    live::Live,
     mark::Mark,
     socket,
     tcp::{Setup, TcpCounters, connection::Connection, service::Shared, session},
@@ -39,14 +39,14 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
             counters: TcpCounters::default().into(),
             flows: Flows::of_workers(1).table(0),
         },
-        watch::Sender::new(0),
+        Live::default(),
     );
     let dst = OriginalDst(server.local_addr().unwrap());
     let rule = shared.generations.rule(RuleNumber(0)).unwrap();
     let place = rule.place().unwrap();
     let connection = Connection::new(Rc::clone(&shared), ClientAddr(peer), dst, rule, place);
     let session = session::run(accepted, connection);
-    assert!(size_of_val(&session) <= 1024, "{} bytes a connection", size_of_val(&session));
+    assert!(size_of_val(&session) <= 656, "{} bytes a connection", size_of_val(&session));
     tokio::task::spawn_local(session);
     let (upstream, _) = server.accept().await.unwrap();
     (client, upstream, shared)

@@ -116,6 +116,28 @@ fn the_server_may_end_first() {
     rig.assert_end(End::Eof);
 }
 
+/// splice(2) stops at an urgent byte, and takes it for the end of the data when that was announced.
+#[test]
+fn urgent_bytes_stay_in_their_place_among_many() {
+    use rustix::net::SendFlags;
+    const PART: usize = 3_000_000;
+    let (rig, server) = upstream();
+    let (client, upstream) = rig.pair(&server);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for place in [PART, 2 * PART, 3 * PART] {
+                let bytes: Vec<u8> = (place - PART..place).map(byte_at).collect();
+                (&client).write_all(&bytes[..PART - 1]).unwrap();
+                rustix::net::send(&client, &bytes[PART - 1..], SendFlags::OOB).unwrap();
+            }
+            client.shutdown(Shutdown::Write).unwrap();
+        });
+        receive(&upstream, 3 * PART, &[1 << 20]);
+    });
+    drop((client, upstream));
+    rig.assert_end(End::Eof);
+}
+
 #[test]
 fn urgent_bytes_stay_in_their_place() {
     use rustix::net::SendFlags;
