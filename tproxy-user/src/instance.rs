@@ -15,7 +15,7 @@ use socket2::Socket;
 use tproxy_common::{flow::Protocol, verdict::Reason};
 
 use crate::{
-    config::{Config, OnExit, Rule},
+    config::{Action, Config, OnExit, Rule, Scope},
     datapath::{AttachError, Attachment, Datapath, DatapathError, Settings},
     family::Family,
     flows::Flows,
@@ -27,6 +27,7 @@ use crate::{
         pins, preflight,
         sysctl::Sysctl,
     },
+    mark::Mark,
     plan::{Plan, Surroundings},
     policy::{Cgroup, CgroupError, Compiled, Extent},
     socket::{self, SocketError},
@@ -76,7 +77,7 @@ pub struct Instance {
     counters: Vec<Counters>,
     flows: Flows,
     draining: bool,
-    _black_holes: Vec<Socket>,
+    black_holes: Vec<Socket>,
     _sockets: LingeringSockets,
     journal: Journal,
     config: Config,
@@ -125,14 +126,13 @@ impl Instance {
         let ended = Arc::new(Notify::new());
         let generations = Generations::of(Generation::first(&config, Arc::clone(&ended)));
         let (workers, counters) = start_workers(&config, &generations, &flows, &mut datapath)?;
-        let black_holes = open_black_holes(&config, &mut datapath)?;
         let mut instance = Self {
             datapath,
             workers,
             counters,
             flows,
             draining: false,
-            _black_holes: black_holes,
+            black_holes: Vec::new(),
             _sockets: sockets,
             journal,
             config,
@@ -307,6 +307,10 @@ impl Instance {
 
     /// Adds what `plan` needs.
     fn prepare(&mut self, plan: &Plan) -> Result<(), InstanceError> {
+        let drops = |rule: &Rule| rule.scope == Scope::Inbound && rule.action == Action::Drop;
+        if self.black_holes.is_empty() && self.rules().any(drops) {
+            self.black_holes = open_black_holes(self.config.mark, &mut self.datapath)?;
+        }
         for sysctl in &plan.loopback {
             let sysctl = Sysctl::new("lo", Family::V4, sysctl.key())?;
             self.journal.apply(Change::Sysctl { sysctl, value: "1".into() })?;
@@ -477,13 +481,13 @@ fn open_udp(
 }
 
 /// Where flows end that scope `inbound` drops; the datapath's hooks for the other scopes can drop by themselves.
-fn open_black_holes(config: &Config, datapath: &mut Datapath) -> Result<Vec<Socket>, InstanceError> {
+fn open_black_holes(mark: Mark, datapath: &mut Datapath) -> Result<Vec<Socket>, InstanceError> {
     let mut holes = Vec::new();
     for protocol in Protocol::ALL {
         for family in Family::available() {
             let hole = match protocol {
-                Protocol::Tcp => socket::black_hole(family, config.mark)?,
-                Protocol::Udp => socket::datagram_black_hole(family, config.mark)?,
+                Protocol::Tcp => socket::black_hole(family, mark)?,
+                Protocol::Udp => socket::datagram_black_hole(family, mark)?,
             };
             datapath.set_black_hole(protocol, family, &hole)?;
             holes.push(hole);

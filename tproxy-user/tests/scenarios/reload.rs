@@ -180,6 +180,26 @@ fn a_session_keeps_its_rule_and_the_next_has_the_new_one() {
     assert_eq!(ask(&old), "one");
 }
 
+/// What `sk_lookup` needs to discard is made when a rule asks for it.
+#[test]
+fn a_rule_that_drops_what_is_for_the_host_can_come_later() {
+    let world = World::new();
+    let inbound = |action: &str| {
+        format!("[[rules]]\nname = \"a\"\nscope = \"inbound\"\nports = [81]\naction = \"{action}\"\n")
+    };
+    let file = File::new(&inbound("respond=one"));
+    let tproxy = world.tproxy(&file.flags());
+    let own = Family::V4.lan();
+    assert_eq!(told(&world.net.client, own, 81).unwrap(), "one", "{}", *tproxy);
+    file.replace(&inbound("drop"));
+    hang_up(&tproxy, &["reloaded", "rules changed=1 (a)"]);
+    let silent = connect_within(&world.net.client, (own, 81), Duration::from_secs(1));
+    assert_eq!(silent.unwrap_err().kind(), io::ErrorKind::TimedOut, "{}", *tproxy);
+    file.replace(&inbound("respond=two"));
+    hang_up(&tproxy, &["reloaded", "rules changed=1 (a)"]);
+    assert_eq!(told(&world.net.client, own, 81).unwrap(), "two", "{}", *tproxy);
+}
+
 #[test]
 fn nothing_changes_when_anything_is_wrong() {
     let world = World::new();
