@@ -106,8 +106,9 @@ pub enum HostError {
     },
     /// The journal cannot be kept, so nothing may be changed.
     #[error(
-        "cannot {action} {}: {source}; tproxy journals there what it changes on the host, make it writable",
-        path.display()
+        "cannot {action} {}: {source}; tproxy journals there what it changes on the host, {}",
+        path.display(),
+        remedy(source)
     )]
     Journal {
         /// What was tried.
@@ -132,8 +133,9 @@ pub enum HostError {
     },
     /// The control socket cannot be made or removed.
     #[error(
-        "cannot {action} {}: {source}; tproxy has its control socket there, make the directory writable and see that the file system is not full",
-        path.display()
+        "cannot {action} {}: {source}; tproxy has its control socket there, {}",
+        path.display(),
+        remedy(source)
     )]
     ControlSocket {
         /// What was tried.
@@ -218,6 +220,13 @@ impl fmt::Display for Owned {
             Self::Mark(mark) => write!(f, "the overlapping mark {mark}"),
             Self::Table(table) => write!(f, "the same table {table}"),
         }
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room there",
+        _ => "make it writable",
     }
 }
 

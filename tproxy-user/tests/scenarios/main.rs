@@ -22,6 +22,7 @@ mod ports;
 mod relay;
 mod reload;
 mod rig;
+mod run_directory;
 mod stop;
 mod support;
 mod sysctls;

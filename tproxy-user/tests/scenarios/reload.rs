@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Shutdown},
-    os::unix::fs::symlink,
+    os::unix::{fs::symlink, net::UnixStream},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     thread,
@@ -16,10 +16,10 @@ use rustix::process::Signal;
 use crate::support::*;
 
 /// A configuration file in a directory of its own, which goes with this.
-struct File(PathBuf);
+pub(crate) struct File(PathBuf);
 
 impl File {
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("tproxy-{}", tproxy::netns::random_suffix()));
         fs::create_dir(&directory).unwrap();
         let file = Self(directory.join("tproxy.toml"));
@@ -27,18 +27,18 @@ impl File {
         file
     }
 
-    fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         self.0.parent().unwrap()
     }
 
     /// As editors do: whoever reads it meanwhile gets the old or the new one.
-    fn replace(&self, text: &str) {
+    pub(crate) fn replace(&self, text: &str) {
         let new = self.directory().join("new");
         fs::write(&new, text).unwrap();
         fs::rename(new, &self.0).unwrap();
     }
 
-    fn flags(&self) -> String {
+    pub(crate) fn flags(&self) -> String {
         format!("--config {}", self.0.display())
     }
 }
@@ -53,14 +53,14 @@ impl Drop for File {
 
 /// Has the file read again, and waits for the line that has `words`.
 #[track_caller]
-fn hang_up(tproxy: &Tproxy, words: &[&str]) -> String {
+pub(crate) fn hang_up(tproxy: &Tproxy, words: &[&str]) -> String {
     let position = tproxy.position();
     tproxy.signal(Signal::HUP);
     tproxy.wait_line_from(position, words, PATIENCE).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A rule that answers at a port, and its name.
-fn answering(name: &str, port: u16, text: &str) -> String {
+pub(crate) fn answering(name: &str, port: u16, text: &str) -> String {
     format!(
         "[[rules]]\nname = \"{name}\"\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\nports = [{port}]\n\
          action = \"respond={text}\"\n"
@@ -68,7 +68,7 @@ fn answering(name: &str, port: u16, text: &str) -> String {
 }
 
 /// What a client that says something is told.
-fn told(client: &Namespace, to: IpAddr, port: u16) -> io::Result<String> {
+pub(crate) fn told(client: &Namespace, to: IpAddr, port: u16) -> io::Result<String> {
     let mut stream = connect(client, (to, port))?;
     stream.write_all(b"hello\n")?;
     stream.shutdown(Shutdown::Write)?;
@@ -245,4 +245,56 @@ fn a_file_that_is_watched_is_read_again_also_when_a_link_to_it_is_replaced() {
     fs::write(path("two").join("tproxy.toml"), answering("a", 80, "three")).unwrap();
     tproxy.wait_line_from(position, &["reloaded", "rules changed=1"], PATIENCE).unwrap();
     assert_eq!(told(), "three");
+}
+
+/// Neither the client that asked nor a terminal is there any more when the time is over.
+#[test]
+fn what_is_not_confirmed_is_rolled_back_also_when_nobody_is_there_any_more() {
+    let world = World::new();
+    let file = File::new(&answering("a", 80, "one"));
+    let tproxy = world.tproxy(&file.flags());
+    let assert_told =
+        |text: &str| assert_eq!(told(&world.net.client, Family::V4.public(), 80).unwrap(), text);
+    file.replace(&answering("a", 80, "two"));
+    let socket = format!("/run/tproxy/{}.sock", world.net.gateway.name());
+    let mut client = UnixStream::connect(socket).unwrap();
+    client.write_all(b"POST /reload?confirm=2s HTTP/1.1\r\nHost: tproxy\r\n\r\n").unwrap();
+    drop(client);
+    tproxy.wait_line(&["reloaded", "rules changed=1", "2s"], PATIENCE).unwrap();
+    assert_told("two");
+    // What the kernel sends when the terminal goes has the file read again, which has to wait.
+    hang_up(&tproxy, &["not reloaded", "waits to be confirmed"]);
+    tproxy.wait_line(&["rolled back", "rules changed=1"], PATIENCE).unwrap();
+    assert_told("one");
+    // The file is as somebody left it, and may be tried again.
+    hang_up(&tproxy, &["reloaded", "rules changed=1"]);
+    assert_told("two");
+}
+
+#[test]
+fn what_is_asked_for_at_once_is_done_one_after_the_other() {
+    const CLIENTS: usize = 8;
+    let world = World::new();
+    let file = File::new(&answering("a", 80, "one"));
+    let tproxy = world.tproxy(&file.flags());
+    let at_once = |args: &str| each_at_once([args; CLIENTS], |args| tproxy_output(&world.net.gateway, args));
+    file.replace(&answering("a", 80, "two"));
+    let said = |ended: &[Ended], words: &str| ended.iter().filter(|one| one.said.contains(words)).count();
+    // The first brings the change, and those after it find it there.
+    let reloads = at_once("reload");
+    assert_eq!(
+        (said(&reloads, "rules changed=1 (a)"), said(&reloads, "nothing changed")),
+        (1, CLIENTS - 1),
+        "{}",
+        *tproxy
+    );
+    // The first is done, and the others come while it waits.
+    file.replace(&answering("a", 80, "three"));
+    let reloads = at_once("reload --confirm 10m");
+    assert_eq!(reloads.iter().filter(|one| one.status.success()).count(), 1, "{}", *tproxy);
+    assert_eq!(said(&reloads, "an earlier reload waits to be confirmed"), CLIENTS - 1, "{}", *tproxy);
+    let confirms = at_once("confirm");
+    assert_eq!(confirms.iter().filter(|one| one.status.success()).count(), 1, "{}", *tproxy);
+    assert_eq!(said(&confirms, "no reload waits to be confirmed"), CLIENTS - 1, "{}", *tproxy);
+    assert_eq!(told(&world.net.client, Family::V4.public(), 80).unwrap(), "three", "{}", *tproxy);
 }

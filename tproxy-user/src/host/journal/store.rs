@@ -236,7 +236,11 @@ impl Locked<'_> {
             .map_err(failed("create", &path))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| failed("lock", &path)(error.into()))?;
-        self.save(record)?;
+        self.save(record).inspect_err(|_| {
+            release(&file);
+            // The next start would do it too.
+            let _ = self.sweep();
+        })?;
         Ok(file)
     }
 
@@ -252,7 +256,10 @@ impl Locked<'_> {
             fs::rename(&new, &path)?;
             self.directory.sync_all()
         };
-        write().map_err(failed("write", &path))
+        write().map_err(|error| {
+            let _ = fs::remove_file(&new);
+            failed("write", &path)(error)
+        })
     }
 
     /// Forgets an instance.

@@ -78,21 +78,6 @@ fn names_tell_instances_apart_and_a_living_one_keeps_its_own() {
 }
 
 #[test]
-fn a_run_that_cannot_be_written_to_or_is_full_is_said_in_one_line() {
-    let world = World::new();
-    for options in ["ro", "nr_inodes=1"] {
-        let script =
-            format!("mount -t tmpfs -o {options} none /run && exec {} run {RULE}", binary().display());
-        let output =
-            world.net.gateway.command("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{options}: {said}");
-        assert!(said.contains("/run/tproxy") && said.contains("writable"), "{options}: {said}");
-        assert_eq!(said.lines().count(), 1, "{options}: {said}");
-    }
-}
-
-#[test]
 fn a_crowd_at_the_socket_is_told_of_in_a_few_lines_and_the_instance_goes_on() {
     let world = World::new();
     let tproxy = world.tproxy(&format!("{FORWARDED} --port 80 --action respond=hello"));
