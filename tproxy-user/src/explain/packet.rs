@@ -57,6 +57,9 @@ fn datagram(source: u16, destination: u16) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
     use tproxy_common::packet::{Kind, Reader, parse};
 
     use super::*;
@@ -69,19 +72,29 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_datapath_reads_what_was_meant() {
-        for (source, destination) in
-            [("10.0.0.5:5555", "8.8.8.8:443"), ("[fd00::5]:5555", "[2001:db8::1]:443")]
-        {
-            let (source, destination): (SocketAddr, SocketAddr) =
-                (source.parse().unwrap(), destination.parse().unwrap());
+    fn endpoints() -> impl Strategy<Value = (SocketAddr, SocketAddr)> {
+        let v4 = || any::<(Ipv4Addr, u16)>().prop_map(SocketAddr::from);
+        // Mapped addresses are asked about as IPv4.
+        let v6 = || {
+            any::<(Ipv6Addr, u16)>()
+                .prop_filter("mapped", |(addr, _)| addr.to_ipv4_mapped().is_none())
+                .prop_map(SocketAddr::from)
+        };
+        prop_oneof![(v4(), v4()), (v6(), v6())]
+    }
+
+    proptest! {
+        #[test]
+        fn the_datapath_reads_what_was_meant((source, destination) in endpoints(), mac: [u8; 6]) {
             for (protocol, kind) in [(Protocol::Tcp, Kind::Syn), (Protocol::Udp, Kind::Datagram)] {
-                let parsed = parse(&Bytes(first(protocol, source, destination, [0; 6])), 14).unwrap();
-                assert_eq!((parsed.protocol, parsed.kind), (protocol, kind));
-                assert_eq!(IpAddr::from(parsed.tuple.src), source.ip());
-                assert_eq!(IpAddr::from(parsed.tuple.dst), destination.ip());
-                assert_eq!(u16::from_be_bytes(parsed.tuple.dport), 443);
+                let parsed = parse(&Bytes(first(protocol, source, destination, mac)), 14).unwrap();
+                prop_assert_eq!((parsed.protocol, parsed.kind), (protocol, kind));
+                for (addr, port, meant) in [
+                    (parsed.tuple.src, parsed.tuple.sport, source),
+                    (parsed.tuple.dst, parsed.tuple.dport, destination),
+                ] {
+                    prop_assert_eq!(SocketAddr::new(addr.into(), u16::from_be_bytes(port)), meant);
+                }
             }
         }
     }
