@@ -25,12 +25,12 @@ pub(super) fn examine() -> Vec<Finding> {
 fn capabilities() -> Finding {
     const CHECK: &str = "capabilities";
     match preflight::missing_capabilities() {
-        Ok(missing) if missing.is_empty() => Finding::ok(CHECK, "CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON"),
+        Ok(missing) if missing.is_empty() => Finding::ok(CHECK, "all that tproxy needs"),
         Ok(missing) => Finding::fail(
             CHECK,
             format!("missing: {}", missing.join(", ")),
             "tproxy does not start",
-            "sudo tproxy …, or: setcap cap_net_admin,cap_bpf,cap_perfmon+ep $(command -v tproxy)",
+            "sudo tproxy …, or: setcap cap_net_admin,cap_net_raw,cap_net_bind_service,cap_bpf,cap_perfmon+ep $(command -v tproxy)",
         ),
         Err(error) => Finding::unknown(CHECK, &error),
     }

@@ -36,6 +36,9 @@ fn missing(effective: CapabilitySet) -> Vec<&'static str> {
         ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
         ("CAP_BPF", CapabilitySet::BPF | CapabilitySet::SYS_ADMIN),
         ("CAP_PERFMON", CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN),
+        ("CAP_NET_RAW", CapabilitySet::NET_RAW),
+        // A UDP session's socket is bound to the original destination, such as port 53 (ip(7)).
+        ("CAP_NET_BIND_SERVICE", CapabilitySet::NET_BIND_SERVICE),
     ];
     needed.into_iter().filter(|(_, any)| !effective.intersects(*any)).map(|(name, _)| name).collect()
 }
@@ -72,9 +75,11 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_named() {
-        assert_eq!(missing(CapabilitySet::empty()), ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"]);
-        assert_eq!(missing(CapabilitySet::NET_ADMIN | CapabilitySet::BPF), ["CAP_PERFMON"]);
-        assert!(missing(CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN).is_empty());
+        let network = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::NET_BIND_SERVICE;
+        let all = ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE"];
+        assert_eq!(missing(CapabilitySet::empty()), all);
+        assert_eq!(missing(network | CapabilitySet::BPF), ["CAP_PERFMON"]);
+        assert!(missing(network | CapabilitySet::SYS_ADMIN).is_empty());
     }
 
     #[test]
