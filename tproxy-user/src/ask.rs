@@ -1,5 +1,6 @@
 //! The subcommands that ask a running instance by its control socket, and what they print.
 
+mod check;
 mod tables;
 mod units;
 
@@ -17,6 +18,7 @@ use crate::{
     host::InstanceName,
     metrics::documentation,
 };
+pub use check::Check;
 pub(crate) use units::{age, bytes};
 
 /// Which instance.

@@ -45,13 +45,10 @@ pub enum Command {
   tproxy config --config tproxy.toml
   tproxy config --schema > tproxy.schema.json")]
     Config(Box<Show>),
-    /// Say what is wrong with a configuration file, without running it
+    /// Say what is wrong with a configuration file, and what a reload of it would change, without doing so
     #[command(after_long_help = "Example:
   tproxy check /etc/tproxy.toml")]
-    Check {
-        /// The file
-        file: PathBuf,
-    },
+    Check(ask::Check),
     /// Show how a running instance is, and what it has counted
     #[command(after_long_help = "Example:\n  tproxy status --json")]
     Status(ask::Show),

@@ -59,6 +59,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// What an instance is called that the calling thread starts by this.
+    #[must_use]
+    pub fn instance_name(&self) -> InstanceName {
+        self.name.clone().unwrap_or_else(|| InstanceName::of_this_namespace(self.mark))
+    }
+
     /// These rules, and for the rest what `tproxy run` has where nothing is given.
     #[must_use]
     pub fn new(rules: Vec<Rule>) -> Self {

@@ -11,7 +11,8 @@ mod seat;
 mod server;
 
 pub use api::{
-    Closed, Confirmed, Counts, Draining, Failure, FlowEvent, Hook, Live, Reloaded, Rule, State, Status,
+    Checked, Closed, Confirmed, Counts, Draining, Failure, FlowEvent, Hook, Live, Reloaded, Rule, State,
+    Status,
 };
 pub use seat::{Seat, SeatError, Served};
 pub use server::{Access, Server, Shown};

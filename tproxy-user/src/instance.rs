@@ -33,7 +33,7 @@ use crate::{
     socket::{self, SocketError},
     tcp::{self, TcpCounters},
     udp::{self, UdpCounters},
-    worker::{Worker, WorkerSetup},
+    worker::{Pulse, Worker, WorkerSetup},
 };
 
 mod changes;
@@ -50,8 +50,8 @@ pub enum InstanceError {
     #[error("interface '{0}' does not exist; `ip link` shows those that do")]
     NoSuchInterface(String),
     /// A reload asks for what is made at the start.
-    #[error("{0} cannot change while tproxy runs: restart it, or leave {0} as it is")]
-    Fixed(&'static str),
+    #[error("{} cannot change while tproxy runs: restart it, or leave that as it is", .0.join(", "))]
+    Fixed(Vec<&'static str>),
     /// A rule names something that is no cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -204,6 +204,12 @@ impl Instance {
     pub async fn worker_ended(&self) {
         let ended: Vec<_> = self.workers.iter().map(|worker| Box::pin(worker.ended())).collect();
         futures_util::future::select_all(ended).await;
+    }
+
+    /// Those of its workers.
+    #[must_use]
+    pub fn pulses(&self) -> Vec<Pulse> {
+        self.workers.iter().map(Worker::pulse).collect()
     }
 
     /// Connections and sessions at the moment.

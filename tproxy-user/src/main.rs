@@ -69,9 +69,9 @@ fn main() -> ExitCode {
             Err(mistakes) => refuse(&mistakes),
             Ok(config) => finish(config.to_toml().map_err(Into::into).and_then(|toml| print(&toml))),
         },
-        Command::Check { file } => match config::load(&file) {
+        Command::Check(check) => match config::load(&check.file) {
             Err(errors) => refuse(&Mistakes(errors.lines().collect())),
-            Ok(config) => finish(print(&format!("{}: {}\n", file.display(), config.summary()))),
+            Ok(config) => finish(ask(check.compare(&config))),
         },
         Command::Completions { shell } => {
             finish(cli::completions(shell, &mut io::stdout()).map_err(Into::into))

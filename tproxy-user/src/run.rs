@@ -1,6 +1,7 @@
 //! `tproxy run` and `tproxy cleanup`, from start to end.
 
 mod commands;
+mod manager;
 mod watch;
 
 use std::{io, path::PathBuf, pin::pin};
@@ -59,9 +60,11 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         OnExit::Reject => "flows that a rule selects are rejected until the next start, or `tproxy cleanup`",
     };
     let mut instance = Instance::start(config, verbose)?;
+    tokio::spawn(manager::say_alive(commands.clone(), instance.pulses()));
     let served =
         seat.serve(commands, instance.flows().clone()).map_err(|error| anyhow!("control socket: {error}"))?;
     tracing::info!("ready: steering is in place");
+    manager::ready("steering is in place");
     loop {
         tokio::select! {
             signal = signals.next() => match signal {
@@ -95,6 +98,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         }
     }
     instance.drain()?;
+    manager::stopping(instance.live(), instance.drain_limit());
     {
         let mut drained = pin!(instance.drained());
         loop {

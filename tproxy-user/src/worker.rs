@@ -4,6 +4,7 @@ use std::{io, panic::resume_unwind, thread};
 
 use tokio::{
     runtime::{Builder, Runtime},
+    sync::{mpsc, oneshot},
     task::{JoinSet, LocalSet},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -20,6 +21,24 @@ pub struct WorkerSetup {
     pub udp: Option<udp::Setup>,
 }
 
+/// Tells whether a worker's thread goes round.
+#[derive(Debug, Clone)]
+pub struct Pulse(mpsc::Sender<oneshot::Sender<()>>);
+
+impl Pulse {
+    /// One, and what it asks.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<oneshot::Sender<()>>) {
+        let (sender, asked) = mpsc::channel(1);
+        (Self(sender), asked)
+    }
+
+    /// Completes when the worker has answered: false if it has ended.
+    pub async fn felt(&self) -> bool {
+        let (reply, replied) = oneshot::channel();
+        self.0.send(reply).await.is_ok() && replied.await.is_ok()
+    }
+}
+
 /// A running worker. Dropping it stops it, without waiting.
 ///
 /// A stop has two steps. When no new flow is decided any more, say so by [`Worker::drain`], and wait for
@@ -31,6 +50,7 @@ pub struct Worker {
     stop: CancellationToken,
     live: Live,
     ended: CancellationToken,
+    pulse: Pulse,
     _stop_when_dropped: DropGuard,
 }
 
@@ -49,21 +69,28 @@ impl Worker {
             (tcp::Service::new(setup.tcp, live.clone())?, udp.transpose()?)
         };
         let name = format!("tproxy-w{}", setup.index);
+        let (pulse, asked) = Pulse::new();
         let thread = thread::Builder::new().name(name).spawn({
             let (stop, ended) = (stop.clone(), ended.clone());
             move || {
                 let _ended = ended.drop_guard();
-                serve(&runtime, tcp, udp, &stop);
+                serve(&runtime, tcp, udp, asked, &stop);
             }
         })?;
         let _stop_when_dropped = stop.clone().drop_guard();
-        Ok(Self { thread, draining, stop, live, ended, _stop_when_dropped })
+        Ok(Self { thread, draining, stop, live, ended, pulse, _stop_when_dropped })
     }
 
     /// TCP connections accepted that have not ended, and UDP sessions.
     #[must_use]
     pub fn live(&self) -> usize {
         self.live.number()
+    }
+
+    /// Its pulse.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Has UDP sessions that are silent end soon: nobody else says that they are over.
@@ -100,7 +127,13 @@ impl Worker {
 }
 
 /// The life of a worker's thread.
-fn serve(runtime: &Runtime, tcp: tcp::Service, udp: Option<udp::Service>, stop: &CancellationToken) {
+fn serve(
+    runtime: &Runtime,
+    tcp: tcp::Service,
+    udp: Option<udp::Service>,
+    mut asked: mpsc::Receiver<oneshot::Sender<()>>,
+    stop: &CancellationToken,
+) {
     // When it is dropped at the end, so are the connections' sockets, and that resets them.
     let connections = LocalSet::new();
     connections.block_on(runtime, async {
@@ -109,8 +142,16 @@ fn serve(runtime: &Runtime, tcp: tcp::Service, udp: Option<udp::Service>, stop: 
         if let Some(udp) = udp {
             serving.spawn_local(udp.serve());
         }
+        let answer = async {
+            while let Some(reply) = asked.recv().await {
+                // That nobody waits any more is no failure.
+                let _ = reply.send(());
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => {}
+            // Nobody can ask a worker that was dropped.
+            () = answer => {}
             // Serving never ends but by a panic, and without it a worker is of no use.
             Some(Err(error)) = serving.join_next() => resume_unwind(error.into_panic()),
         }

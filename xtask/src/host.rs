@@ -32,6 +32,7 @@ pub(crate) const TOOLS: &[Tool] = &[
     Tool { command: "tc", package: "iproute2", reason: "shows filters that were left", demo: false },
     Tool { command: "nsenter", package: "util-linux", reason: "runs programs in a namespace", demo: true },
     Tool { command: "setpriv", package: "util-linux", reason: "runs programs as another user", demo: false },
+    Tool { command: "systemd-analyze", package: "systemd", reason: "reads the unit file", demo: false },
     Tool { command: "curl", package: "curl", reason: "is the real client", demo: true },
     Tool { command: "nginx", package: "nginx-light", reason: "is the real server", demo: true },
     Tool { command: "dig", package: "bind9-dnsutils", reason: "asks for names", demo: true },

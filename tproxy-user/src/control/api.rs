@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -155,6 +156,14 @@ pub struct Reloaded {
     /// How long there is to confirm it, if it has to be.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub confirm_within_seconds: Option<f64>,
+}
+
+/// The query of `GET /check`; the answer is [`Changes`](crate::instance::Changes).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checked {
+    /// The file that the instance is to read, by its absolute path.
+    pub file: PathBuf,
 }
 
 /// `POST /confirm`

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,9 @@ use hyper::{
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::{Access, Closed, Confirmed, Draining, Failure, FlowEvent, Reloaded, Rule, Status, server::Shown};
+use super::{
+    Access, Checked, Closed, Confirmed, Draining, Failure, FlowEvent, Reloaded, Rule, Status, server::Shown,
+};
 use crate::{
     flows::{Filter, Followed, Follower, ShownFlow},
     metrics,
@@ -40,6 +43,7 @@ pub(super) enum Asked {
     Metrics,
     Close(Filter),
     Reload(Option<Duration>),
+    Check(PathBuf),
     Confirm,
     Drain,
 }
@@ -53,7 +57,7 @@ pub(super) struct Refusal {
 }
 
 /// Everything that can be asked, and what it is.
-const INDEX: [(&str, &str, &str); 11] = [
+const INDEX: [(&str, &str, &str); 12] = [
     ("GET", "/status", "how the instance is, and what it has counted"),
     ("GET", "/rules", "the rules in order, with their hits"),
     (
@@ -70,6 +74,7 @@ const INDEX: [(&str, &str, &str); 11] = [
         "/reload",
         "read the configuration file again; ?confirm=30s goes back unless /confirm comes in time",
     ),
+    ("GET", "/check", "what a reload of another file would change: ?file=/etc/tproxy.toml"),
     ("POST", "/confirm", "keep what a reload brought"),
     ("POST", "/drain", "take no new flow, and stop when the live ones have ended"),
     ("GET", "/", "this list"),
@@ -100,7 +105,7 @@ pub(super) fn understand(method: &Method, path: &str, query: &str) -> Result<Ask
         serde_urlencoded::from_str::<Filter>(query)
             .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the query '{query}': {error}")))
     };
-    let takes_query = matches!(path, "/flows" | "/flows/follow" | "/close" | "/reload");
+    let takes_query = matches!(path, "/flows" | "/flows/follow" | "/close" | "/reload" | "/check");
     if !takes_query && !query.is_empty() {
         return Err(Refusal::new(
             StatusCode::BAD_REQUEST,
@@ -122,6 +127,7 @@ pub(super) fn understand(method: &Method, path: &str, query: &str) -> Result<Ask
             filter => Ok(Asked::Close(filter)),
         },
         "/reload" => reload(query).map(Asked::Reload),
+        "/check" => check(query).map(Asked::Check),
         "/confirm" => Ok(Asked::Confirm),
         "/drain" => Ok(Asked::Drain),
         _ => Ok(Asked::Index),
@@ -141,6 +147,14 @@ fn reload(query: &str) -> Result<Option<Duration>, Refusal> {
         )
     };
     time.map(Some).ok_or_else(wrong)
+}
+
+/// Which file is to be read.
+fn check(query: &str) -> Result<PathBuf, Refusal> {
+    let checked = serde_urlencoded::from_str::<Checked>(query).ok().map(|checked| checked.file);
+    let wrong =
+        || Refusal::new(StatusCode::BAD_REQUEST, format!("the query '{query}': write file=/PATH, once"));
+    checked.filter(|file| file.is_absolute()).ok_or_else(wrong)
 }
 
 pub(super) async fn answer(request: &Request<Incoming>, access: Access, shown: &Shown) -> Response<Body> {
@@ -215,6 +229,9 @@ async fn carry_out(asked: Asked, shown: &Shown) -> Result<Response<Body>, Refusa
             let changes = ask(shown, |reply| Command::Reload { confirm, reply }).await?;
             let confirm_within_seconds = confirm.map(|time| time.as_secs_f64());
             Ok(json(&Reloaded { changes: changes.to_string(), confirm_within_seconds }))
+        }
+        Asked::Check(file) => {
+            ask(shown, |reply| Command::Check { file, reply }).await.map(|changes| json(&changes))
         }
         Asked::Confirm => {
             ask(shown, |reply| Command::Confirm { reply }).await?;

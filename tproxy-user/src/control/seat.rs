@@ -72,7 +72,7 @@ impl Seat {
     /// # Errors
     /// [`SeatError`]
     pub fn take(config: &Config) -> Result<Self, SeatError> {
-        let name = config.name.clone().unwrap_or_else(|| InstanceName::of_this_namespace(config.mark));
+        let name = config.instance_name();
         let (socket, listener) = ControlSocket::claim(&name)?;
         let listen = |address| {
             let listener = TcpListener::bind(address)?;

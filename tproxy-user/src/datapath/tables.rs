@@ -142,10 +142,7 @@ impl Datapath {
         generation: u32,
         lasting: Extent,
     ) -> Result<(), DatapathError> {
-        let room = self.settings.sets as usize;
-        if rules.sets.len() > room {
-            return Err(DatapathError::Room { needed: rules.sets.len(), room });
-        }
+        self.require_room(rules)?;
         let next = (self.state.slot() + 1) % SLOTS;
         if self.tables.held.contains_key(&next) {
             wait_for_programs();
@@ -164,6 +161,15 @@ impl Datapath {
         self.publish()?;
         self.set_extent(extent);
         self.publish()
+    }
+
+    /// Whether there is room for these rules.
+    ///
+    /// # Errors
+    /// [`DatapathError::Room`]
+    pub fn require_room(&self, rules: &Compiled) -> Result<(), DatapathError> {
+        let (needed, room) = (rules.sets.len(), self.settings.sets as usize);
+        if needed > room { Err(DatapathError::Room { needed, room }) } else { Ok(()) }
     }
 
     fn set_extent(&mut self, extent: Extent) {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use crate::config::{Config, Rule};
 
 /// What a reload changes.
-#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Changes {
     /// Names of rules that there were not.
     pub added: Vec<String>,
@@ -16,7 +16,7 @@ pub struct Changes {
     /// Whether rules that stay are tried in another order.
     pub reordered: bool,
     /// Keys of what concerns all rules.
-    pub settings: Vec<&'static str>,
+    pub settings: Vec<String>,
 }
 
 impl Changes {
@@ -38,7 +38,11 @@ impl Changes {
             removed: names(now, &|name| !new.contains_key(name)),
             changed: stay.iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect(),
             reordered: stay != names(now, &|name| new.contains_key(name)),
-            settings: settings.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect(),
+            settings: settings
+                .into_iter()
+                .filter(|(_, differs)| *differs)
+                .map(|(key, _)| key.into())
+                .collect(),
         }
     }
 
@@ -49,16 +53,17 @@ impl Changes {
     }
 }
 
-/// On one line.
+/// On one line; with `#`, however many names there are.
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 8;
+        const FEW: usize = 8;
+        let most = if f.alternate() { usize::MAX } else { FEW };
         let mut parts = Vec::new();
         for (what, names) in [("added", &self.added), ("removed", &self.removed), ("changed", &self.changed)]
         {
             if !names.is_empty() {
-                let more = if names.len() > SHOWN { ", …" } else { "" };
-                let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
+                let more = if names.len() > most { ", …" } else { "" };
+                let shown: Vec<&str> = names.iter().take(most).map(String::as_str).collect();
                 parts.push(format!("rules {what}={} ({}{more})", names.len(), shown.join(", ")));
             }
         }
@@ -97,6 +102,11 @@ mod tests {
             changes.to_string(),
             "rules added=1 (d); rules removed=1 (a); rules changed=1 (b); rules reordered; changed: timeouts"
         );
+        let many: Vec<_> = (0..9).map(|number| (format!("n{number}"), Action::Direct)).collect();
+        let many: Vec<_> = many.iter().map(|(name, action)| (name.as_str(), action.clone())).collect();
+        let added = Changes::between(&config(&[]), &config(&many));
+        assert!(added.to_string().ends_with("n7, …)"), "{added}");
+        assert!(format!("{added:#}").ends_with("n7, n8)"), "{added:#}");
         assert!(Changes::between(&now, &now).is_empty());
         assert_eq!(Changes::between(&now, &now).to_string(), "nothing changed");
     }

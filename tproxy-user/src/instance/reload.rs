@@ -12,7 +12,8 @@ use super::{Changes, Instance, InstanceError, look_around, require_interfaces, r
 use crate::{
     config::{Config, Rule},
     generation::Generation,
-    policy::Extent,
+    plan::Surroundings,
+    policy::{Cgroup, Compiled, Extent},
 };
 
 /// For how long a connection that was decided may yet be accepted: longer than the kernel tries to finish a handshake
@@ -28,21 +29,20 @@ pub(super) struct Superseded {
     pub(super) until: Option<Instant>,
 }
 
+/// A configuration that could take the place of the one that holds.
+struct Considered {
+    changes: Changes,
+    surroundings: Surroundings,
+    cgroups: Vec<Vec<Cgroup>>,
+}
+
 impl Instance {
     /// Has flows that begin from now on go by `config`. Live ones keep their rules.
     ///
     /// # Errors
     /// [`InstanceError`]; everything is then as it was.
     pub fn reload(&mut self, config: Config) -> Result<Changes, InstanceError> {
-        if let Some(key) = fixed(&self.config, &config) {
-            return Err(InstanceError::Fixed(key));
-        }
-        let surroundings = look_around()?;
-        // One that was there at the start may come and go.
-        let known: BTreeSet<&String> = self.config.rules.iter().flat_map(|rule| &rule.interfaces).collect();
-        require_interfaces(&config.rules, &surroundings, |name| known.contains(name))?;
-        let cgroups = resolve_cgroups(&config.rules)?;
-        let changes = Changes::between(&self.config, &config);
+        let Considered { changes, surroundings, cgroups } = self.consider(&config)?;
         if config == self.config && cgroups == self.cgroups {
             return Ok(changes);
         }
@@ -78,6 +78,30 @@ impl Instance {
                 Err(error)
             }
         }
+    }
+
+    /// What [`Self::reload`] would change. Nothing is.
+    ///
+    /// # Errors
+    /// Why it would be refused, as far as that can be found out before anything is changed.
+    pub fn would_change(&self, config: &Config) -> Result<Changes, InstanceError> {
+        let Considered { changes, surroundings, cgroups } = self.consider(config)?;
+        let compiled = Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups);
+        self.datapath.require_room(&compiled)?;
+        Ok(changes)
+    }
+
+    fn consider(&self, config: &Config) -> Result<Considered, InstanceError> {
+        let fixed = fixed(&self.config, config);
+        if !fixed.is_empty() {
+            return Err(InstanceError::Fixed(fixed));
+        }
+        let surroundings = look_around()?;
+        // One that was there at the start may come and go.
+        let known: BTreeSet<&String> = self.config.rules.iter().flat_map(|rule| &rule.interfaces).collect();
+        require_interfaces(&config.rules, &surroundings, |name| known.contains(name))?;
+        let cgroups = resolve_cgroups(&config.rules)?;
+        Ok(Considered { changes: Changes::between(&self.config, config), surroundings, cgroups })
     }
 
     /// The configuration by which flows are decided.
@@ -126,8 +150,8 @@ impl Instance {
     }
 }
 
-/// The key of what differs and is made at the start.
-fn fixed(now: &Config, next: &Config) -> Option<&'static str> {
+/// The keys of what differs and is made at the start.
+fn fixed(now: &Config, next: &Config) -> Vec<&'static str> {
     let differ = [
         ("name", now.name != next.name),
         ("metrics", now.metrics != next.metrics),
@@ -140,5 +164,5 @@ fn fixed(now: &Config, next: &Config) -> Option<&'static str> {
         // For so long the datapath remembers a flow.
         ("timeouts.udp_stream", now.timeouts.udp_stream != next.timeouts.udp_stream),
     ];
-    differ.into_iter().find(|(_, differs)| *differs).map(|(key, _)| key)
+    differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }

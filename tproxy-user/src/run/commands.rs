@@ -1,13 +1,18 @@
 //! What a running instance can be told to do. Commands are carried out one after the other, in the order in which they
 //! were sent.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
 };
 
+use super::manager;
 use crate::{
     config::{self, Config},
     datapath::MapUse,
@@ -35,6 +40,13 @@ pub enum Command {
         /// That it is kept.
         reply: Reply<()>,
     },
+    /// Say what a reload of another file would change.
+    Check {
+        /// Where it is.
+        file: PathBuf,
+        /// What would change, or why it would be refused.
+        reply: Reply<Changes>,
+    },
     /// Stop as SIGTERM does: take no new flow, wait for the live ones, end.
     Drain {
         /// What is to be waited for.
@@ -44,6 +56,11 @@ pub enum Command {
     Look {
         /// How they are.
         reply: Reply<Box<Look>>,
+    },
+    /// Say anything: the main loop goes round.
+    Pulse {
+        /// That it does.
+        reply: Reply<()>,
     },
     /// Say how full the datapath's maps are, which takes longer.
     Maps {
@@ -126,7 +143,9 @@ impl Executor {
                 self.answer(command, instance);
                 return Course::Stop;
             }
-            Command::Look { .. } | Command::Maps { .. } => self.answer(command, instance),
+            Command::Check { .. } | Command::Look { .. } | Command::Pulse { .. } | Command::Maps { .. } => {
+                self.answer(command, instance);
+            }
         }
         Course::GoOn
     }
@@ -140,6 +159,12 @@ impl Executor {
             Command::Drain { reply } => {
                 drop(reply.send(Ok(Draining { live: instance.live(), limit: instance.drain_limit() })));
             }
+            Command::Check { file, reply } => {
+                let changes =
+                    load(&file).and_then(|config| instance.would_change(&config).map_err(Refused::because));
+                drop(reply.send(changes));
+            }
+            Command::Pulse { reply } => drop(reply.send(Ok(()))),
             Command::Look { reply } => {
                 let look = instance.look().map(|look| Box::new(Look { reloads: self.reloads, ..look }));
                 drop(reply.send(look.map_err(Refused::because)));
@@ -149,17 +174,20 @@ impl Executor {
     }
 
     fn reload(&mut self, confirm: Option<Duration>, instance: &mut Instance) -> Result<Changes, Refused> {
+        manager::reloading();
         let outcome = self.try_reload(confirm, instance);
         match &outcome {
             Ok(changes) => {
                 self.reloads.applied += 1;
                 tracing::info!(%changes, ?confirm, "reloaded");
+                manager::ready(&format!("reloaded: {changes}"));
             }
             Err(Refused(lines)) => {
                 self.reloads.refused += 1;
                 for line in lines {
                     tracing::error!("not reloaded: {line}");
                 }
+                manager::ready(&format!("not reloaded: {}", lines.join("; ")));
             }
         }
         outcome
@@ -176,7 +204,7 @@ impl Executor {
                 "an earlier reload waits to be confirmed: confirm it, or wait until it is rolled back",
             ));
         }
-        let config = config::load(file).map_err(|errors| Refused(errors.lines().collect()))?;
+        let config = load(file)?;
         let before = confirm.map(|within| (instance.config().clone(), within));
         let changes = instance.reload(config).map_err(Refused::because)?;
         self.unconfirmed =
@@ -207,11 +235,22 @@ impl Executor {
     pub(super) fn roll_back(&mut self, instance: &mut Instance) {
         let Some(Unconfirmed { before, .. }) = self.unconfirmed.take() else { return };
         self.reloads.rolled_back += 1;
+        manager::reloading();
         match instance.reload(before) {
-            Ok(changes) => tracing::warn!(%changes, "rolled back: the reload was not confirmed in time"),
-            Err(error) => tracing::error!("the reload was not confirmed, and cannot be rolled back: {error}"),
+            Ok(changes) => {
+                tracing::warn!(%changes, "rolled back: the reload was not confirmed in time");
+                manager::ready(&format!("rolled back: {changes}"));
+            }
+            Err(error) => {
+                tracing::error!("the reload was not confirmed, and cannot be rolled back: {error}");
+                manager::ready(&format!("cannot be rolled back: {error}"));
+            }
         }
     }
+}
+
+fn load(file: &Path) -> Result<Config, Refused> {
+    config::load(file).map_err(|errors| Refused(errors.lines().collect()))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! Needs root, and fails without. `scenarios forwarded::` runs the tests of one module.
 
 mod bench;
+mod check;
 mod clean;
 mod config;
 mod control;
@@ -26,5 +27,6 @@ mod run_directory;
 mod stop;
 mod support;
 mod sysctls;
+mod systemd;
 mod trace;
 mod udp;

@@ -32,6 +32,7 @@ fn everything_that_is_listed_is_answered() {
         match path {
             "/flows/follow" => {}
             "/metrics" => assert!(rig.ask(method, path).ends_with("# EOF\n")),
+            "/check" => drop(rig.json(method, "/check?file=%2Fetc%2Ftproxy.toml", 200)),
             "/close" => drop(rig.json(method, "/close?id=1", 200)),
             "/confirm" => assert_eq!(rig.json(method, path, 409)["error"], "one\ntwo"),
             _ => drop(rig.json(method, path, 200)),
@@ -74,6 +75,9 @@ fn what_makes_no_sense_is_refused_with_a_remedy() {
         ("GET", "/status?x=1", 400, "no query"),
         ("POST", "/reload?confirm=soon", 400, "confirm=30s"),
         ("POST", "/reload?confirm=0s", 400, "confirm=30s"),
+        ("GET", "/check", 400, "file=/PATH"),
+        ("GET", "/check?file=tproxy.toml", 400, "file=/PATH"),
+        ("GET", "/check?file=/a&file=/b", 400, "once"),
     ] {
         let error = rig.json(method, path, status)["error"].as_str().unwrap().to_owned();
         assert!(error.contains(words) && error.lines().count() == 1, "{method} {path}: {error}");
@@ -117,6 +121,12 @@ fn word() -> impl Strategy<Value = String> {
         "%2",
         "%ff",
         "dst=:443",
+        "check",
+        "reload",
+        "confirm",
+        "drain",
+        "file=/a",
+        "confirm=30s",
         "state=one_way",
     ]);
     prop_oneof![4 => known.prop_map(str::to_owned), 1 => ".{0,8}"]
@@ -137,6 +147,8 @@ proptest! {
             Ok(asked) => {
                 let changes = matches!(asked, Asked::Close(_) | Asked::Reload(_) | Asked::Confirm | Asked::Drain);
                 prop_assert_eq!(&method, if changes { Method::POST } else { Method::GET });
+                let absolute = !matches!(&asked, Asked::Check(file) if !file.is_absolute());
+                prop_assert!(absolute, "{:?}", asked);
                 let all = asked == Asked::Close(Filter::default());
                 prop_assert!(!all || path == "/close/all", "{} {} closes all", path, query);
             }
@@ -157,6 +169,8 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
             "/status",
             "/flows?",
             "/close",
+            "/check?file=",
+            "/reload?confirm=",
             " HTTP/1.1",
             " HTTP/1.0",
             "\r\n",

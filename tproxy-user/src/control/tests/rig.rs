@@ -120,7 +120,10 @@ async fn serve(listener: UnixListener, flows: Flows, ending: CancellationToken, 
             Command::Drain { reply } => {
                 drop(reply.send(Ok(Draining { live: 3, limit: Duration::from_secs(30) })));
             }
-            Command::Reload { reply, .. } => drop(reply.send(Ok(Changes::default()))),
+            Command::Reload { reply, .. } | Command::Check { reply, .. } => {
+                drop(reply.send(Ok(Changes::default())))
+            }
+            Command::Pulse { reply } => drop(reply.send(Ok(()))),
             Command::Confirm { reply } => drop(reply.send(Err(Refused(vec!["one".into(), "two".into()])))),
         }
     }
