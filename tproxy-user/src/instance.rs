@@ -21,7 +21,6 @@ pub use look::Look;
 use reload::Superseded;
 use socket2::Socket;
 use tokio::sync::Notify;
-use tproxy_common::verdict::Reason;
 use workers::{Counters, start_workers};
 
 use crate::{
@@ -31,6 +30,7 @@ use crate::{
     flows::Flows,
     generation::{Generation, Generations},
     host::{Change, HostError, Identity, Journal, lingering, local_table::LocalTable, pins, preflight},
+    logging,
     plan::{Plan, Surroundings},
     policy::{Cgroup, CgroupError, Compiled},
     socket::SocketError,
@@ -253,7 +253,10 @@ impl Instance {
         tracing::info!("connections: {}", self.tcp());
         tracing::info!("datagrams: {}", self.udp());
         match self.datapath.counters() {
-            Ok(counters) => tracing::info!("packets: {}", in_words(&counters)),
+            Ok(counters) => {
+                let named = counters.iter().map(|(reason, count)| (reason.name(), *count));
+                tracing::info!("packets: {}", logging::counts(named));
+            }
             Err(error) => tracing::warn!("packets: {error}"),
         }
     }
@@ -291,11 +294,4 @@ fn require_interfaces(
 
 fn resolve_cgroups(rules: &[Rule]) -> Result<Vec<Vec<Cgroup>>, CgroupError> {
     rules.iter().map(|rule| rule.cgroups.iter().map(|path| Cgroup::resolve(path)).collect()).collect()
-}
-
-/// What was counted, but for zeroes.
-fn in_words(counters: &[(Reason, u64)]) -> String {
-    let seen = counters.iter().filter(|(_, count)| *count > 0);
-    let words: Vec<_> = seen.map(|(reason, count)| format!("{}={count}", reason.name())).collect();
-    if words.is_empty() { "none".into() } else { words.join(" ") }
 }
