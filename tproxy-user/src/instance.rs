@@ -1,47 +1,41 @@
 //! One running instance in one network namespace: what it is made of, how it starts, follows the host, and stops.
 
+mod changes;
+mod follow;
 mod look;
+mod reload;
+#[cfg(test)]
+mod tests;
+mod workers;
 
 use std::{
-    io, mem,
-    net::SocketAddr,
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+pub use changes::Changes;
+use follow::look_around;
 use futures_util::future::join_all;
 pub use look::Look;
+use reload::Superseded;
 use socket2::Socket;
-use tproxy_common::{flow::Protocol, verdict::Reason};
+use tokio::sync::Notify;
+use workers::{Counters, start_workers};
 
 use crate::{
-    config::{Action, Config, OnExit, Rule, Scope},
-    datapath::{AttachError, Attachment, Datapath, DatapathError, Settings},
+    config::{Config, OnExit, Rule},
+    datapath::{Attachment, Datapath, DatapathError, Settings},
     family::Family,
     flows::Flows,
     generation::{Generation, Generations},
-    host::{
-        Change, Direction, HostError, Identity, Journal, lingering,
-        links::{self, Changed, Link},
-        local_table::{self, LocalTable},
-        pins, preflight,
-        sysctl::Sysctl,
-    },
-    mark::Mark,
+    host::{Change, HostError, Identity, Journal, lingering, local_table::LocalTable, pins, preflight},
+    logging,
     plan::{Plan, Surroundings},
-    policy::{Cgroup, CgroupError, Compiled, Extent},
-    socket::{self, SocketError},
-    tcp::{self, TcpCounters},
-    udp::{self, UdpCounters},
-    worker::{Pulse, Worker, WorkerSetup},
+    policy::{Cgroup, CgroupError, Compiled},
+    socket::SocketError,
+    worker::{Pulse, Worker},
 };
-
-mod changes;
-mod reload;
-
-pub use changes::Changes;
-use reload::Superseded;
-use tokio::sync::Notify;
 
 /// Why an instance could not start, or go on.
 #[derive(Debug, thiserror::Error)]
@@ -179,27 +173,6 @@ impl Instance {
         Ok(())
     }
 
-    /// Adapts to what changed on the host.
-    ///
-    /// # Errors
-    /// When the host or the kernel refuses; what was in place before still is.
-    pub fn follow(&mut self, changed: Changed) -> Result<(), InstanceError> {
-        if changed.local_table {
-            self.set_host_addresses()?;
-        }
-        if changed.links || changed.routes {
-            let now = look_around()?;
-            if now == self.surroundings {
-                return Ok(());
-            }
-            let before = mem::replace(&mut self.surroundings, now);
-            let plan = self.plan.clone();
-            self.carry_out()?;
-            self.report_interfaces(&before, &plan);
-        }
-        Ok(())
-    }
-
     /// Worker threads end only when they are told to, or panic; completes when one has.
     pub async fn worker_ended(&self) {
         let ended: Vec<_> = self.workers.iter().map(|worker| Box::pin(worker.ended())).collect();
@@ -286,104 +259,11 @@ impl Instance {
         tracing::info!("connections: {}", self.tcp());
         tracing::info!("datagrams: {}", self.udp());
         match self.datapath.counters() {
-            Ok(counters) => tracing::info!("packets: {}", in_words(&counters)),
+            Ok(counters) => {
+                let named = counters.iter().map(|(reason, count)| (reason.name(), *count));
+                tracing::info!("packets: {}", logging::counts(named));
+            }
             Err(error) => tracing::warn!("packets: {error}"),
-        }
-    }
-
-    fn set_host_addresses(&mut self) -> Result<(), InstanceError> {
-        let local = LocalTable::load(self.config.table)?;
-        Ok(self.datapath.set_host_addresses(local.prefixes())?)
-    }
-
-    /// Makes hooks, rules and tables what the surroundings ask for. First what delivers, then what steers.
-    fn carry_out(&mut self) -> Result<(), InstanceError> {
-        let plan = self.surroundings.plan(self.rules());
-        // One interface that refuses must not keep the rules from the others.
-        let prepared = self.prepare(&plan);
-        self.switch()?;
-        self.tidy(plan)?;
-        prepared
-    }
-
-    /// The rules, and those of earlier generations that still have flows.
-    fn rules(&self) -> impl Iterator<Item = &Rule> {
-        self.config.rules.iter().chain(self.superseded.iter().flat_map(|superseded| &*superseded.rules))
-    }
-
-    /// Adds what `plan` needs.
-    fn prepare(&mut self, plan: &Plan) -> Result<(), InstanceError> {
-        let drops = |rule: &Rule| rule.scope == Scope::Inbound && rule.action == Action::Drop;
-        if self.black_holes.is_empty() && self.rules().any(drops) {
-            self.black_holes = open_black_holes(self.config.mark, &mut self.datapath)?;
-        }
-        for sysctl in &plan.loopback {
-            let sysctl = Sysctl::new("lo", Family::V4, sysctl.key())?;
-            self.journal.apply(Change::Sysctl { sysctl, value: "1".into() })?;
-        }
-        for iif in &plan.delivering {
-            for change in rules_for(iif) {
-                self.journal.apply(change)?;
-            }
-        }
-        self.attach(plan)
-    }
-
-    /// Has the datapath decide by the latest rules, given the surroundings.
-    fn switch(&mut self) -> Result<(), InstanceError> {
-        let surroundings = &self.surroundings;
-        let compiled = Compiled::new(&self.config.rules, |rule| surroundings.limit(rule), &self.cgroups);
-        let extents = self.superseded.iter().map(|superseded| Extent::of(&superseded.rules));
-        let lasting = extents.fold(Extent::default(), Extent::and);
-        Ok(self.datapath.install(&compiled, self.generations.latest().number(), lasting)?)
-    }
-
-    /// Removes what `plan` does not need.
-    fn tidy(&mut self, plan: Plan) -> Result<(), InstanceError> {
-        for (link, hook) in self.datapath.attached() {
-            if !plan.hooks.contains(&(link.index, hook)) {
-                self.datapath.detach_from(link.index, hook)?;
-                self.journal.revert(&tc_filter(&link, hook))?;
-            }
-        }
-        let was = mem::replace(&mut self.plan, plan);
-        for iif in was.delivering.difference(&self.plan.delivering) {
-            for change in rules_for(iif) {
-                self.journal.revert(&change)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn attach(&mut self, plan: &Plan) -> Result<(), InstanceError> {
-        let mut outcome = Ok(());
-        for (index, hook) in &plan.hooks {
-            let Some(link) = self.surroundings.links.iter().find(|link| link.index == *index) else {
-                continue;
-            };
-            if self.datapath.attachment() == Attachment::Clsact {
-                self.journal.apply(tc_filter(link, *hook))?;
-            }
-            match self.datapath.attach(link, *hook) {
-                // Word of its end is on the way.
-                Err(DatapathError::Attach(AttachError::Gone(_))) => {}
-                Err(error) => outcome = Err(error.into()),
-                Ok(()) => {}
-            }
-        }
-        outcome
-    }
-
-    /// Says which of the interfaces that mattered are gone, and which matter now.
-    fn report_interfaces(&self, before: &Surroundings, plan: &Plan) {
-        let hooked = |plan: &Plan, link: &Link| plan.hooks.iter().any(|(index, _)| *index == link.index);
-        for link in gone(before, &self.surroundings).filter(|link| hooked(plan, link)) {
-            tracing::warn!(interface = link.name, "interface disappeared");
-        }
-        for link in &self.surroundings.links {
-            if hooked(&self.plan, link) && !hooked(plan, link) {
-                tracing::info!(interface = link.name, "interface appeared: steering is in place on it");
-            }
         }
     }
 }
@@ -406,106 +286,6 @@ impl Drop for LingeringSockets {
     }
 }
 
-/// Where one worker counts.
-#[derive(Default)]
-struct Counters {
-    tcp: Arc<TcpCounters>,
-    udp: Arc<UdpCounters>,
-}
-
-fn start_workers(
-    config: &Config,
-    generations: &Generations,
-    flows: &Flows,
-    datapath: &mut Datapath,
-) -> Result<(Vec<Worker>, Vec<Counters>), InstanceError> {
-    let mut sockets = Vec::new();
-    for worker in 0..config.workers {
-        sockets.push((open_listeners(worker, config, datapath)?, open_udp(worker, config, datapath)?));
-    }
-    let address_of = |socket: &Socket| socket.local_addr().ok().and_then(|addr| addr.as_socket());
-    let tcp_bound: Arc<[SocketAddr]> =
-        sockets.iter().flat_map(|(tcp, _)| tcp).filter_map(address_of).collect();
-    let udp_bound: Arc<[SocketAddr]> =
-        sockets.iter().flat_map(|(_, udp)| udp).filter_map(|udp| address_of(udp.listener())).collect();
-    let mut workers = Vec::new();
-    let mut counters = Vec::new();
-    for (index, (listeners, sockets)) in sockets.into_iter().enumerate() {
-        let own = Counters::default();
-        let tcp = tcp::Setup {
-            listeners,
-            bound: Arc::clone(&tcp_bound),
-            generations: generations.clone(),
-            mark: config.mark,
-            decisions: Box::new(datapath.decisions(own.tcp.accept_latency())?),
-            counters: Arc::clone(&own.tcp),
-            flows: flows.table(index),
-        };
-        let udp = udp::Setup {
-            sockets,
-            bound: Arc::clone(&udp_bound),
-            generations: generations.clone(),
-            workers: config.workers,
-            mark: config.mark,
-            memory: Box::new(datapath.memory()?),
-            counters: Arc::clone(&own.udp),
-            flows: flows.table(index),
-        };
-        workers
-            .push(Worker::spawn(WorkerSetup { index, tcp, udp: Some(udp) }).map_err(InstanceError::Worker)?);
-        counters.push(own);
-    }
-    Ok((workers, counters))
-}
-
-/// The TCP listeners of a worker, one for each address family.
-fn open_listeners(
-    worker: usize,
-    config: &Config,
-    datapath: &mut Datapath,
-) -> Result<Vec<Socket>, InstanceError> {
-    let open = |family| {
-        let listener = socket::listener(family, config.mark)?;
-        datapath.set_listener(worker as u32, Protocol::Tcp, family, &listener)?;
-        Ok(listener)
-    };
-    Family::available().map(open).collect()
-}
-
-/// The UDP sockets of a worker, a set for each address family. Rules about UDP may come later.
-fn open_udp(
-    worker: usize,
-    config: &Config,
-    datapath: &mut Datapath,
-) -> Result<Vec<udp::Sockets>, InstanceError> {
-    let open = |family| {
-        let sockets = udp::Sockets::open(family, config.mark)?;
-        datapath.set_listener(worker as u32, Protocol::Udp, family, sockets.listener())?;
-        Ok(sockets)
-    };
-    Family::available().map(open).collect()
-}
-
-/// Where flows end that scope `inbound` drops; the datapath's hooks for the other scopes can drop by themselves.
-fn open_black_holes(mark: Mark, datapath: &mut Datapath) -> Result<Vec<Socket>, InstanceError> {
-    let mut holes = Vec::new();
-    for protocol in Protocol::ALL {
-        for family in Family::available() {
-            let hole = match protocol {
-                Protocol::Tcp => socket::black_hole(family, mark)?,
-                Protocol::Udp => socket::datagram_black_hole(family, mark)?,
-            };
-            datapath.set_black_hole(protocol, family, &hole)?;
-            holes.push(hole);
-        }
-    }
-    Ok(holes)
-}
-
-fn look_around() -> Result<Surroundings, HostError> {
-    Ok(Surroundings { links: links::snapshot()?, routed: local_table::routed_interfaces()? })
-}
-
 fn require_interfaces(
     rules: &[Rule],
     surroundings: &Surroundings,
@@ -521,25 +301,3 @@ fn require_interfaces(
 fn resolve_cgroups(rules: &[Rule]) -> Result<Vec<Vec<Cgroup>>, CgroupError> {
     rules.iter().map(|rule| rule.cgroups.iter().map(|path| Cgroup::resolve(path)).collect()).collect()
 }
-
-fn tc_filter(link: &Link, hook: Direction) -> Change {
-    Change::TcFilter { interface: link.name.clone(), index: link.index, direction: hook }
-}
-
-fn rules_for(iif: &str) -> impl Iterator<Item = Change> {
-    Family::available().map(|family| Change::Rule { family, iif: iif.to_owned() })
-}
-
-fn gone<'a>(before: &'a Surroundings, now: &'a Surroundings) -> impl Iterator<Item = &'a Link> {
-    before.links.iter().filter(|link| !now.links.iter().any(|other| other.index == link.index))
-}
-
-/// What was counted, but for zeroes.
-fn in_words(counters: &[(Reason, u64)]) -> String {
-    let seen = counters.iter().filter(|(_, count)| *count > 0);
-    let words: Vec<_> = seen.map(|(reason, count)| format!("{}={count}", reason.name())).collect();
-    if words.is_empty() { "none".into() } else { words.join(" ") }
-}
-
-#[cfg(test)]
-mod tests;

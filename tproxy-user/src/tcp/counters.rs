@@ -9,7 +9,10 @@ use std::{
     },
 };
 
-use crate::latency::{Latencies, Latency};
+use crate::{
+    latency::{Latencies, Latency},
+    logging,
+};
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,15 +207,10 @@ impl Sum for Snapshot {
     }
 }
 
-/// `name=count` for what is not zero, as the last line of a run shows it.
+/// As the last line of a run shows it.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        for (name, count) in self.iter().filter(|(_, count)| *count > 0) {
-            write!(f, "{separator}{name}={count}")?;
-            separator = " ";
-        }
-        if separator.is_empty() { f.write_str("none") } else { Ok(()) }
+        f.write_str(&logging::counts(self.iter()))
     }
 }
 

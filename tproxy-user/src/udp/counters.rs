@@ -6,6 +6,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use crate::logging;
+
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -165,15 +167,10 @@ impl Snapshot {
     }
 }
 
-/// `name=count` for what is not zero, as the last line of a run shows it.
+/// As the last line of a run shows it.
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        for (name, count) in self.iter().filter(|(_, count)| *count > 0) {
-            write!(f, "{separator}{name}={count}")?;
-            separator = " ";
-        }
-        if separator.is_empty() { f.write_str("none") } else { Ok(()) }
+        f.write_str(&logging::counts(self.iter()))
     }
 }
 
