@@ -68,10 +68,7 @@ fn where_it_cannot_be_made_the_path_and_the_remedy_are_named() {
     // Nothing can be made below a file.
     fs::write(&place.0, "").unwrap();
     let error = place.claim("one").unwrap_err().to_string();
-    assert!(
-        error.contains(&*place.0.to_string_lossy()) && error.contains("make it writable"),
-        "{error}"
-    );
+    assert!(error.contains(&*place.0.to_string_lossy()) && error.contains("make it writable"), "{error}");
 }
 
 #[test]
