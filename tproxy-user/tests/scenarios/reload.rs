@@ -259,8 +259,9 @@ fn what_is_not_confirmed_is_rolled_back_also_when_nobody_is_there_any_more() {
     let socket = format!("/run/tproxy/{}.sock", world.net.gateway.name());
     let mut client = UnixStream::connect(socket).unwrap();
     client.write_all(b"POST /reload?confirm=2s HTTP/1.1\r\nHost: tproxy\r\n\r\n").unwrap();
-    drop(client);
     tproxy.wait_line(&["reloaded", "rules changed=1", "2s"], PATIENCE).unwrap();
+    // Without having read the answer.
+    drop(client);
     assert_told("two");
     // What the kernel sends when the terminal goes has the file read again, which has to wait.
     hang_up(&tproxy, &["not reloaded", "waits to be confirmed"]);
