@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::{
-    build_ebpf, host,
+    bench, build_ebpf, host,
     process::{cargo, output, run},
     test,
 };
@@ -45,6 +45,7 @@ const CHECKS: &[(&str, Check)] = &[
     }),
     ("eBPF object", || build_ebpf::main(&build_ebpf::Args { install: true, check: true })),
     ("lints and documentation of the eBPF programs", build_ebpf::lint),
+    ("instructions of the hot paths", bench::count_instructions),
     ("tests", || test::main(&test::Args { filter: Vec::new() })),
 ];
 

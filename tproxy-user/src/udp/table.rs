@@ -4,7 +4,7 @@ mod exercise;
 mod list;
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -84,7 +84,8 @@ pub(super) struct Table<T> {
     sessions: Slab<Session<T>>,
     by_flow: HashMap<Flow, SessionId>,
     all: Orders,
-    clients: HashMap<IpAddr, Client>,
+    clients: Slab<Client>,
+    by_address: HashMap<IpAddr, usize>,
     /// The neighbours of each session: among all, and among its client's.
     links: [Vec<Links>; 2],
 }
@@ -99,6 +100,8 @@ struct Client {
 struct Session<T> {
     value: T,
     flow: Flow,
+    /// Its place in [`Table::clients`]: a session that is used need not look for it.
+    client: usize,
     used: Instant,
     two_way: bool,
     /// Datagrams of the client without an answer each.
@@ -116,7 +119,8 @@ impl<T> Table<T> {
             sessions: Slab::new(),
             by_flow: HashMap::new(),
             all: Orders::default(),
-            clients: HashMap::new(),
+            clients: Slab::new(),
+            by_address: HashMap::new(),
             links: Default::default(),
         }
     }
@@ -136,7 +140,8 @@ impl<T> Table<T> {
     /// Which session has to end before this client can have another, if one has to.
     pub(super) fn in_the_way(&self, client: ClientAddr, now: Instant) -> Result<Option<SessionId>, Full> {
         let SessionLimits { total, per_client } = self.limits.sessions;
-        match self.clients.get(&client.0.ip()) {
+        let client = self.by_address.get(&client.0.ip()).map(|client| &self.clients[*client]);
+        match client {
             Some(client) if client.sessions >= per_client => {
                 self.dispensable(&client.orders, now).ok_or(Full).map(Some)
             }
@@ -158,13 +163,16 @@ impl<T> Table<T> {
 
     /// Adds a session in which the client has yet to send. There is none of that flow, and none in the way.
     pub(super) fn insert(&mut self, flow: Flow, value: T, now: Instant) -> SessionId {
-        let session = Session { value, flow, used: now, two_way: false, unanswered: 0 };
+        let clients = &mut self.clients;
+        let client =
+            self.by_address.entry(flow.client.0.ip()).or_insert_with(|| clients.insert(Client::default()));
+        clients[*client].sessions += 1;
+        let session = Session { value, flow, client: *client, used: now, two_way: false, unanswered: 0 };
         let id = SessionId(self.sessions.insert(session) as u32);
         for links in &mut self.links {
             links.resize(links.len().max(id.0 as usize + 1), Links::default());
         }
         self.by_flow.insert(flow, id);
-        self.clients.entry(flow.client.0.ip()).or_default().sessions += 1;
         self.link(id);
         id
     }
@@ -191,13 +199,12 @@ impl<T> Table<T> {
     pub(super) fn remove(&mut self, id: SessionId) -> Option<(Flow, T)> {
         self.sessions.get(id.0 as usize)?;
         self.unlink(id);
-        let Session { flow, value, .. } = self.sessions.remove(id.0 as usize);
+        let Session { flow, value, client, .. } = self.sessions.remove(id.0 as usize);
         self.by_flow.remove(&flow);
-        if let Entry::Occupied(mut client) = self.clients.entry(flow.client.0.ip()) {
-            client.get_mut().sessions -= 1;
-            if client.get().sessions == 0 {
-                client.remove();
-            }
+        self.clients[client].sessions -= 1;
+        if self.clients[client].sessions == 0 {
+            self.clients.remove(client);
+            self.by_address.remove(&flow.client.0.ip());
         }
         Some((flow, value))
     }
@@ -244,8 +251,8 @@ impl<T> Table<T> {
 
     /// The order of all and that of the client's that this session has its place in.
     fn orders_of(&mut self, id: SessionId) -> (Linked<'_>, Linked<'_>) {
-        let Session { flow, two_way, .. } = &self.sessions[id.0 as usize];
-        let client = self.clients.get_mut(&flow.client.0.ip()).expect("it has this session");
+        let Session { client, two_way, .. } = &self.sessions[id.0 as usize];
+        let client = &mut self.clients[*client];
         let [among_all, among_own] = &mut self.links;
         (
             Linked { list: self.all.list(*two_way), links: among_all },

@@ -180,7 +180,7 @@ proptest! {
             prop_assert_eq!(table.all.one_way.first(), first(false, None));
             prop_assert_eq!(table.all.two_way.first(), first(true, None));
             for client in 0..4 {
-                let known = table.clients.get(&IpAddr::from([10, 0, 0, client]));
+                let known = table.by_address.get(&IpAddr::from([10, 0, 0, client])).map(|client| &table.clients[*client]);
                 let count = reference.iter().filter(|(_, flow, _)| flow.client.0.ip() == IpAddr::from([10, 0, 0, client]));
                 prop_assert_eq!(known.map_or(0, |known| known.sessions), count.count());
                 prop_assert_eq!(known.and_then(|known| known.orders.one_way.first()), first(false, Some(client)));
