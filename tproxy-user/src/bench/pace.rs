@@ -52,6 +52,9 @@ impl Pace {
             Workload::Udp1200Singly,
             Workload::Rules64,
             Workload::Rules4096,
+            Workload::Syns64,
+            Workload::Syns512,
+            Workload::SynsPrefixes,
         ];
         let all = Workload::value_variants().iter().copied();
         all.filter(|workload| !(self.is_quick() && left_out.contains(workload))).collect()

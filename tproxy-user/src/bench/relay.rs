@@ -1,14 +1,19 @@
 //! Hidden subcommands that the benchmark runs on its gateways.
 
-use std::{io::Write as _, net::Ipv4Addr, sync::Arc};
+use std::{
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use socket2::Socket;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::steering::{self, Listeners};
 use crate::{
-    config::{Config, Rule},
+    config::{Config, Listed, NamedSet, Rule},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::Flows,
@@ -28,6 +33,9 @@ pub struct Many {
     /// Rules before the one of the flags
     #[arg(long)]
     fillers: usize,
+    /// Prefixes that those have beside one each, shared by 64 of them at a time
+    #[arg(long, default_value_t = 0)]
+    prefixes: u32,
     #[command(flatten)]
     run: crate::cli::Run,
 }
@@ -38,18 +46,32 @@ impl Many {
     /// # Errors
     /// Flags that do not go together.
     pub fn into_config(self) -> anyhow::Result<Config> {
-        let mut config = self.run.setup.into_config()?;
+        let Self { fillers, prefixes, run } = self;
+        let mut config = run.setup.into_config()?;
         let rule = config.rules.last().context("flags make a rule")?.clone();
-        let filler = |index| {
+        let number = fillers.div_ceil(steering::FILLERS_EACH);
+        let sets: Vec<_> = (0..number).map(|set| shared(prefixes, set, number)).collect();
+        let filler = |index: usize| {
             let (destination, port) = steering::filler(index);
-            let (to, ports) = (vec![destination.parse()?].into(), vec![port..=port].into());
-            anyhow::Ok(Rule { to, ports, ..rule.clone() })
+            let set = Arc::clone(&sets[index / steering::FILLERS_EACH]);
+            let to = Listed { own: vec![destination.parse()?], sets: vec![set] };
+            anyhow::Ok(Rule { to, ports: vec![port..=port].into(), ..rule.clone() })
         };
-        let fillers = (0..self.fillers).map(filler).collect::<Result<Vec<_>, _>>()?;
+        let fillers = (0..fillers).map(filler).collect::<Result<Vec<_>, _>>()?;
         config.rules.splice(0..0, fillers);
         Ok(config)
     }
 }
+
+/// One in `sets` of the prefixes, each an address that nobody connects to.
+fn shared(prefixes: u32, set: usize, sets: usize) -> Arc<NamedSet<IpNet>> {
+    let address = |index: u32| IpNet::from(IpAddr::from(Ipv4Addr::from_bits(NOBODY.to_bits() + index)));
+    let members = (0..prefixes).skip(set).step_by(sets).map(address).collect();
+    Arc::new(NamedSet { name: set.to_string().into(), members })
+}
+
+/// The first of addresses that no workload uses.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 0);
 
 /// The workers of `tproxy run` without its datapath: somebody else steers to their listeners.
 ///

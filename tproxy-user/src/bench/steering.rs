@@ -24,6 +24,8 @@ pub(super) enum Rules {
     One,
     /// The same as the last of as many rules.
     LastOf(usize),
+    /// The same as the last of 4,096, which have 100,000 prefixes.
+    Prefixes,
     /// One rule, which no connection of the workloads matches.
     Other,
 }
@@ -31,7 +33,7 @@ pub(super) enum Rules {
 impl Rules {
     pub(super) const fn ports(self) -> &'static str {
         match self {
-            Self::One | Self::LastOf(_) => PORTS,
+            Self::One | Self::LastOf(_) | Self::Prefixes => PORTS,
             Self::Other => OTHER_PORT,
         }
     }
@@ -41,6 +43,15 @@ impl Rules {
         match self {
             Self::One | Self::Other => 0,
             Self::LastOf(number) => number - 1,
+            Self::Prefixes => 4_095,
+        }
+    }
+
+    /// How many prefixes those have, beside one each.
+    pub(super) const fn prefixes(self) -> u32 {
+        match self {
+            Self::Prefixes => 100_000,
+            _ => 0,
         }
     }
 }
@@ -48,8 +59,11 @@ impl Rules {
 /// Destination and port of filler number `index`: addresses that nobody connects to (RFC 2544), 64 ports for each.
 /// A rule with a destination *and* a port of its own each would be more sets than the datapath's tables hold.
 pub(super) fn filler(index: usize) -> (String, u16) {
-    (format!("198.18.{}.0/24", index / 64), 20_000 + (index % 64) as u16)
+    (format!("198.18.{}.0/24", index / FILLERS_EACH), 20_000 + (index % FILLERS_EACH) as u16)
 }
+
+/// Fillers that have a destination in common.
+pub(super) const FILLERS_EACH: usize = 64;
 
 /// The ports of listeners, one of each a worker.
 #[derive(Debug, Serialize, Deserialize)]

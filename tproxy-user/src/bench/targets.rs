@@ -25,6 +25,8 @@ enum Against {
     /// Our relay behind iptables, with the same source.
     Iptables,
     Plain,
+    /// The same with one rule.
+    OneRule,
     /// Nothing: the number itself counts, in the unit of the sample.
     Itself,
 }
@@ -37,7 +39,7 @@ enum Bound {
 
 struct Target(Workload, Quantity, Against, Bound);
 
-use Against::{BetterPeer, Iptables, Itself, Plain};
+use Against::{BetterPeer, Iptables, Itself, OneRule, Plain};
 use Bound::{AtLeast, AtMost};
 use Quantity::{AddedCpu, Measured};
 
@@ -63,6 +65,8 @@ const TARGETS: &[Target] = &[
     Target(Workload::Connections, AddedCpu, Iptables, AtMost(1.0)),
     Target(Workload::Rules1000, Measured(Metric::Rate), Iptables, AtLeast(2.0)),
     Target(Workload::Rules1000, AddedCpu, Iptables, AtMost(1.0)),
+    Target(Workload::Syns4096, Measured(Metric::RunTime), OneRule, AtMost(1.5)),
+    Target(Workload::SynsPrefixes, Measured(Metric::RunTime), OneRule, AtMost(1.5)),
     Target(Workload::PassedBulk, Measured(Metric::Rate), Plain, AtLeast(0.97)),
     Target(Workload::PassedPingPong, Measured(Metric::P50), Plain, AtMost(1.03)),
     Target(Workload::Program, Measured(Metric::RunTime), Itself, AtMost(60e-9)),
@@ -99,10 +103,11 @@ pub(super) fn standings(results: &Results) -> Vec<Standing> {
 fn stand(target: &Target, way: Way, source: Source, results: &Results) -> Option<Standing> {
     let Target(workload, quantity, against, bound) = *target;
     let contender = Contender::Proxy(way, source);
-    let of = |contender| match quantity {
+    let at = |workload, contender| match quantity {
         Measured(metric) => results.by_round(workload, contender, metric),
         AddedCpu => results.added_cpu(workload, contender),
     };
+    let of = |contender| at(workload, contender);
     let own = of(contender);
     let (reference, name) = match against {
         BetterPeer => {
@@ -110,6 +115,7 @@ fn stand(target: &Target, way: Way, source: Source, results: &Results) -> Option
         }
         Iptables => (of(Contender::Proxy(Way::Iptables, source)), "iptables"),
         Plain => (of(Contender::Plain), "plain"),
+        OneRule => (at(Workload::Syns1, contender), "one rule"),
         Itself => (own.keys().map(|round| (*round, 1.0)).collect(), ""),
     };
     let title = match quantity {

@@ -8,6 +8,7 @@ mod metric;
 mod ping_pong;
 mod program;
 mod requests;
+mod syns;
 
 use std::time::Duration;
 
@@ -78,6 +79,20 @@ pub(super) enum Workload {
     /// New connections, the last of 4,096 rules
     #[value(name = "rules-4096")]
     Rules4096,
+    /// SYNs that go no further than the decision, one rule
+    #[value(name = "syns-1")]
+    Syns1,
+    /// The same, the last of 64 rules
+    #[value(name = "syns-64")]
+    Syns64,
+    /// The same, the last of 512 rules
+    #[value(name = "syns-512")]
+    Syns512,
+    /// The same, the last of 4,096 rules
+    #[value(name = "syns-4096")]
+    Syns4096,
+    /// The same, the last of 4,096 rules that have 100,000 prefixes
+    SynsPrefixes,
 }
 
 impl Workload {
@@ -85,9 +100,11 @@ impl Workload {
     pub(super) const fn rules(self) -> Rules {
         match self {
             Self::PassedBulk | Self::PassedPingPong | Self::PassedConnections | Self::Program => Rules::Other,
-            Self::Rules64 => Rules::LastOf(64),
+            Self::Rules64 | Self::Syns64 => Rules::LastOf(64),
+            Self::Syns512 => Rules::LastOf(512),
             Self::Rules1000 => Rules::LastOf(1_000),
-            Self::Rules4096 => Rules::LastOf(4_096),
+            Self::Rules4096 | Self::Syns4096 => Rules::LastOf(4_096),
+            Self::SynsPrefixes => Rules::Prefixes,
             _ => Rules::One,
         }
     }
@@ -98,9 +115,12 @@ impl Workload {
             (_, Contender::Proxy(way, _)) if !self.is_for(way.skill()) => false,
             (Self::Idle | Self::Program, Contender::Plain) => false,
             (_, Contender::Plain) => true,
-            (Self::Program, Contender::Proxy(way, source)) => way.is_datapath() && source == Source::Host,
+            // iptables would need ipset for so many.
+            (Self::Program | Self::SynsPrefixes, Contender::Proxy(way, source)) => {
+                way.is_datapath() && source == Source::Host
+            }
             // What does not depend on the relay is not measured with all of them.
-            (_, Contender::Proxy(way, source)) if self.rules() != Rules::One => {
+            (_, Contender::Proxy(way, source)) if self == Self::Syns1 || self.rules() != Rules::One => {
                 !Way::PEERS.contains(&way) && source == Source::Host
             }
             _ => true,
@@ -145,6 +165,9 @@ impl Workload {
             Self::Udp1200Singly => datagrams::run(lane, pace, 1_200, Sending::Singly),
             Self::Idle => idle::run(lane),
             Self::Program => program::run(lane, pace),
+            Self::Syns1 | Self::Syns64 | Self::Syns512 | Self::Syns4096 | Self::SynsPrefixes => {
+                syns::run(lane, pace)
+            }
         }
     }
 
@@ -176,6 +199,9 @@ impl Workload {
             }
             Self::PingPong | Self::PassedPingPong => ("round trip", "µs", 1e6),
             Self::Udp64 | Self::Udp1200 | Self::Udp1200Singly => ("datagram", "µs", 1e6),
+            Self::Syns1 | Self::Syns64 | Self::Syns512 | Self::Syns4096 | Self::SynsPrefixes => {
+                ("SYN", "ns", 1e9)
+            }
             _ => ("connection", "µs", 1e6),
         }
     }

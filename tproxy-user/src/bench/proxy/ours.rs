@@ -29,7 +29,7 @@ pub(super) fn start(
     let steer = if way == Way::SkAssign { "sk_assign" } else { "sk_lookup" };
     let command = match rules.fillers() {
         0 => "run".to_owned(),
-        fillers => format!("bench-many --fillers {fillers}"),
+        fillers => format!("bench-many --fillers {fillers} --prefixes {}", rules.prefixes()),
     };
     let proc = start_process(&format!("{command} {} --steer {steer}", flags(source, rules, cpus)), gateway)?;
     proc.wait_line(&["ready"], Duration::from_secs(30))?;

@@ -12,13 +12,18 @@ use crate::{
 
 pub(super) fn run(lane: &Lane, pace: Pace) -> anyhow::Result<Sample> {
     let pid = lane.proxy.as_ref().context("plain forwarding has no programs")?.pid();
+    Ok(Sample(vec![mean_run(pid, || ping_pong::run(lane, pace).map(drop))?]))
+}
+
+/// The mean of the tc programs that a process holds, while `load` lasts.
+pub(super) fn mean_run(pid: u32, load: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<(Metric, f64)> {
     let _measuring = datapath::measure_run_time()?;
     let before = runs(pid)?;
-    ping_pong::run(lane, pace)?;
+    load()?;
     let after = runs(pid)?;
     let (nanoseconds, number) = (after.0 - before.0, after.1 - before.1);
     ensure!(number > 0, "no tc program ran");
-    Ok(Sample(vec![(Metric::RunTime, nanoseconds as f64 * 1e-9 / number as f64)]))
+    Ok((Metric::RunTime, nanoseconds as f64 * 1e-9 / number as f64))
 }
 
 /// Nanoseconds and number of runs of all tc programs that a process holds (`bpf_prog_show_fdinfo`).
