@@ -2,6 +2,7 @@
 //!
 //! Nothing is changed, but for namespaces that `--probe` makes and removes.
 
+mod configuration;
 mod firewall;
 mod hooks;
 mod kernel;
@@ -9,11 +10,11 @@ mod limits;
 mod probe;
 mod routing;
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use serde::Serialize;
 
-use crate::{host::Identity, mark::Mark};
+use crate::{config::Config, host::Identity, mark::Mark};
 
 /// `tproxy doctor`
 #[derive(Debug, clap::Args)]
@@ -21,6 +22,9 @@ pub struct Args {
     /// Also send TCP and UDP, IPv4 and IPv6, through an instance of its own in namespaces made for it
     #[arg(long)]
     probe: bool,
+    /// Look at this configuration file too, and at what it needs; mark, table and priority are taken from it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mark", "table", "priority"])]
+    config: Option<PathBuf>,
     /// The mark that `run` is to use
     #[arg(long, value_name = "VALUE/MASK", default_value_t = Mark::DEFAULT)]
     mark: Mark,
@@ -138,8 +142,16 @@ impl fmt::Display for Report {
 /// Looks at everything, in the network namespace of the calling thread.
 #[must_use]
 pub fn examine(args: &Args) -> Report {
-    let identity = Identity { mark: args.mark, table: args.table, priority: args.priority };
-    let mut findings = kernel::examine(identity.mark);
+    let mut findings = Vec::new();
+    let mut identity = Identity { mark: args.mark, table: args.table, priority: args.priority };
+    if let Some(file) = &args.config {
+        let (config, found) = configuration::examine(file);
+        findings.extend(found);
+        if let Some(Config { mark, table, priority, .. }) = config {
+            identity = Identity { mark, table, priority };
+        }
+    }
+    findings.extend(kernel::examine(identity.mark));
     findings.extend(limits::examine());
     findings.extend(routing::examine(&identity));
     findings.extend(firewall::examine(identity.mark));

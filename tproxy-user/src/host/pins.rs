@@ -28,12 +28,18 @@ pub fn directory(mark: Mark) -> Result<PathBuf, HostError> {
     Ok(Path::new(FILE_SYSTEM).join("tproxy").join(inode.to_string()).join(format!("{:08x}", mark.steer())))
 }
 
+/// Whether there is a BPF file system to have them in.
+///
+/// # Errors
+/// [`HostError::NoBpfFileSystem`]
+pub fn require_file_system() -> Result<(), HostError> {
+    let is_bpf = statfs(FILE_SYSTEM).is_ok_and(|found| found.f_type as u64 == BPF_FS_MAGIC);
+    if is_bpf { Ok(()) } else { Err(HostError::NoBpfFileSystem(FILE_SYSTEM)) }
+}
+
 /// Makes the directory.
 pub(super) fn create(directory: &Path) -> Result<(), HostError> {
-    let is_bpf = statfs(FILE_SYSTEM).is_ok_and(|found| found.f_type as u64 == BPF_FS_MAGIC);
-    if !is_bpf {
-        return Err(HostError::NoBpfFileSystem(FILE_SYSTEM));
-    }
+    require_file_system()?;
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed("create", directory))
 }
 

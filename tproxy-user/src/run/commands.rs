@@ -358,6 +358,7 @@ mod tests {
         let (reply, replied) = oneshot::channel();
         assert_eq!(rig.carry_out(Command::Drain { reply }), Course::Stop);
         let limit = rig.instance.as_ref().unwrap().drain_limit();
-        assert_eq!(replied.blocking_recv().unwrap(), Ok(Draining { live: 0, limit }));
+        // Whether what was told is still live depends on who was faster.
+        assert_eq!(replied.blocking_recv().unwrap().unwrap().limit, limit);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::*;
+use crate::{reload::File, support::*};
 
 /// What doctor says in a namespace, and its exit code.
 struct Said {
@@ -135,6 +135,30 @@ fn a_killed_instance_is_found_and_cleaned_up_and_a_living_one_is_no_trouble() {
     said.assert_ok("mark");
     assert!(tproxy_output(gateway, "cleanup").status.success());
     doctor(gateway, "").assert_ok("instances");
+}
+
+#[test]
+fn what_a_configuration_needs_is_looked_at() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    let file = File::new("");
+    let text = "mark = \"0x40000000/0xc0000000\"\n[[rules]]\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\n\
+                action = \"direct\"\n[[rules]]\nscope = \"outbound\"\ncgroup = [\"/sys/fs/cgroup\"]\naction = \"direct\"\n";
+    let doctor = |text: &str| {
+        file.replace(text);
+        doctor(gateway, &file.flags())
+    };
+    let said = doctor(text);
+    said.assert_ok("configuration");
+    said.assert_ok("interfaces");
+    assert_eq!((said.cure("cgroups", "fail"), said.code), ("mkdir /sys/fs/cgroup".to_owned(), Some(1)));
+    assert!(said.report.to_string().contains("0x40000000/0xc0000000"), "{:#}", said.report);
+    assert!(doctor(&text.replace("lan", "nowhere")).cure("interfaces", "fail").contains("ip link"));
+    let wrong = doctor(&text.replace("direct", "dorp"));
+    assert_eq!(wrong.findings("configuration", "fail").len(), 2, "{:#}", wrong.report);
+    gateway.ip("link set lan down").unwrap();
+    gateway.run(&doctor(text).cure("interfaces", "warn")).unwrap();
+    doctor(text).assert_ok("interfaces");
 }
 
 #[test]
