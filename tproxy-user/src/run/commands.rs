@@ -179,7 +179,7 @@ impl Executor {
         match &outcome {
             Ok(changes) => {
                 self.reloads.applied += 1;
-                tracing::info!(%changes, ?confirm, "reloaded");
+                tracing::info!(%changes, confirm = confirm.map(tracing::field::debug), "reloaded");
                 manager::ready(&format!("reloaded: {changes}"));
             }
             Err(Refused(lines)) => {
