@@ -49,11 +49,14 @@ impl Pace {
             Workload::Bulk1Up,
             Workload::Bulk8Down,
             Workload::PassedConnections,
+            Workload::Udp64,
             Workload::Udp1200Singly,
             Workload::Rules64,
             Workload::Rules4096,
+            Workload::Syns1,
             Workload::Syns64,
             Workload::Syns512,
+            Workload::Syns4096,
             Workload::SynsPrefixes,
         ];
         let all = Workload::value_variants().iter().copied();
