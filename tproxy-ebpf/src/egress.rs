@@ -114,7 +114,7 @@ fn segment(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
 #[inline(always)]
 fn datagram(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
     match memory::recall(&parsed.tuple) {
-        Known::Passed | Known::Application => {
+        Known::Passed | Known::Carried(_) | Known::Application => {
             fragments::follow(parsed, FragmentCourse::Pass);
             return pass(Reason::Remembered);
         }

@@ -4,9 +4,9 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use tproxy_common::{
-    abi::{CARRY, FragmentCourse, RuleNumber},
+    abi::{FragmentCourse, RuleNumber},
     flow::{Flow, Protocol, Tuple},
-    packet::{Kind, Packet, Piece},
+    packet::{Packet, Piece},
     policy::decide,
     rule::Scope,
     verdict::{Reason, Verdict},
@@ -71,14 +71,7 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
             fragments::follow(&parsed, FragmentCourse::Drop);
             shot(Reason::RuleDrop)
         }
-        Verdict::Pass(_) if is_to_be_carried(&parsed) => {
-            memory::steered(&parsed.tuple, CARRY, ownership::worker_of_client(&parsed.tuple));
-            deliver(Reason::Carried)
-        }
-        Verdict::Pass(reason) => {
-            fragments::follow(&parsed, FragmentCourse::Pass);
-            pass(reason)
-        }
+        Verdict::Pass(reason) => fragments::leave_alone(&parsed, reason),
     };
     let Outcome::Settled(course, reason, _) = outcome else { return outcome };
     let rule = tables.decided.get();
@@ -186,10 +179,4 @@ fn worker(protocol: Protocol, tuple: &Tuple) -> u32 {
         Protocol::Tcp => ownership::this_cpu_worker(),
         Protocol::Udp => ownership::worker_of_client(tuple),
     }
-}
-
-/// Other fragments of its datagram came before it and were delivered: the whole goes to a worker, who sends it on.
-#[inline(always)]
-fn is_to_be_carried(parsed: &Packet) -> bool {
-    parsed.kind == Kind::Datagram && fragments::course(parsed) == Some(FragmentCourse::Steer)
 }

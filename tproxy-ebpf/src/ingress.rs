@@ -87,9 +87,8 @@ fn segment(ctx: &TcContext, parsed: &Packet) -> Outcome {
 fn datagram(ctx: &TcContext, parsed: &Packet) -> Outcome {
     if parsed.kind == Kind::Datagram {
         match memory::recall(&parsed.tuple) {
-            Known::Passed | Known::Application => {
-                fragments::follow(parsed, FragmentCourse::Pass);
-                return pass(Reason::Remembered);
+            Known::Passed | Known::Carried(_) | Known::Application => {
+                return fragments::leave_alone(parsed, Reason::Remembered);
             }
             // The socket of its own may be there already, and the kernel looks for that first.
             Known::Steered(worker) => {
@@ -131,9 +130,7 @@ fn deliver_to(ctx: &TcContext, parsed: &Packet, socket: Socket) -> Outcome {
 fn later_fragment(meta: &Meta, parsed: &Packet) -> Outcome {
     let course = fragments::course(parsed).unwrap_or_else(|| {
         let delivered = parsed.protocol == Protocol::Udp && may_be_ours(meta, parsed);
-        let course = if delivered { FragmentCourse::Steer } else { FragmentCourse::Pass };
-        fragments::follow(parsed, course);
-        course
+        fragments::settle(parsed, if delivered { FragmentCourse::Steer } else { FragmentCourse::Pass })
     });
     match course {
         FragmentCourse::Pass => pass(Reason::Fragment),

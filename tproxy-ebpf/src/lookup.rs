@@ -84,7 +84,7 @@ fn connection(flow: &Flow) -> Receiver {
 fn datagram(flow: &Flow) -> Receiver {
     match memory::recall(&flow.tuple) {
         Known::Passed | Known::Application => return Receiver::NotOurs,
-        Known::Steered(worker) => return Receiver::Worker(worker),
+        Known::Steered(worker) | Known::Carried(worker) => return Receiver::Worker(worker),
         Known::Nothing => {}
     }
     let control = maps::control();

@@ -3,11 +3,11 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use tproxy_common::{
-    abi::{APPLICATION, Memory, PASSED, RuleNumber},
+    abi::{APPLICATION, CARRY, Memory, PASSED, RuleNumber},
     flow::Tuple,
 };
 
-use crate::{maps, settings};
+use crate::{maps, ownership, settings};
 
 /// What became of a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(crate) enum Known {
     Nothing,
     /// It was left alone.
     Passed,
+    /// The same, but what of it was delivered this worker sends on.
+    Carried(u32),
     /// It is our own, to an application of this host.
     Application,
     /// This worker's listener receives it.
@@ -29,17 +31,18 @@ pub(crate) fn recall(tuple: &Tuple) -> Known {
     let now = now();
     // SAFETY: the entry stays readable while the program runs (RCU). Another CPU may write `seen` at the same time, an
     // aligned word, and the same time as good as.
-    let worker = unsafe {
+    let (rule, worker) = unsafe {
         if now.wrapping_sub((*memory).seen) > settings::memory_lifetime() {
             return Known::Nothing;
         }
         (*memory).seen = now;
-        (*memory).worker
+        ((*memory).rule, (*memory).worker)
     };
-    match worker {
-        PASSED => Known::Passed,
-        APPLICATION => Known::Application,
-        worker => Known::Steered(worker),
+    match (rule, worker) {
+        (_, PASSED) => Known::Passed,
+        (_, APPLICATION) => Known::Application,
+        (CARRY, worker) => Known::Carried(worker),
+        (_, worker) => Known::Steered(worker),
     }
 }
 
@@ -47,6 +50,12 @@ pub(crate) fn recall(tuple: &Tuple) -> Known {
 #[inline(always)]
 pub(crate) fn passed(tuple: &Tuple) {
     remember(tuple, 0, PASSED);
+}
+
+/// Remembers that a flow is left alone, although fragments of it were delivered.
+#[inline(always)]
+pub(crate) fn carried(tuple: &Tuple) {
+    remember(tuple, CARRY, ownership::worker_of_client(tuple));
 }
 
 /// Remembers that a flow is our own, to an application of this host.
@@ -64,7 +73,7 @@ pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32) {
 /// Whether a datagram replies to one that was left alone.
 #[inline(never)]
 pub(crate) fn answers(tuple: &Tuple) -> bool {
-    recall(&tuple.reversed()) == Known::Passed
+    matches!(recall(&tuple.reversed()), Known::Passed | Known::Carried(_))
 }
 
 /// The same; then it is remembered as well.

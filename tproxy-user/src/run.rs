@@ -1,6 +1,7 @@
 //! `tproxy run` and `tproxy cleanup`, from start to end.
 
 mod commands;
+mod descriptors;
 mod manager;
 mod watch;
 
@@ -8,7 +9,6 @@ use std::{io, path::PathBuf, pin::pin};
 
 use anyhow::anyhow;
 pub use commands::{Command, Commands, Draining, Refused, Reloads, Reply};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
@@ -45,7 +45,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let mut signals =
         Signals::new(file.is_some()).map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
     preflight::check()?;
-    raise_descriptor_limit();
+    descriptors::raise_limit();
     let cannot_watch = |error: io::Error| anyhow!("cannot watch the interfaces (netlink): {error}");
     let mut monitor = Monitor::new().map_err(cannot_watch)?;
     let seat = Seat::take(&config)?;
@@ -86,6 +86,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
                 }
             }
             () = instance.worker_ended() => {
+                descriptors::release_reserve();
                 instance.stop()?;
                 anyhow::bail!("a worker ended by itself, which is a bug; {left}");
             }
@@ -97,6 +98,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
             }
         }
     }
+    descriptors::release_reserve();
     instance.drain()?;
     manager::stopping(instance.live(), instance.drain_limit());
     {
@@ -125,15 +127,6 @@ pub fn cleanup() -> anyhow::Result<Vec<Report>> {
     let sockets = host::control_socket::remove_dead()?;
     reports.extend(sockets.into_iter().map(|path| Report::Socket { path }));
     Ok(reports)
-}
-
-/// A connection takes two descriptors, and the usual soft limit is 1,024: enough for programs that use `select`, which
-/// nothing here does.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
-        tracing::warn!("cannot raise the limit of open files: {error}");
-    }
 }
 
 /// For as long as the instance runs.

@@ -206,7 +206,6 @@ impl Relay {
         let sent = self.raw.send(OriginalDst(flow.client.0), ClientAddr(flow.dst.0), run);
         add(&self.counters.carried, sent.datagrams);
         add(&self.counters.send_errors, sent.lost);
-        self.memory.forget(flow.client, flow.dst);
     }
 
     /// A datagram that no session takes. Anybody can send many of them, so its line is not for everyday logs.

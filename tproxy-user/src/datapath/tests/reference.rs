@@ -173,7 +173,10 @@ impl<'a> Reference<'a> {
             return Err(Reason::NotOurs);
         }
         match self.memory.get(tuple) {
-            Some((_, PASSED | APPLICATION)) => {
+            Some((CARRY, _) | (_, PASSED | APPLICATION)) if hook == Direction::Ingress => {
+                return self.leave_alone(parsed, Reason::Remembered);
+            }
+            Some((CARRY, _) | (_, PASSED | APPLICATION)) => {
                 self.follow(parsed, FragmentCourse::Pass);
                 return Err(Reason::Remembered);
             }
@@ -205,19 +208,8 @@ impl<'a> Reference<'a> {
     }
 
     fn first(&mut self, verdict: Verdict, parsed: &Packet, seen: Seen<'_>) -> Decided {
-        let came_first = |reference: &Self| {
-            let course = parsed.fragment().and_then(|key| reference.fragments.get(&key).copied());
-            parsed.kind == Kind::Datagram && course == Some(FragmentCourse::Steer)
-        };
         match verdict {
-            Verdict::Pass(_) if came_first(self) => {
-                self.memory.insert(parsed.tuple, (CARRY, WORKER));
-                Ok((Course::Steered, Reason::Carried))
-            }
-            Verdict::Pass(reason) => {
-                self.follow(parsed, FragmentCourse::Pass);
-                Err(reason)
-            }
+            Verdict::Pass(reason) => self.leave_alone(parsed, reason),
             Verdict::Steer(rule) => {
                 self.follow(parsed, FragmentCourse::Steer);
                 self.remember(rule, parsed.protocol, &parsed.tuple);
@@ -237,6 +229,16 @@ impl<'a> Reference<'a> {
                 }
             }
         }
+    }
+
+    fn leave_alone(&mut self, parsed: &Packet, reason: Reason) -> Decided {
+        let course = parsed.fragment().and_then(|key| self.fragments.get(&key).copied());
+        if parsed.kind == Kind::Datagram && course == Some(FragmentCourse::Steer) {
+            self.memory.insert(parsed.tuple, (CARRY, WORKER));
+            return Ok((Course::Steered, Reason::Carried));
+        }
+        self.follow(parsed, FragmentCourse::Pass);
+        Err(reason)
     }
 
     fn later_fragment(&mut self, link: &Link, hook: Direction, parsed: &Packet) -> Decided {
@@ -267,7 +269,7 @@ impl<'a> Reference<'a> {
     }
 
     fn is_reply(&mut self, tuple: &Tuple) -> bool {
-        let replies = matches!(self.memory.get(&tuple.reversed()), Some((_, PASSED)));
+        let replies = matches!(self.memory.get(&tuple.reversed()), Some((CARRY, _) | (_, PASSED)));
         if replies {
             self.memory.insert(*tuple, (0, PASSED));
         }

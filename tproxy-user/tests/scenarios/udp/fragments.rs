@@ -85,6 +85,36 @@ fn fragments_in_any_order_are_intercepted_whole() {
     }
 }
 
+/// One after the other, without waiting for what becomes of those before.
+#[test]
+fn no_datagram_of_a_flow_that_is_left_alone_is_lost() {
+    // As many as a receive buffer holds.
+    const DATAGRAMS: u16 = 20;
+    let world = World::new();
+    for engine in ENGINES {
+        let tproxy = world.tproxy(&format!("{FORWARDED} --port 7 --action direct --steer {engine}"));
+        for family in Family::ALL {
+            let server = datagrams(&world.net.server, (family.server(), 8));
+            let flow = Flow { from: (family.client(), 6_000).into(), to: (family.server(), 8).into() };
+            let payload = text(4_000);
+            let sender = raw(&world.net.client, family);
+            for number in 1..=DATAGRAMS {
+                let fragments = flow.fragments(number, payload.as_bytes());
+                let order = if number % 5 == 0 { [0, 1, 2] } else { [2, 1, 0] };
+                for index in order {
+                    sender.send_to(&fragments[index], &SocketAddr::new(family.server(), 0).into()).unwrap();
+                }
+            }
+            for number in 1..=DATAGRAMS {
+                let (got, peer) = receive(&server)
+                    .unwrap_or_else(|error| panic!("{engine} {family:?} {number}: {error}\n{}", *tproxy));
+                assert!(got == payload, "{engine} {family:?}: {} bytes", got.len());
+                assert_eq!(peer.ip(), family.client(), "{engine}\n{}", *tproxy);
+            }
+        }
+    }
+}
+
 /// A socket for packets with headers of one's own (raw(7)).
 fn raw(namespace: &Namespace, family: Family) -> Socket {
     namespace.enter(|| {
