@@ -27,7 +27,10 @@ pub use icmp::{IcmpError, IcmpSender};
 pub use raw::RawSender;
 pub use readable::Readable;
 pub use receive::{Datagram, Receiver};
-pub use stream::{Received, Rest, black_hole, close_in_order, keep_alive, listener, receive, upstream};
+pub use stream::{
+    Received, Rest, black_hole, close_in_order, has_data, join_ack_with_data, keep_alive, listener, push,
+    receive, upstream,
+};
 
 use crate::family::Family;
 

@@ -94,6 +94,19 @@ pub fn keep_alive(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_tcp_keepalive(&KEEPALIVE)
 }
 
+/// Has the last ACK of a handshake wait for the first data and go with it, in one packet instead of two. For who has data
+/// to send at once: else the ACK, which some servers wait for in order to speak, is 200 ms late
+/// (`tcp_rcv_synsent_state_process`). Once connected, the socket acknowledges like any other.
+pub fn join_ack_with_data(socket: &impl AsFd) {
+    // It fails for no TCP socket; if it did, there would be two packets.
+    let _ = rustix::net::sockopt::set_tcp_quickack(socket, false);
+}
+
+/// Whether there is something to be read. The end of the data is none.
+pub fn has_data(socket: &impl AsFd) -> bool {
+    rustix::io::ioctl_fionread(socket).is_ok_and(|length| length > 0)
+}
+
 /// Reads once. Also says whether there is more: a short read alone does not, for it stops at an urgent byte
 /// (`tcp_recvmsg`).
 ///
@@ -138,6 +151,12 @@ pub enum Rest {
     Nothing,
     /// More bytes, or the end of the data, or it is not known.
     Something,
+}
+
+/// Sends what was written with `MSG_MORE` and waits for more (`tcp_sock_set_nodelay`).
+pub fn push(socket: &impl AsFd) {
+    // It fails for no TCP socket.
+    let _ = SockRef::from(socket).set_tcp_nodelay(true);
 }
 
 /// From now on, closing this socket is to its peer the end of the data and not a reset.

@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use rustix::net::{SendFlags, send};
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
@@ -110,6 +111,14 @@ impl Pipe {
     /// A server that answers and closes without having read all of the request sends data and then a
     /// reset; its client can read the answer, and ours must be able to.
     pub(super) fn last_words(&mut self, source: &TcpStream, sink: &TcpStream, buffers: &Buffers) {
+        self.pass_on_what_is_there(source, sink, buffers);
+        if self.phase == Phase::Ended {
+            // The end that it waits for will not be told.
+            socket::push(sink);
+        }
+    }
+
+    fn pass_on_what_is_there(&mut self, source: &TcpStream, sink: &TcpStream, buffers: &Buffers) {
         loop {
             let before = self.written;
             if self.flush(sink, buffers).is_err() || self.remainder.is_some() || self.phase != Phase::Open {
@@ -171,35 +180,38 @@ impl Pipe {
         }
     }
 
-    /// One read into a buffer of the worker; leaves no remainder when there was nothing to read.
+    /// Reads what there is into a buffer of the worker, as far as it has room; leaves no remainder when that was nothing.
     ///
     /// When that was all, the runtime is told at once that the source is no longer readable, instead of by another read.
     fn copy(&mut self, source: &TcpStream, buffers: &Buffers) -> Result<(), Failure> {
         let mut buffer = buffers.take();
-        let mut length = 0;
+        let (mut length, mut phase) = (0, Phase::Open);
         let result = source.try_io(Interest::READABLE, || {
-            let received = socket::receive(source, &mut buffer)?;
-            length = received.length;
-            match received {
-                Received { length: 1.., rest: Rest::Nothing } => Err(io::ErrorKind::WouldBlock.into()),
-                _ => Ok(()),
+            while length < buffer.len() {
+                let received = socket::receive(source, &mut buffer[length..])?;
+                length += received.length;
+                match received {
+                    Received { length: 0, .. } => {
+                        phase = Phase::Ended;
+                        break;
+                    }
+                    Received { rest: Rest::Nothing, .. } => return Err(io::ErrorKind::WouldBlock.into()),
+                    Received { rest: Rest::Something, .. } => {}
+                }
             }
+            Ok(())
         });
+        self.phase = phase;
         if length > 0 {
             self.note(length);
             self.remainder = Some(Remainder::Copied { buffer, unwritten: 0..length });
-            return Ok(());
+        } else {
+            buffers.give_back(buffer);
         }
         match result {
-            Ok(()) => self.phase = Phase::Ended,
-            Err(error) if is_transient(&error) => {}
-            Err(error) => {
-                buffers.give_back(buffer);
-                return Err(Failure::Source(error));
-            }
+            Err(error) if !is_transient(&error) => Err(Failure::Source(error)),
+            _ => Ok(()),
         }
-        buffers.give_back(buffer);
-        Ok(())
     }
 
     /// One write of the remainder, whose buffer or conduit goes back when nothing is left of it.
@@ -207,7 +219,11 @@ impl Pipe {
         let (result, is_done) = match &mut self.remainder {
             None => return Ok(()),
             Some(Remainder::Copied { buffer, unwritten }) => {
-                let result = sink.try_write(&buffer[unwritten.clone()]);
+                // With the end known, a part of it may wait for that: `shutdown` and `close` send both in one segment.
+                let more = if self.phase == Phase::Open { SendFlags::empty() } else { SendFlags::MORE };
+                let bytes = &buffer[unwritten.clone()];
+                let result =
+                    sink.try_io(Interest::WRITABLE, || Ok(send(sink, bytes, SendFlags::NOSIGNAL | more)?));
                 unwritten.start += result.as_ref().map_or(0, |length| *length);
                 (result, unwritten.start == unwritten.end)
             }

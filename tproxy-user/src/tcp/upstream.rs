@@ -39,6 +39,11 @@ pub(super) async fn connect(
     let mut source = sources.first(is_clients);
     loop {
         let socket = socket::upstream(address, source, connection.shared.mark);
+        let socket = socket.inspect(|socket| {
+            if socket::has_data(client) {
+                socket::join_ack_with_data(socket)
+            }
+        });
         let connected = match socket.map(|socket| TcpSocket::from_std_stream(socket.into())) {
             Ok(socket) => tokio::select! {
                 biased;

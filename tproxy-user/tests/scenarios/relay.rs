@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
+
 use crate::support::*;
 
 const MIB: usize = 1 << 20;
@@ -164,6 +166,43 @@ fn wait_writable(stream: &TcpStream) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let limit = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
     poll(&mut [PollFd::new(stream, PollFlags::OUT)], Some(&limit)).unwrap();
+}
+
+/// The last ACK of the upstream's handshake goes with the request, and the end of the data with the answer.
+#[test]
+fn what_can_go_in_one_packet_does() {
+    let world = World::new();
+    let tproxy = intercept(&world, "host");
+    for family in Family::ALL {
+        let listener = listen(&world.net.server, (family.server(), 0));
+        // Whatever happens meanwhile, it finds all of it when it goes on.
+        pause(&tproxy);
+        let mut client = connect(&world.net.client, listener.local_addr().unwrap()).unwrap();
+        client.write_all(b"request").unwrap();
+        let before = tcp_counter(&world.net.server, "InSegs");
+        tproxy.signal(Signal::CONT);
+        let mut server = accept(&listener);
+        let mut request = [0; 7];
+        server.read_exact(&mut request).unwrap();
+        assert_eq!(tcp_counter(&world.net.server, "InSegs") - before, 2, "SYN and request\n{}", *tproxy);
+
+        pause(&tproxy);
+        server.write_all(b"answer").unwrap();
+        drop(server);
+        let before = tcp_counter(&world.net.client, "InSegs");
+        tproxy.signal(Signal::CONT);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "answer");
+        assert_eq!(tcp_counter(&world.net.client, "InSegs") - before, 1, "the answer\n{}", *tproxy);
+    }
+}
+
+/// Stops a process, and waits until all of its threads have stopped.
+fn pause(tproxy: &Tproxy) {
+    tproxy.signal(Signal::STOP);
+    let pid = Pid::from_raw(tproxy.pid() as i32).unwrap();
+    waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).unwrap();
 }
 
 #[test]

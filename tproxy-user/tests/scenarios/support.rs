@@ -234,12 +234,17 @@ fn join_scoped<R>(thread: thread::ScopedJoinHandle<'_, R>) -> R {
 
 /// The SYNs and segments a namespace had to send again.
 pub(crate) fn retransmitted(namespace: &Namespace) -> u64 {
+    tcp_counter(namespace, "RetransSegs")
+}
+
+/// A counter of a namespace's TCP, of both families.
+pub(crate) fn tcp_counter(namespace: &Namespace, name: &str) -> u64 {
     // thread-self: /proc/net is the main thread's namespace.
     let text = namespace.enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp")).expect("snmp");
     let mut rows = text.lines().filter(|line| line.starts_with("Tcp:"));
     let names = rows.next().expect("names").split_whitespace();
     let values = rows.next().expect("values").split_whitespace();
-    let (_, value) = names.zip(values).find(|(name, _)| *name == "RetransSegs").expect("RetransSegs");
+    let (_, value) = names.zip(values).find(|(found, _)| *found == name).expect(name);
     value.parse().expect("a number")
 }
 
