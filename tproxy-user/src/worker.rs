@@ -1,11 +1,11 @@
 //! One thread, one runtime, its own listeners: TCP's are served by [`tcp`], UDP's by [`udp`].
 
-use std::{io, panic::resume_unwind, thread};
+use std::{io, panic::resume_unwind, sync::mpsc::sync_channel, thread};
 
 use tokio::{
-    runtime::{Builder, Runtime},
+    runtime::{Builder, LocalOptions, LocalRuntime},
     sync::{mpsc, oneshot},
-    task::{JoinSet, LocalSet},
+    task::JoinSet,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -60,23 +60,27 @@ impl Worker {
     /// # Errors
     /// When the system has no thread or no descriptor left for it.
     pub fn spawn(setup: WorkerSetup) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
         let live = Live::default();
         let [draining, stop, ended] = std::array::from_fn(|_| CancellationToken::new());
-        let (tcp, udp) = {
-            let _inside = runtime.enter();
-            let udp = setup.udp.map(|udp| udp::Service::new(udp, live.clone(), draining.clone()));
-            (tcp::Service::new(setup.tcp, live.clone())?, udp.transpose()?)
-        };
         let name = format!("tproxy-w{}", setup.index);
         let (pulse, asked) = Pulse::new();
+        let (tell, begun) = sync_channel(1);
         let thread = thread::Builder::new().name(name).spawn({
-            let (stop, ended) = (stop.clone(), ended.clone());
+            let (live, draining, stop, ended) = (live.clone(), draining.clone(), stop.clone(), ended.clone());
             move || {
                 let _ended = ended.drop_guard();
-                serve(&runtime, tcp, udp, asked, &stop);
+                let (outcome, services) = match Services::new(setup, live, draining) {
+                    Ok(services) => (Ok(()), Some(services)),
+                    Err(error) => (Err(error), None),
+                };
+                // Whoever spawns it waits for this.
+                let _ = tell.send(outcome);
+                if let Some(services) = services {
+                    services.serve(asked, &stop);
+                }
             }
         })?;
+        begun.recv().map_err(io::Error::other)??;
         let _stop_when_dropped = stop.clone().drop_guard();
         Ok(Self { thread, draining, stop, live, ended, pulse, _stop_when_dropped })
     }
@@ -126,34 +130,46 @@ impl Worker {
     }
 }
 
-/// The life of a worker's thread.
-fn serve(
-    runtime: &Runtime,
+/// What a worker's thread does, in a runtime that cannot leave it.
+struct Services {
+    /// When it is dropped at the end, so are the connections' sockets, and that resets them.
+    runtime: LocalRuntime,
     tcp: tcp::Service,
     udp: Option<udp::Service>,
-    mut asked: mpsc::Receiver<oneshot::Sender<()>>,
-    stop: &CancellationToken,
-) {
-    // When it is dropped at the end, so are the connections' sockets, and that resets them.
-    let connections = LocalSet::new();
-    connections.block_on(runtime, async {
-        let mut serving = JoinSet::new();
-        tcp.serve(&mut serving);
-        if let Some(udp) = udp {
-            serving.spawn_local(udp.serve());
-        }
-        let answer = async {
-            while let Some(reply) = asked.recv().await {
-                // That nobody waits any more is no failure.
-                let _ = reply.send(());
-            }
+}
+
+impl Services {
+    fn new(setup: WorkerSetup, live: Live, draining: CancellationToken) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+        let (tcp, udp) = {
+            let _inside = runtime.enter();
+            let udp = setup.udp.map(|udp| udp::Service::new(udp, live.clone(), draining));
+            (tcp::Service::new(setup.tcp, live)?, udp.transpose()?)
         };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            // Nobody can ask a worker that was dropped.
-            () = answer => {}
-            // Serving never ends but by a panic, and without it a worker is of no use.
-            Some(Err(error)) = serving.join_next() => resume_unwind(error.into_panic()),
-        }
-    });
+        Ok(Self { runtime, tcp, udp })
+    }
+
+    fn serve(self, mut asked: mpsc::Receiver<oneshot::Sender<()>>, stop: &CancellationToken) {
+        let Self { runtime, tcp, udp } = self;
+        runtime.block_on(async {
+            let mut serving = JoinSet::new();
+            tcp.serve(&mut serving);
+            if let Some(udp) = udp {
+                serving.spawn_local(udp.serve());
+            }
+            let answer = async {
+                while let Some(reply) = asked.recv().await {
+                    // That nobody waits any more is no failure.
+                    let _ = reply.send(());
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                // Nobody can ask a worker that was dropped.
+                () = answer => {}
+                // Serving never ends but by a panic, and without it a worker is of no use.
+                Some(Err(error)) = serving.join_next() => resume_unwind(error.into_panic()),
+            }
+        });
+    }
 }
