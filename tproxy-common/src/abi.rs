@@ -14,6 +14,8 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// `SockMap`, indexed by `listener_index` and `black_hole_index`.
     pub const LISTENERS: &str = "LISTENERS";
+    /// `Array<Given>`, indexed by worker.
+    pub const GIVEN: &str = "GIVEN";
     /// `LruHashMap<Tuple, Decision>`, of TCP.
     pub const DECISIONS: &str = "DECISIONS";
     /// `LruHashMap<Tuple, Memory>`, of UDP.
@@ -198,6 +200,15 @@ pub const CARRY: RuleNumber = RuleNumber::MAX;
 
 /// In [`Memory::worker`]: nobody's, the flow was left alone.
 pub const PASSED: u32 = u32::MAX - 1;
+
+/// How many connections a worker was given, counted up to the largest number and then from 0 again. In a cache line of its
+/// own: each CPU mostly counts for one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Given {
+    /// A count that two CPUs make at the same time may be one.
+    pub connections: u32,
+}
 
 /// A flow was decided: its handshake belongs to a listener, its connection to this rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

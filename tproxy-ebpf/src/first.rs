@@ -176,7 +176,7 @@ fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleNumber, history: History) -
 #[inline(always)]
 fn worker(protocol: Protocol, tuple: &Tuple) -> u32 {
     match protocol {
-        Protocol::Tcp => ownership::this_cpu_worker(),
+        Protocol::Tcp => ownership::worker_of_connection(),
         Protocol::Udp => ownership::worker_of_client(tuple),
     }
 }

@@ -17,7 +17,7 @@ use tproxy_common::{
 use crate::{
     maps::{self, count},
     memory::{self, Known},
-    ownership::{family, is_host_address, this_cpu_worker, worker_of_client},
+    ownership::{family, is_host_address, worker_of_client, worker_of_connection},
     tables::Tables,
     trace,
 };
@@ -125,7 +125,7 @@ fn ask_the_rules(control: Control, flow: &Flow) -> Result<Receiver, Reason> {
             let rule = control.number(rule);
             let worker = match flow.protocol {
                 Protocol::Tcp => {
-                    let worker = this_cpu_worker();
+                    let worker = worker_of_connection();
                     maps::decided(&flow.tuple, rule, worker);
                     worker
                 }

@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use tproxy_common::{
     abi::{
-        CgroupKey, Control, Decision, FragmentKey, MAX_LISTENERS, MAX_SETS, Memory, PortBits, SLOTS,
-        SlotAddr, SlotKey, TRACE_SIZE, Told,
+        CgroupKey, Control, Decision, FragmentKey, Given, MAX_LISTENERS, MAX_SETS, MAX_WORKERS, Memory,
+        PortBits, SLOTS, SlotAddr, SlotKey, TRACE_SIZE, Told,
     },
     addr::Addr,
     flow::Tuple,
@@ -22,6 +22,8 @@ pub(crate) static CONTROL: Array<Control, 1> = Array::new();
 pub(crate) static COUNTERS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static LISTENERS: SockMap<{ MAX_LISTENERS as usize }> = SockMap::new();
+#[btf_map]
+pub(crate) static GIVEN: Array<Given, { MAX_WORKERS as usize }> = Array::new();
 #[btf_map]
 pub(crate) static DECISIONS: LruHashMap<Tuple, Decision, 65_536> = LruHashMap::new();
 #[btf_map]
@@ -71,6 +73,21 @@ pub(crate) fn decided(tuple: &Tuple, rule: RuleIndex, worker: u32) {
     let seen = unsafe { bpf_ktime_get_ns() };
     // It fails only when the map has no memory left; the connection is then refused.
     let _ = DECISIONS.insert(tuple, Decision { seen, rule, worker }, 0);
+}
+
+/// How many connections a worker was given.
+#[inline(always)]
+pub(crate) fn given(worker: u32) -> u32 {
+    GIVEN.get(worker).map_or(0, |given| given.connections)
+}
+
+/// Counts a connection for a worker.
+#[inline(always)]
+pub(crate) fn give(worker: u32) {
+    if let Some(given) = GIVEN.get_ptr_mut(worker) {
+        // SAFETY: the slot stays where it is. When another CPU writes it at the same time, one of the counts is lost.
+        unsafe { (*given).connections = (*given).connections.wrapping_add(1) };
+    }
 }
 
 /// Counts a packet under its reason.

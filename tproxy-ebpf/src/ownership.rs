@@ -168,12 +168,26 @@ fn words(addr: &Addr) -> [u32; 4] {
     [word([a, b, c, d]), word([e, f, g, h]), word([i, j, k, l]), word([m, n, o, p])]
 }
 
-/// The worker that serves the CPU this runs on.
+/// The worker that gets a connection: that of the CPU this runs on, whose caches have the packet, unless it was given too
+/// many more than another. Where all packets come in on one CPU, the others would have nothing to do.
 #[inline(always)]
-pub(crate) fn this_cpu_worker() -> u32 {
+pub(crate) fn worker_of_connection() -> u32 {
+    /// More than differ by chance where packets are spread, less than would be felt where they are not.
+    const TOO_MANY: i32 = 16;
     // SAFETY: no arguments, no failure.
     let cpu = unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() } as u32;
-    cpu % settings::workers()
+    let workers = settings::workers();
+    let local = cpu % workers;
+    if workers == 1 {
+        return local;
+    }
+    let given = maps::given(local);
+    // Each of the others in turn.
+    let other = (local + 1 + given % (workers - 1)) % workers;
+    let is_too_many = given.wrapping_sub(maps::given(other)).cast_signed() > TOO_MANY;
+    let worker = if is_too_many { other } else { local };
+    maps::give(worker);
+    worker
 }
 
 /// The worker that has all UDP flows of the client that sent a datagram.

@@ -14,6 +14,7 @@ use proptest::{
     test_runner::{TestCaseError, TestCaseResult, TestRunner},
 };
 use reference::{Expected, Reference};
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use tproxy_common::{
     abi::{Decision, FragmentKey, Memory},
     addr::Addr,
@@ -50,6 +51,10 @@ struct Rig {
 
 impl Rig {
     fn run(steer: Steer, test: impl FnOnce(Self) + Send) {
+        Self::with_workers(1, steer, test);
+    }
+
+    fn with_workers(workers: u32, steer: Steer, test: impl FnOnce(Self) + Send) {
         let namespace = Namespace::new("prog").unwrap();
         let mut indices = INTERFACES;
         let [four, six] = MACS.map(|(name, [a, b, c, d, e, f])| {
@@ -57,16 +62,16 @@ impl Rig {
             format!("name {name} index {index} address {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
         });
         namespace.ip(&format!("link add {four} type veth peer {six}")).unwrap();
-        namespace.enter(|| test(Self::new(steer)));
+        namespace.enter(|| test(Self::new(workers, steer)));
     }
 
-    fn new(steer: Steer) -> Self {
+    fn new(workers: u32, steer: Steer) -> Self {
         let mark = Mark::DEFAULT;
         let mut datapath = Datapath::load(Settings {
             mark,
             steer,
             attachment: Attachment::of_this_kernel(),
-            workers: 1,
+            workers,
             memory: Duration::from_secs(120),
             sets: 0,
             verbose: false,
@@ -74,14 +79,16 @@ impl Rig {
         .unwrap();
         let mut sockets = vec![];
         for family in Family::BOTH {
-            let (listener, hole) = (listener(family, mark).unwrap(), black_hole(family, mark).unwrap());
-            datapath.set_listener(0, Protocol::Tcp, family, &listener).unwrap();
-            datapath.set_black_hole(Protocol::Tcp, family, &hole).unwrap();
-            sockets.extend([listener, hole]);
-            let (listener, hole) = (unconnected(family, mark), unconnected(family, mark));
-            datapath.set_listener(0, Protocol::Udp, family, &listener).unwrap();
-            datapath.set_black_hole(Protocol::Udp, family, &hole).unwrap();
-            sockets.extend([listener, hole]);
+            for worker in 0..workers {
+                let (tcp, udp) = (listener(family, mark).unwrap(), unconnected(family, mark));
+                datapath.set_listener(worker, Protocol::Tcp, family, &tcp).unwrap();
+                datapath.set_listener(worker, Protocol::Udp, family, &udp).unwrap();
+                sockets.extend([tcp, udp]);
+            }
+            let (tcp, udp) = (black_hole(family, mark).unwrap(), unconnected(family, mark));
+            datapath.set_black_hole(Protocol::Tcp, family, &tcp).unwrap();
+            datapath.set_black_hole(Protocol::Udp, family, &udp).unwrap();
+            sockets.extend([tcp, udp]);
         }
         datapath.attach_lookup().unwrap();
         let all = links::snapshot().unwrap();
@@ -315,6 +322,32 @@ fn the_loaded_programs_do_what_the_reference_says() {
     for steer in [Steer::SkLookup, Steer::SkAssign] {
         Rig::run(steer, |mut rig| check(200, case(), |case| rig.check(&case)));
     }
+}
+
+/// As on a network device with one queue.
+#[test]
+fn connections_that_come_in_on_one_cpu_are_shared_out() {
+    const WORKERS: u32 = 3;
+    Rig::with_workers(WORKERS, Steer::SkLookup, |mut rig| {
+        let mut here = CpuSet::new();
+        here.set(sched_getcpu());
+        sched_setaffinity(None, &here).unwrap();
+        rig.install(&Compiled::new(&[rule()], interfaces, &[]), &[], true);
+        let (link, mac) = rig.links[0].clone();
+        for sport in 1025..1325 {
+            let mut syn = Ip::syn("8.0.0.1".parse().unwrap(), "9.0.0.1".parse().unwrap());
+            let Payload::Tcp(tcp) = &mut syn.payload else { unreachable!("it is TCP") };
+            tcp.sport = sport;
+            let syn = Frame::of(syn).bytes(mac);
+            rig.datapath
+                .test_run(&link, Direction::Ingress, Seen { packet: &syn, mark: 0, ingress_ifindex: 0 })
+                .unwrap();
+        }
+        let mut shares = [0; WORKERS as usize];
+        rig.decisions().values().for_each(|decision| shares[decision.worker as usize] += 1);
+        assert_eq!(shares.iter().sum::<i32>(), 300);
+        assert!(shares.iter().all(|share| (80..=120).contains(share)), "{shares:?}");
+    });
 }
 
 #[test]
