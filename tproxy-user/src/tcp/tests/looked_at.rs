@@ -5,7 +5,10 @@ use std::io::{Read, Write};
 use super::rig::*;
 use crate::{
     config::Action,
+    family::Family,
     flows::{Filter, FlowState},
+    mark::Mark,
+    socket,
     tcp::End,
 };
 
@@ -51,9 +54,11 @@ fn one_that_is_closed_is_reset_on_both_sides_and_no_other() {
 
 #[test]
 fn one_that_still_connects_or_is_being_answered_can_be_closed() {
-    // Nobody answers from TEST-NET-1, and a client that says nothing is waited for.
+    let hole = socket::black_hole(Family::V4, Mark::DEFAULT).unwrap();
+    let silent = hole.local_addr().unwrap().as_socket().unwrap();
+    // A client that says nothing is waited for.
     for (action, state) in [
-        (Action::Upstream("192.0.2.1:9".parse().unwrap()), FlowState::Connecting),
+        (Action::Upstream(silent), FlowState::Connecting),
         (Action::Respond("late".into()), FlowState::Answering),
     ] {
         let rig = Rig::new(action);
