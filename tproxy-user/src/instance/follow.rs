@@ -122,11 +122,19 @@ impl Instance {
         outcome
     }
 
-    /// Says which of the interfaces that mattered are gone, and which matter now.
+    /// Says which of the interfaces that mattered do so no longer, and which do now.
     fn report_interfaces(&self, before: &Surroundings, plan: &Plan) {
         let hooked = |plan: &Plan, link: &Link| plan.hooks.iter().any(|(index, _)| *index == link.index);
-        for link in gone(before, &self.surroundings).filter(|link| hooked(plan, link)) {
-            tracing::warn!(interface = link.name, "interface disappeared");
+        for link in before.links.iter().filter(|link| hooked(plan, link) && !hooked(&self.plan, link)) {
+            if self.surroundings.links.iter().any(|now| now.index == link.index) {
+                // Such as one that lost its routes.
+                tracing::info!(
+                    interface = link.name,
+                    "no rule is about the interface any more: steering ended on it"
+                );
+            } else {
+                tracing::warn!(interface = link.name, "interface disappeared");
+            }
         }
         for link in &self.surroundings.links {
             if hooked(&self.plan, link) && !hooked(plan, link) {
@@ -146,8 +154,4 @@ fn tc_filter(link: &Link, hook: Direction) -> Change {
 
 fn rules_for(iif: &str) -> impl Iterator<Item = Change> {
     Family::available().map(|family| Change::Rule { family, iif: iif.to_owned() })
-}
-
-fn gone<'a>(before: &'a Surroundings, now: &'a Surroundings) -> impl Iterator<Item = &'a Link> {
-    before.links.iter().filter(|link| !now.links.iter().any(|other| other.index == link.index))
 }

@@ -54,18 +54,18 @@ fn outbound_follows_the_interfaces_with_a_route() {
         let tproxy = world.tproxy(&format!(
             "--scope outbound --to 10.5.0.0/24 --to fd00:5::/64 --action respond=hello --steer {engine}"
         ));
-        for round in 0..2 {
+        for leave in ["link del extra", "link set extra down"] {
             let position = tproxy.position();
             gateway.join("extra", &other, "eth0").unwrap();
             gateway.ip("addr add 10.5.0.1/24 dev extra\naddr add fd00:5::1/64 dev extra nodad").unwrap();
             other.ip("addr add 10.5.0.2/24 dev eth0\naddr add fd00:5::2/64 dev eth0 nodad").unwrap();
             tproxy.wait_line_from(position, &["extra"], PATIENCE).unwrap_or_else(|error| panic!("{error}"));
             for address in ["10.5.0.2", "fd00:5::2"] {
-                let context = format!("{engine}, round {round}\n{}", *tproxy);
+                let context = format!("{engine}, {leave}\n{}", *tproxy);
                 curl(gateway, "", address.parse().unwrap(), 80).assert_body("hello", &context);
             }
             let position = tproxy.position();
-            gateway.ip("link del extra").unwrap();
+            gateway.ip(leave).unwrap();
             tproxy.wait_line_from(position, &["extra"], PATIENCE).unwrap_or_else(|error| panic!("{error}"));
         }
     }
