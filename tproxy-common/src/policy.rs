@@ -87,7 +87,11 @@ pub fn may_select<L: Lookups>(flow: &Flow, tables: &L) -> bool {
 /// Whether such a fragment may be of a reply to an upstream socket that bears its client's address.
 #[inline(always)]
 pub fn may_be_reply<L: Lookups>(flow: &Flow, tables: &L) -> bool {
-    let clients = (tables.by_scope(Scope::Forwarded, flow.protocol), tables.by_source(&flow.tuple.dst));
+    let client = &flow.tuple.dst;
+    if client.is_special() || tables.is_host_address(client) {
+        return false;
+    }
+    let clients = (tables.by_scope(Scope::Forwarded, flow.protocol), tables.by_source(client));
     matches!(clients, (Some(forwarded), Some(from_it)) if first_common(&[forwarded, from_it]).is_some())
 }
 

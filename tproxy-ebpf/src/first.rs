@@ -4,8 +4,8 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use tproxy_common::{
-    abi::{FragmentCourse, RuleNumber},
-    flow::{Flow, Protocol, Tuple},
+    abi::{Decision, FragmentCourse, RuleNumber},
+    flow::{Flow, Protocol},
     packet::{Packet, Piece},
     policy::decide,
     rule::Scope,
@@ -148,7 +148,7 @@ fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleNumber, history: History) -
     if control.deciding == 0 && control.rejecting != 0 {
         return reject::unserved(parsed, Reason::Draining);
     }
-    let worker = worker(parsed.protocol, &parsed.tuple);
+    let (worker, is_new) = worker(parsed, history);
     let family = ownership::family(&parsed.tuple.dst);
     let Some(listener) = Socket::listener(worker, parsed.protocol, family) else {
         return reject::unserved(parsed, Reason::ListenerGone);
@@ -165,18 +165,32 @@ fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleNumber, history: History) -
     drop(listener);
     debug!(ctx, "rule {} steers a flow to port {}", rule, u16::from_be_bytes(parsed.tuple.dport));
     match parsed.protocol {
-        Protocol::Tcp => maps::decided(&parsed.tuple, rule, worker),
+        Protocol::Tcp => {
+            maps::decided(&parsed.tuple, rule, worker);
+            if is_new {
+                maps::give(worker);
+            }
+        }
         Protocol::Udp => memory::steered(&parsed.tuple, rule, worker),
     }
     fragments::follow(parsed, FragmentCourse::Steer);
     deliver(Reason::RuleSteer)
 }
 
-/// The worker that gets a flow.
+/// The worker that gets a flow, and whether it is new to it. A SYN that is repeated goes to who had the first: where that was
+/// answered with a SYN cookie, another listener would not take the ACK (`tcp_synq_no_recent_overflow()`).
 #[inline(always)]
-fn worker(protocol: Protocol, tuple: &Tuple) -> u32 {
-    match protocol {
-        Protocol::Tcp => ownership::worker_of_connection(),
-        Protocol::Udp => ownership::worker_of_client(tuple),
+fn worker(parsed: &Packet, history: History) -> (u32, bool) {
+    match parsed.protocol {
+        Protocol::Tcp => {
+            if history == History::Decided
+                && let Some(Decision { worker, .. }) = maps::decision(&parsed.tuple)
+                && worker < settings::workers()
+            {
+                return (worker, false);
+            }
+            (ownership::worker_of_connection(), true)
+        }
+        Protocol::Udp => (ownership::worker_of_client(&parsed.tuple), true),
     }
 }

@@ -11,6 +11,7 @@ use tproxy_common::{
 use crate::{
     maps, memory,
     outcome::{Outcome, deliver, pass},
+    ownership,
 };
 
 /// What the fragments of the packet that `parsed` is one of do, as far as is known.
@@ -37,11 +38,16 @@ pub(crate) fn settle(parsed: &Packet, course: FragmentCourse) -> FragmentCourse 
 }
 
 /// Leaves a packet alone. Where fragments of a datagram came before the first and were delivered, so is that: the whole
-/// goes to a worker, who sends it on.
+/// goes to a worker, who sends it on. What is for the host itself is delivered anyway, and `sk_lookup` still asks the rules
+/// about it; sent on, it would come back here.
 #[inline(always)]
 pub(crate) fn leave_alone(parsed: &Packet, reason: Reason) -> Outcome {
     match settle(parsed, FragmentCourse::Pass) {
-        FragmentCourse::Steer if parsed.kind == Kind::Datagram => {
+        FragmentCourse::Steer
+            if parsed.kind == Kind::Datagram
+                && !ownership::is_host_address(&parsed.tuple.dst)
+                && ownership::is_served(parsed) =>
+        {
             memory::carried(&parsed.tuple);
             return deliver(Reason::Carried);
         }

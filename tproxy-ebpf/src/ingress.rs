@@ -144,6 +144,6 @@ fn may_be_ours(meta: &Meta, parsed: &Packet) -> bool {
     let control = maps::control();
     let tables = Tables::of(control, None);
     let flow = Flow { protocol: Protocol::Udp, tuple: parsed.tuple, ifindex: meta.ifindex, uid: 0 };
-    control.deciding != 0 && may_select(&flow, &tables)
-        || control.spoofing != 0 && may_be_reply(&flow, &tables)
+    let is_ours = may_select(&flow, &tables) || control.spoofing != 0 && may_be_reply(&flow, &tables);
+    is_ours && ownership::is_served(parsed)
 }

@@ -67,8 +67,7 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
 
 #[inline(always)]
 fn connection(flow: &Flow) -> Receiver {
-    // SAFETY: the value is copied at once.
-    match unsafe { maps::DECISIONS.get(flow.tuple) }.copied() {
+    match maps::decision(&flow.tuple) {
         Some(Decision { worker: APPLICATION, .. }) => return Receiver::NotOurs,
         Some(Decision { worker, .. }) => return Receiver::Worker(worker),
         None => {}
@@ -84,7 +83,10 @@ fn connection(flow: &Flow) -> Receiver {
 fn datagram(flow: &Flow) -> Receiver {
     match memory::recall(&flow.tuple) {
         Known::Passed | Known::Application => return Receiver::NotOurs,
-        Known::Steered(worker) | Known::Carried(worker) => return Receiver::Worker(worker),
+        Known::Steered(worker) => return Receiver::Worker(worker),
+        // Sent on, it would come back here if the address has become the host's since.
+        Known::Carried(_) if is_host_address(&flow.tuple.dst) => return Receiver::NotOurs,
+        Known::Carried(worker) => return Receiver::Worker(worker),
         Known::Nothing => {}
     }
     let control = maps::control();
@@ -127,6 +129,7 @@ fn ask_the_rules(control: Control, flow: &Flow) -> Result<Receiver, Reason> {
                 Protocol::Tcp => {
                     let worker = worker_of_connection();
                     maps::decided(&flow.tuple, rule, worker);
+                    maps::give(worker);
                     worker
                 }
                 Protocol::Udp => {

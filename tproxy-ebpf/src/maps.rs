@@ -66,6 +66,13 @@ pub(crate) fn control() -> Control {
     CONTROL.get(0).copied().unwrap_or(Control::NOTHING)
 }
 
+/// Who gets a connection whose first packet was seen before, unless it is long ago.
+#[inline(always)]
+pub(crate) fn decision(tuple: &Tuple) -> Option<Decision> {
+    // SAFETY: the value is copied at once.
+    unsafe { DECISIONS.get(tuple) }.copied()
+}
+
 /// Notes who gets a connection whose first packet this is.
 #[inline(always)]
 pub(crate) fn decided(tuple: &Tuple, rule: RuleIndex, worker: u32) {

@@ -15,6 +15,7 @@ use tproxy_common::{
     abi::{Family, listener_index},
     addr::Addr,
     flow::{Protocol, Tuple},
+    packet::Packet,
 };
 
 use crate::{maps, settings};
@@ -182,12 +183,16 @@ pub(crate) fn worker_of_connection() -> u32 {
         return local;
     }
     let given = maps::given(local);
-    // Each of the others in turn.
+    // The same one until this worker is given another: by then it has caught up.
     let other = (local + 1 + given % (workers - 1)) % workers;
     let is_too_many = given.wrapping_sub(maps::given(other)).cast_signed() > TOO_MANY;
-    let worker = if is_too_many { other } else { local };
-    maps::give(worker);
-    worker
+    if is_too_many { other } else { local }
+}
+
+/// Whether there are workers who receive such packets: their listeners go all at once.
+#[inline(always)]
+pub(crate) fn is_served(parsed: &Packet) -> bool {
+    Socket::listener(0, parsed.protocol, family(&parsed.tuple.dst)).is_some()
 }
 
 /// The worker that has all UDP flows of the client that sent a datagram.

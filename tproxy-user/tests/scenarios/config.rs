@@ -12,17 +12,17 @@ use std::{
 use crate::{clean::Snapshot, support::*};
 
 /// Files in a directory of our own, which goes with this.
-struct Files(PathBuf);
+pub(crate) struct Files(PathBuf);
 
 impl Files {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let path = std::env::temp_dir().join(format!("tproxy-{}", tproxy::netns::random_suffix()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
 
     /// Writes a file, and says what flags run with it.
-    fn write(&self, name: &str, text: &str) -> String {
+    pub(crate) fn write(&self, name: &str, text: &str) -> String {
         let path = self.0.join(name);
         fs::write(&path, text).unwrap();
         format!("--config {}", path.display())

@@ -233,7 +233,8 @@ impl<'a> Reference<'a> {
 
     fn leave_alone(&mut self, parsed: &Packet, reason: Reason) -> Decided {
         let course = parsed.fragment().and_then(|key| self.fragments.get(&key).copied());
-        if parsed.kind == Kind::Datagram && course == Some(FragmentCourse::Steer) {
+        let is_forwarded = !(self.rules.is_host_address)(&parsed.tuple.dst);
+        if parsed.kind == Kind::Datagram && course == Some(FragmentCourse::Steer) && is_forwarded {
             self.memory.insert(parsed.tuple, (CARRY, WORKER));
             return Ok((Course::Steered, Reason::Carried));
         }
@@ -250,7 +251,7 @@ impl<'a> Reference<'a> {
                 let (protocol, tuple) = (parsed.protocol, parsed.tuple);
                 let flow = Flow { protocol, tuple, ifindex: link.index, uid: SUPERUSER };
                 let ours = protocol == Protocol::Udp
-                    && (self.deciding && may_select(&flow, &self.rules)
+                    && (may_select(&flow, &self.rules)
                         || self.rules.compiled.extent.spoofs_datagrams && may_be_reply(&flow, &self.rules));
                 let course = if ours { FragmentCourse::Steer } else { FragmentCourse::Pass };
                 self.follow(parsed, course);

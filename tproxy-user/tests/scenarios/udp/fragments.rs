@@ -115,6 +115,104 @@ fn no_datagram_of_a_flow_that_is_left_alone_is_lost() {
     }
 }
 
+/// Nobody is there to send on what would be delivered.
+#[test]
+fn what_no_rule_selects_passes_in_any_order_when_the_process_is_gone() {
+    let world = World::new();
+    for engine in ENGINES {
+        let args =
+            format!("{FORWARDED} --proto udp --port 7 --action direct --on-exit reject --steer {engine}");
+        let mut tproxy = world.tproxy(&args);
+        tproxy.kill9();
+        for family in Family::ALL {
+            let server = datagrams(&world.net.server, (family.server(), 8));
+            let flow = Flow { from: (family.client(), 6_000).into(), to: (family.server(), 8).into() };
+            let payload = text(4_000);
+            let sender = raw(&world.net.client, family);
+            for (number, order) in (1..).zip([[2, 1, 0], [1, 0, 2]]) {
+                let fragments = flow.fragments(number, payload.as_bytes());
+                for index in order {
+                    sender.send_to(&fragments[index], &SocketAddr::new(family.server(), 0).into()).unwrap();
+                }
+                let (got, peer) = receive(&server)
+                    .unwrap_or_else(|error| panic!("{engine} {family:?} {order:?}: {error}\n{}", *tproxy));
+                assert!(got == payload, "{engine} {order:?}: {} bytes", got.len());
+                assert_eq!(peer, flow.from, "{engine} {order:?}");
+            }
+        }
+        crate::clean::assert_cleanup(&world.net.gateway);
+    }
+}
+
+/// What is for the host itself is delivered as it is, whatever fragment comes first: no rule of scope `forwarded` is about it.
+#[test]
+fn fragments_for_the_host_itself_reach_its_own_service_once() {
+    let world = World::new();
+    for engine in ENGINES {
+        let args =
+            format!("{FORWARDED} --proto udp --port 7 --action direct --source client --steer {engine}");
+        let tproxy = world.tproxy(&args);
+        for family in Family::ALL {
+            let service = datagrams(&world.net.gateway, (family.lan(), 8));
+            let flow = Flow { from: (family.client(), 6_000).into(), to: (family.lan(), 8).into() };
+            let payload = text(4_000);
+            let sender = raw(&world.net.client, family);
+            for (number, order) in (1..).zip([[2, 1, 0], [0, 1, 2], [1, 0, 2]]) {
+                let fragments = flow.fragments(number, payload.as_bytes());
+                for index in order {
+                    sender.send_to(&fragments[index], &SocketAddr::new(family.lan(), 0).into()).unwrap();
+                }
+                let (got, peer) = receive(&service)
+                    .unwrap_or_else(|error| panic!("{engine} {family:?} {order:?}: {error}\n{}", *tproxy));
+                assert!(got == payload, "{engine} {order:?}: {} bytes", got.len());
+                assert_eq!(peer, flow.from, "{engine} {order:?}");
+            }
+            assert_nothing(&service, &*tproxy);
+        }
+    }
+}
+
+/// A number of a fragmented datagram that an inbound rule took, used again for one that another rule drops.
+#[test]
+fn a_fragment_number_used_again_does_not_pass_by_an_inbound_rule() {
+    let world = World::new();
+    let files = crate::config::Files::new();
+    let rules = r#"
+        [[rules]]
+        scope = "inbound"
+        protocol = "udp"
+        ports = [53]
+        action = "respond=taken"
+        [[rules]]
+        scope = "inbound"
+        protocol = "udp"
+        ports = [161]
+        action = "drop"
+    "#;
+    let tproxy = world.tproxy(&files.write("rules.toml", rules));
+    for family in Family::ALL {
+        let service = datagrams(&world.net.gateway, (family.lan(), 161));
+        let client = datagrams(&world.net.client, (family.client(), 6_000));
+        let sender = raw(&world.net.client, family);
+        let send = |port, number| {
+            let flow = Flow { from: (family.client(), 6_000).into(), to: (family.lan(), port).into() };
+            for fragment in flow.fragments(number, text(4_000).as_bytes()) {
+                sender.send_to(&fragment, &SocketAddr::new(family.lan(), 0).into()).unwrap();
+            }
+        };
+        // The first one has the flow decided, the second is of a flow that is known.
+        for _ in 0..2 {
+            send(53, 9);
+            assert_eq!(receive(&client).unwrap().0, "taken", "{}", *tproxy);
+        }
+        send(161, 9);
+        // Of another number: packets may overtake each other on the way, and pieces of two would be mixed.
+        send(53, 10);
+        receive(&client).unwrap();
+        assert_nothing(&service, &*tproxy);
+    }
+}
+
 /// A socket for packets with headers of one's own (raw(7)).
 fn raw(namespace: &Namespace, family: Family) -> Socket {
     namespace.enter(|| {
