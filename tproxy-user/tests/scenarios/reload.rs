@@ -114,6 +114,7 @@ fn five_hundred_reloads_lose_no_connection_and_none_sees_a_mix() {
                 }
             });
         }
+        let _end = SetAtEnd(&done);
         for version in versions.iter().cycle().skip(1).take(RELOADS) {
             if done.load(Relaxed) {
                 break;
@@ -121,7 +122,6 @@ fn five_hundred_reloads_lose_no_connection_and_none_sees_a_mix() {
             file.replace(version);
             hang_up(&tproxy, &["reloaded", "rules added"]);
         }
-        done.store(true, Relaxed);
     });
     let [one, two] = answers.map(AtomicUsize::into_inner);
     let rate = (one + two) as f64 / began.elapsed().as_secs_f64();

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::ExitStatus,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -235,6 +236,28 @@ fn join_scoped<R>(thread: thread::ScopedJoinHandle<'_, R>) -> R {
 /// The SYNs and segments a namespace had to send again.
 pub(crate) fn retransmitted(namespace: &Namespace) -> u64 {
     tcp_counter(namespace, "RetransSegs")
+}
+
+/// Asserts that a connection is refused, and that the first SYN was answered so.
+#[track_caller]
+pub(crate) fn assert_refused_at_once(
+    namespace: &Namespace,
+    to: impl Into<SocketAddr>,
+    context: &dyn std::fmt::Display,
+) {
+    let (to, before) = (to.into(), retransmitted(namespace));
+    let outcome = connect(namespace, to).map_err(|error| error.kind());
+    assert_eq!(outcome.err(), Some(io::ErrorKind::ConnectionRefused), "{to}\n{context}");
+    assert_eq!(retransmitted(namespace), before, "{to}: a SYN was sent again\n{context}");
+}
+
+/// Sets a flag at its end, which a panic may be: threads that look at it would go on, and `thread::scope` waits for them.
+pub(crate) struct SetAtEnd<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A counter of a namespace's TCP, of both families.
