@@ -20,7 +20,8 @@ use std::{
 use socket2::{SockFilter, Socket};
 
 pub use datagram::{
-    Endpoint, datagram_black_hole, datagram_from, datagram_listener, datagram_upstream, session, set_ttl,
+    Endpoint, Visibility, datagram_black_hole, datagram_from, datagram_listener, datagram_upstream, session,
+    set_ttl, set_visibility,
 };
 pub use errors::{PeerError, next_error};
 pub use icmp::{IcmpError, IcmpSender};

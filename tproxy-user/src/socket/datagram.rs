@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroU32,
     os::fd::AsFd,
 };
 
@@ -151,6 +152,29 @@ pub fn datagram_from(from: SocketAddr) -> Result<Socket, SocketError> {
     transparent(&socket, family)?;
     bind(&socket, from)?;
     Ok(socket)
+}
+
+/// Whether packets find a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visibility {
+    /// They do, as the kernel's lookup has it.
+    Found,
+    /// They go where they would without it; nor can it send. What it has received can be read.
+    Hidden,
+}
+
+/// Sets it. A packet for which another CPU has just found the socket may still come.
+///
+/// # Errors
+/// [`io::ErrorKind::PermissionDenied`] without `CAP_NET_RAW`.
+pub fn set_visibility(socket: &impl AsFd, visibility: Visibility) -> io::Result<()> {
+    // `sock_bindtoindex()` takes any index. No interface has this one: `dev_index_reserve()` gives out small ones.
+    const NOWHERE: NonZeroU32 = NonZeroU32::new(i32::MAX as u32).unwrap();
+    // It is `SO_BINDTOIFINDEX`, for either family.
+    SockRef::from(socket).bind_device_by_index_v4(match visibility {
+        Visibility::Found => None,
+        Visibility::Hidden => Some(NOWHERE),
+    })
 }
 
 /// Sets the TTL or hop limit of what a socket sends from now on.

@@ -11,14 +11,24 @@ use super::{
     stray::Stray,
     table::{Flow, Sender, SessionId},
 };
-use crate::flow::{ClientAddr, OriginalDst};
+use crate::{
+    flow::{ClientAddr, OriginalDst},
+    socket::{self, Visibility},
+};
 
 /// For senders that take one datagram at a time.
 const SINGLY: Most = Most { datagrams: 1, size: 0 };
 
 impl Relay {
-    /// Relays what the socket towards a client has. Says whether that was anything.
-    pub(super) fn read_client(&mut self, id: SessionId, batch: &mut Batch, now: Instant) -> bool {
+    /// Relays what the socket towards a client has.
+    pub(super) fn read_client(&mut self, id: SessionId, batch: &mut Batch, now: Instant) {
+        if self.receive_from_client(id, batch, now) {
+            self.all_up(id, batch, now);
+        }
+    }
+
+    /// Says whether there was anything.
+    fn receive_from_client(&mut self, id: SessionId, batch: &mut Batch, now: Instant) -> bool {
         // If so, this is another session's event, from before this one had its place.
         if self.is_waiting(id) {
             return false;
@@ -27,15 +37,18 @@ impl Relay {
             return false;
         };
         match self.offload.receive(&channel.socket, batch) {
-            Ok(()) => {}
+            Ok(()) => true,
             Err(error) => {
                 if error.kind() == io::ErrorKind::ConnectionRefused {
                     self.end(id, End::ClientRefused, now);
                 }
-                return false;
+                false
             }
         }
-        let Some((Flow { client, dst }, session)) = self.table.get_mut(id) else { return false };
+    }
+
+    fn all_up(&mut self, id: SessionId, batch: &mut Batch, now: Instant) {
+        let Some((Flow { client, dst }, session)) = self.table.get_mut(id) else { return };
         let (client, dst, ttl) = (*client, *dst, session.ttl);
         while let Some(run) = batch.next_run(self.most_up(id)) {
             if run.from == client.0 {
@@ -44,7 +57,6 @@ impl Relay {
                 self.strays.extend(run.datagrams().map(|payload| Stray::new(&run, dst, ttl, payload)));
             }
         }
-        true
     }
 
     /// Relays what a session's own upstream socket has.
@@ -90,9 +102,31 @@ impl Relay {
     pub(super) fn end_answered(&mut self, batch: &mut Batch, now: Instant) {
         for _ in 0..self.answered.len() {
             let Some(id) = self.answered.pop() else { return };
-            if !self.is_waiting(id) && !self.read_client(id, batch, now) && self.table.is_answered(id) {
-                self.end(id, End::Answered, now);
+            if self.table.is_answered(id) {
+                self.end_unless_more(id, End::Answered, batch, now);
             }
+        }
+    }
+
+    /// Ends a session that seems to be over. If its client has sent more, that is relayed and the session goes on.
+    pub(super) fn end_unless_more(&mut self, id: SessionId, end: End, batch: &mut Batch, now: Instant) {
+        if self.is_waiting(id) {
+            return;
+        }
+        // What came between a last look and the end would be lost. From here on it is the listener's, who has it decided.
+        self.set_visibility(id, Visibility::Hidden);
+        if self.receive_from_client(id, batch, now) {
+            self.set_visibility(id, Visibility::Found);
+            self.all_up(id, batch, now);
+        } else {
+            self.end(id, end, now);
+        }
+    }
+
+    fn set_visibility(&mut self, id: SessionId, visibility: Visibility) {
+        let Some((_, Session { reply: Reply::Own(channel), .. })) = self.table.get_mut(id) else { return };
+        if let Err(error) = socket::set_visibility(&channel.socket, visibility) {
+            tracing::debug!(%error, ?visibility, "cannot set whether packets find a socket");
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     End, Memory, Setup, UdpCounters,
+    batch::Batch,
     channel::Offload,
     counters::add,
     errors::{self, Reporter},
@@ -153,13 +154,11 @@ impl Relay {
     }
 
     /// Ends one session that has been silent for too long, and says whether there was one.
-    pub(super) fn sweep(&mut self, draining: bool, now: Instant) -> bool {
-        if let Some(id) = self.table.idle(now) {
-            self.end(id, End::Idle, now);
-            return true;
-        }
-        let Some(id) = self.table.silent(DRAINED, now).filter(|_| draining) else { return false };
-        self.end(id, End::Stopped, now);
+    pub(super) fn sweep(&mut self, draining: bool, batch: &mut Batch, now: Instant) -> bool {
+        let idle = self.table.idle(now).map(|id| (id, End::Idle));
+        let drained = || self.table.silent(DRAINED, now).filter(|_| draining).map(|id| (id, End::Stopped));
+        let Some((id, end)) = idle.or_else(drained) else { return false };
+        self.end_unless_more(id, end, batch, now);
         true
     }
 

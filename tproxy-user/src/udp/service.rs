@@ -157,7 +157,9 @@ impl Service {
     /// Ends some of the sessions that have been silent for too long. Says whether there may be more.
     fn sweep(&mut self) -> bool {
         let (draining, now) = (self.draining.is_cancelled(), Instant::now());
-        (0..SWEPT_AT_ONCE).all(|_| self.relay.sweep(draining, now))
+        let more = (0..SWEPT_AT_ONCE).all(|_| self.relay.sweep(draining, &mut self.batch, now));
+        self.settle(now);
+        more
     }
 
     /// Reads listeners that sessions wait for. If there is nothing in them, nobody else says so.
@@ -177,10 +179,15 @@ impl Service {
                 let listener = self.listeners.iter_mut().find(|listener| listener.family() == family);
                 listener.expect("it was registered").receive(&mut self.relay, now);
             }
-            Token::Client(id) => drop(self.relay.read_client(id, &mut self.batch, now)),
+            Token::Client(id) => self.relay.read_client(id, &mut self.batch, now),
             Token::Upstream(id) => self.relay.read_upstream(id, &mut self.batch, now),
             Token::Mapping(index) => self.relay.read_mapping(index, &mut self.batch, now),
         }
+        self.settle(now);
+    }
+
+    /// What came to light while datagrams were moved.
+    fn settle(&mut self, now: Instant) {
         self.relay.end_answered(&mut self.batch, now);
         for stray in std::mem::take(&mut self.relay.strays) {
             let datagram = stray.as_datagram();

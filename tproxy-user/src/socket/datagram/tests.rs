@@ -43,6 +43,28 @@ fn a_session_takes_its_flow_from_the_other_sockets_of_its_address() {
 }
 
 #[test]
+fn what_comes_while_a_socket_is_hidden_finds_nobody() {
+    with_foreign_addresses(|| {
+        for family in Family::BOTH {
+            let dst = foreign(family, 53);
+            let client = UdpSocket::bind((family.loopback(), 0)).unwrap();
+            client.connect(dst).unwrap();
+            let address = ClientAddr(client.local_addr().unwrap());
+            let session = session(OriginalDst(dst), address, Mark::DEFAULT).unwrap();
+            client.send(b"1").unwrap();
+            set_visibility(&session, Visibility::Hidden).unwrap();
+            client.send(b"22").unwrap();
+            assert_eq!(client.recv(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+            set_visibility(&session, Visibility::Found).unwrap();
+            client.send(b"333").unwrap();
+            assert_eq!([receive(&session).unwrap(), receive(&session).unwrap()], [1, 3]);
+            session.send(b"down").unwrap();
+            assert_eq!(client.recv(&mut [0; 8]).unwrap(), 4);
+        }
+    });
+}
+
+#[test]
 fn a_session_cannot_have_a_port_that_somebody_holds() {
     with_foreign_addresses(|| {
         // Of both families: the option that would keep it from IPv4 is off.
