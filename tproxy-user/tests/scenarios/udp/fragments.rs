@@ -64,13 +64,7 @@ fn fragments_in_any_order_are_intercepted_whole() {
                     let flow =
                         Flow { from: (family.client(), 6_000).into(), to: (family.server(), port).into() };
                     let payload = text(4_000);
-                    let fragments = flow.fragments(round as u16 + 1, payload.as_bytes());
-                    let sender = raw(&world.net.client, family);
-                    for index in order {
-                        sender
-                            .send_to(&fragments[index], &SocketAddr::new(family.server(), 0).into())
-                            .unwrap();
-                    }
+                    flow.send(&raw(&world.net.client, family), round as u16 + 1, &payload, order);
                     let (got, peer) = receive(&server).unwrap_or_else(|error| {
                         panic!("{engine} {family:?} port {port} {order:?}: {error}\n{}", *tproxy)
                     });
@@ -99,11 +93,8 @@ fn no_datagram_of_a_flow_that_is_left_alone_is_lost() {
             let payload = text(4_000);
             let sender = raw(&world.net.client, family);
             for number in 1..=DATAGRAMS {
-                let fragments = flow.fragments(number, payload.as_bytes());
                 let order = if number % 5 == 0 { [0, 1, 2] } else { [2, 1, 0] };
-                for index in order {
-                    sender.send_to(&fragments[index], &SocketAddr::new(family.server(), 0).into()).unwrap();
-                }
+                flow.send(&sender, number, &payload, order);
             }
             for number in 1..=DATAGRAMS {
                 let (got, peer) = receive(&server)
@@ -130,10 +121,7 @@ fn what_no_rule_selects_passes_in_any_order_when_the_process_is_gone() {
             let payload = text(4_000);
             let sender = raw(&world.net.client, family);
             for (number, order) in (1..).zip([[2, 1, 0], [1, 0, 2]]) {
-                let fragments = flow.fragments(number, payload.as_bytes());
-                for index in order {
-                    sender.send_to(&fragments[index], &SocketAddr::new(family.server(), 0).into()).unwrap();
-                }
+                flow.send(&sender, number, &payload, order);
                 let (got, peer) = receive(&server)
                     .unwrap_or_else(|error| panic!("{engine} {family:?} {order:?}: {error}\n{}", *tproxy));
                 assert!(got == payload, "{engine} {order:?}: {} bytes", got.len());
@@ -158,10 +146,7 @@ fn fragments_for_the_host_itself_reach_its_own_service_once() {
             let payload = text(4_000);
             let sender = raw(&world.net.client, family);
             for (number, order) in (1..).zip([[2, 1, 0], [0, 1, 2], [1, 0, 2]]) {
-                let fragments = flow.fragments(number, payload.as_bytes());
-                for index in order {
-                    sender.send_to(&fragments[index], &SocketAddr::new(family.lan(), 0).into()).unwrap();
-                }
+                flow.send(&sender, number, &payload, order);
                 let (got, peer) = receive(&service)
                     .unwrap_or_else(|error| panic!("{engine} {family:?} {order:?}: {error}\n{}", *tproxy));
                 assert!(got == payload, "{engine} {order:?}: {} bytes", got.len());
@@ -196,9 +181,7 @@ fn a_fragment_number_used_again_does_not_pass_by_an_inbound_rule() {
         let sender = raw(&world.net.client, family);
         let send = |port, number| {
             let flow = Flow { from: (family.client(), 6_000).into(), to: (family.lan(), port).into() };
-            for fragment in flow.fragments(number, text(4_000).as_bytes()) {
-                sender.send_to(&fragment, &SocketAddr::new(family.lan(), 0).into()).unwrap();
-            }
+            flow.send(&sender, number, &text(4_000), [0, 1, 2]);
         };
         // The first one has the flow decided, the second is of a flow that is known.
         for _ in 0..2 {
@@ -228,6 +211,14 @@ struct Flow {
 }
 
 impl Flow {
+    /// Sends a datagram of three pieces, in this order.
+    fn send(&self, sender: &Socket, id: u16, payload: &str, order: [usize; 3]) {
+        let fragments = self.fragments(id, payload.as_bytes());
+        for index in order {
+            sender.send_to(&fragments[index], &SocketAddr::new(self.to.ip(), 0).into()).unwrap();
+        }
+    }
+
     /// The packets of a datagram, cut into pieces of 1,448 bytes.
     fn fragments(&self, id: u16, payload: &[u8]) -> Vec<Vec<u8>> {
         let length = (8 + payload.len()) as u16;
