@@ -11,6 +11,8 @@
 //! 4. `relay` moves bytes, a `pipe` for each direction, and passes on how each side ends;
 //! 5. `connection` writes down how it went: a line at accept, a line at close, the [`TcpCounters`].
 //!
+//! A worker with many connections stays on its own CPUs: `affinity`.
+//!
 //! An idle connection holds no buffer: a pipe borrows one from the worker's `buffers` for a read and
 //! keeps it only while the other side does not take what was read. What comes in large pieces goes by a `conduit`,
 //! untouched.
@@ -18,6 +20,7 @@
 //! connection off needs to do no more than drop it; only an orderly end has to be asked for.
 
 mod accept;
+mod affinity;
 mod buffers;
 mod conduit;
 mod connection;
@@ -30,6 +33,7 @@ mod service;
 mod session;
 mod upstream;
 
+pub(crate) use affinity::Affinity;
 pub use counters::{End, Snapshot, TcpCounters};
 pub use limits::Limits;
 pub(crate) use limits::Place;

@@ -15,6 +15,8 @@ use crate::{live::Live, tcp, udp};
 pub struct WorkerSetup {
     /// Shown in the thread's name; it is `tproxy-w0` for 0.
     pub index: usize,
+    /// How many there are.
+    pub workers: usize,
     /// What it needs for TCP.
     pub tcp: tcp::Setup,
     /// What it needs for UDP, where some rule is about it.
@@ -144,7 +146,8 @@ impl Services {
         let (tcp, udp) = {
             let _inside = runtime.enter();
             let udp = setup.udp.map(|udp| udp::Service::new(udp, live.clone(), draining));
-            (tcp::Service::new(setup.tcp, live)?, udp.transpose()?)
+            let affinity = tcp::Affinity::of(setup.index, setup.workers);
+            (tcp::Service::new(setup.tcp, live, affinity)?, udp.transpose()?)
         };
         Ok(Self { runtime, tcp, udp })
     }

@@ -115,7 +115,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             counters: Arc::default(),
             flows: flows.table(index),
         };
-        workers.push(Worker::spawn(WorkerSetup { index, tcp, udp: Some(udp) })?);
+        workers.push(Worker::spawn(WorkerSetup { index, workers: config.workers, tcp, udp: Some(udp) })?);
     }
     ready(&listeners)?;
     stop.recv().await;

@@ -64,8 +64,10 @@ pub(super) fn start_workers(
             counters: Arc::clone(&own.udp),
             flows: flows.table(index),
         };
-        workers
-            .push(Worker::spawn(WorkerSetup { index, tcp, udp: Some(udp) }).map_err(InstanceError::Worker)?);
+        workers.push(
+            Worker::spawn(WorkerSetup { index, workers: config.workers, tcp, udp: Some(udp) })
+                .map_err(InstanceError::Worker)?,
+        );
         counters.push(own);
     }
     Ok((workers, counters))

@@ -102,6 +102,7 @@ impl Connection {
         place: Place,
     ) -> Self {
         shared.live.begin();
+        shared.affinity.begin();
         let name = Arc::clone(&rule.name);
         let selection = Selection { protocol: Protocol::Tcp, scope: rule.scope, rule: name, client, dst };
         Self {
@@ -199,6 +200,7 @@ impl Drop for Connection {
             "closed"
         );
         self.shared.counters.ended(end);
+        self.shared.affinity.end();
         self.shared.live.end();
     }
 }

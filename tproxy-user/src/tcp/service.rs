@@ -5,7 +5,7 @@ use std::{cell::RefCell, convert::Infallible, io, net::SocketAddr, rc::Rc, sync:
 use socket2::Socket;
 use tokio::{net::TcpListener, task::JoinSet};
 
-use super::{Decisions, TcpCounters, accept, buffers::Buffers};
+use super::{Affinity, Decisions, TcpCounters, accept, buffers::Buffers};
 use crate::{flows::Table, generation::Generations, live::Live, mark::Mark};
 
 /// What a worker needs for TCP.
@@ -31,19 +31,20 @@ pub(crate) struct Service {
     setup: Setup,
     listeners: Vec<TcpListener>,
     live: Live,
+    affinity: Affinity,
 }
 
 impl Service {
     /// To be called inside the worker's runtime.
-    pub(crate) fn new(mut setup: Setup, live: Live) -> io::Result<Self> {
+    pub(crate) fn new(mut setup: Setup, live: Live, affinity: Affinity) -> io::Result<Self> {
         let register = |socket: Socket| TcpListener::from_std(socket.into());
         let listeners = setup.listeners.drain(..).map(register).collect::<io::Result<_>>()?;
-        Ok(Self { setup, listeners, live })
+        Ok(Self { setup, listeners, live, affinity })
     }
 
     /// Begins to accept, on the worker's thread.
     pub(crate) fn serve(self, serving: &mut JoinSet<Infallible>) {
-        let shared = Shared::new(self.setup, self.live);
+        let shared = Shared::new(self.setup, self.live, self.affinity);
         for listener in self.listeners {
             serving.spawn_local(accept::accept_from(listener, Rc::clone(&shared)));
         }
@@ -59,11 +60,12 @@ pub(super) struct Shared {
     pub(super) counters: Arc<TcpCounters>,
     pub(super) flows: Arc<Table>,
     pub(super) live: Live,
+    pub(super) affinity: Affinity,
     pub(super) buffers: Buffers,
 }
 
 impl Shared {
-    pub(super) fn new(setup: Setup, live: Live) -> Rc<Self> {
+    pub(super) fn new(setup: Setup, live: Live, affinity: Affinity) -> Rc<Self> {
         Rc::new(Self {
             bound: setup.bound,
             generations: setup.generations,
@@ -72,6 +74,7 @@ impl Shared {
             counters: setup.counters,
             flows: setup.flows,
             live,
+            affinity,
             buffers: Buffers::default(),
         })
     }

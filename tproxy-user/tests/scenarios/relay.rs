@@ -1,6 +1,7 @@
 //! The relay between the two sockets: bytes, half-close, reset, and upstreams that fail.
 
 use std::{
+    fs,
     io::{ErrorKind, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
     thread,
@@ -412,4 +413,45 @@ fn thousands_of_short_connections_all_come_through() {
         assert!(taken >= 1_000, "only {taken} lines for {family:?}");
     });
     assert_eq!(retransmitted(&world.net.client), 0);
+}
+
+#[test]
+fn a_worker_stays_on_its_own_cpus_as_long_as_it_has_many_connections() {
+    let world = World::new();
+    let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --workers 2"));
+    let before = cpus_of_workers(&tproxy);
+    assert_eq!(before.len(), 2, "{}", *tproxy);
+    let listener = listen(&world.net.server, (Family::V4.server(), 0));
+    // A worker may be given 16 more than the other, and stays with as many.
+    let pairs: Vec<_> = (0..64)
+        .map(|_| {
+            let client = connect(&world.net.client, listener.local_addr().unwrap()).unwrap();
+            (client, accept(&listener))
+        })
+        .collect();
+    let with_many = cpus_of_workers(&tproxy);
+    // Of two workers each has every other CPU; where there is one CPU, there is nothing to choose.
+    let one_cpu = before.iter().all(|cpus| cpus.trim().parse::<usize>().is_ok());
+    assert!(one_cpu || with_many[0] != with_many[1] && !with_many.contains(&before[0]), "{with_many:?}");
+    drop(pairs);
+    let deadline = Instant::now() + PATIENCE;
+    while cpus_of_workers(&tproxy) != before {
+        assert!(Instant::now() < deadline, "{:?}", cpus_of_workers(&tproxy));
+        thread::yield_now();
+    }
+}
+
+/// What the threads of the workers may run on, in the order of the workers (proc_pid_status(5)).
+fn cpus_of_workers(tproxy: &Tproxy) -> Vec<String> {
+    let mut workers: Vec<_> = fs::read_dir(format!("/proc/{}/task", tproxy.pid()))
+        .unwrap()
+        .filter_map(|task| {
+            let status = fs::read_to_string(task.ok()?.path().join("status")).ok()?;
+            let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+            let name = field("Name:\t").filter(|name| name.starts_with("tproxy-w"))?;
+            Some((name, field("Cpus_allowed_list:\t")?))
+        })
+        .collect();
+    workers.sort();
+    workers.into_iter().map(|(_, cpus)| cpus).collect()
 }

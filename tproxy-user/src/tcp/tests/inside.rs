@@ -18,7 +18,7 @@ use crate::{
     live::Live,
     mark::Mark,
     socket,
-    tcp::{Setup, TcpCounters, connection::Connection, service::Shared, session},
+    tcp::{Affinity, Setup, TcpCounters, connection::Connection, service::Shared, session},
 };
 
 /// A client, and the server that it is connected to by a task of this thread.
@@ -40,6 +40,7 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
             flows: Flows::of_workers(1).table(0),
         },
         Live::default(),
+        Affinity::default(),
     );
     let dst = OriginalDst(server.local_addr().unwrap());
     let rule = shared.generations.rule(RuleNumber(0)).unwrap();

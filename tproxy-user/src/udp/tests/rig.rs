@@ -112,7 +112,7 @@ impl Rig {
                 counters: TcpCounters::default().into(),
                 flows: flows.table(0),
             };
-            Worker::spawn(WorkerSetup { index: 0, tcp, udp: Some(setup) }).unwrap()
+            Worker::spawn(WorkerSetup { index: 0, workers: 1, tcp, udp: Some(setup) }).unwrap()
         });
         Self { worker, net, memory, flows, counters }
     }
