@@ -15,10 +15,10 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         bail!("only root can install packages: {}", packages.join(" "));
     }
     let _policy = NoDaemons::proclaim()?;
-    let before = services()?;
+    let before = enabled()?;
     run(apt().args(["update", "--quiet"]))?;
     run(apt().args(["install", "--quiet", "--yes", "--no-install-recommends"]).args(packages))?;
-    for service in services()?.difference(&before) {
+    for service in enabled()?.difference(&before) {
         run(Command::new("update-rc.d").args([service, "disable"]))?;
     }
     Ok(())
@@ -30,13 +30,22 @@ fn apt() -> Command {
     command
 }
 
-/// Daemons that packages brought; each has a script here, with systemd too.
-fn services() -> Result<BTreeSet<String>> {
-    let entries = match fs::read_dir("/etc/init.d") {
+/// Daemons that would start at the next boot: Debian links the scripts of these here, with systemd too. A package may
+/// bring a script and not enable it, as iperf3 does, and then there is nothing to disable.
+fn enabled() -> Result<BTreeSet<String>> {
+    let entries = match fs::read_dir("/etc/rc2.d") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        entries => entries.context("/etc/init.d")?,
+        entries => entries.context("/etc/rc2.d")?,
     };
-    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    let names: io::Result<Vec<_>> =
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect();
+    Ok(names.context("/etc/rc2.d")?.iter().filter_map(|name| started(name)).collect())
+}
+
+/// The service that a link like `S01nginx` starts; those that begin with `K` end one.
+fn started(link: &str) -> Option<String> {
+    let name = link.strip_prefix('S')?.trim_start_matches(|c: char| c.is_ascii_digit());
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// While this lives, no package starts a daemon.
@@ -74,6 +83,19 @@ impl Drop for NoDaemons {
             && let Err(error) = fs::remove_file(Self::FILE)
         {
             eprintln!("{} is still there, and keeps packages from starting daemons: {error}", Self::FILE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_links_that_start_a_service_count() {
+        assert_eq!(started("S01nginx").as_deref(), Some("nginx"));
+        for other in ["K01haproxy", "README", "S01"] {
+            assert_eq!(started(other), None, "{other}");
         }
     }
 }
