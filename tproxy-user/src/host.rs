@@ -12,6 +12,7 @@ use crate::mark::Mark;
 pub mod clsact;
 pub mod connections;
 pub mod control_socket;
+mod directory;
 pub mod journal;
 pub mod lingering;
 pub mod links;

@@ -1,12 +1,11 @@
 //! The file of an instance's control socket: whose it is, and that none is left of the dead.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    io,
+    fs, io,
     os::{
         fd::AsFd,
         unix::{
-            fs::{DirBuilderExt as _, MetadataExt as _},
+            fs::MetadataExt as _,
             net::{UnixListener, UnixStream},
         },
     },
@@ -15,13 +14,13 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, Mode, fchmod, flock},
+    fs::{Mode, fchmod},
     net::sockopt::socket_peercred,
 };
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{HostError, journal::ROOT};
+use super::{HostError, directory, journal::ROOT};
 use crate::mark::Mark;
 
 /// Connections that wait to be accepted.
@@ -142,8 +141,9 @@ impl Drop for ControlSocket {
         if let Err(error) = remove(&self.path) {
             tracing::error!("{error}");
         }
-        // Fails while somebody else has something in it, as it should.
-        let _ = self.path.parent().map(fs::remove_dir);
+        if let Some(directory) = self.path.parent() {
+            directory::remove_if_empty(directory, directory);
+        }
     }
 }
 
@@ -179,7 +179,6 @@ pub(super) fn remove_dead_in(directory: &Path) -> Result<Vec<PathBuf>, HostError
     let mut dead = sockets(directory);
     dead.retain(|path| !is_alive(path));
     dead.iter().try_for_each(|path| remove(path))?;
-    let _ = fs::remove_dir(directory);
     Ok(dead)
 }
 
@@ -210,28 +209,9 @@ fn is_alive(path: &Path) -> bool {
     owner(path).is_some()
 }
 
-/// As long as the file is open, nobody else claims or removes a socket.
-fn lock(directory: &Path) -> Result<File, HostError> {
-    loop {
-        let create = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        let opened = match create.and_then(|()| File::open(directory)) {
-            // Removed by another instance that left.
-            Err(error)
-                if error.kind() == io::ErrorKind::NotFound
-                    && directory.parent().is_some_and(Path::exists) =>
-            {
-                continue;
-            }
-            opened => opened.map_err(failed("create", directory))?,
-        };
-        flock(&opened, FlockOperation::LockExclusive)
-            .map_err(|error| failed("lock", directory)(error.into()))?;
-        let locked = opened.metadata().map_err(failed("look at", directory))?;
-        // What was removed while we waited is not what the next one will lock.
-        if fs::metadata(directory).is_ok_and(|now| (now.ino(), now.dev()) == (locked.ino(), locked.dev())) {
-            return Ok(opened);
-        }
-    }
+/// As long as it is held, nobody else claims or removes a socket.
+fn lock(directory: &Path) -> Result<directory::Locked, HostError> {
+    directory::lock(directory, directory).map_err(failed("lock", directory))
 }
 
 /// The mode that the socket has before it is bound is the file's (`unix_bind_bsd()`), so that nobody else can connect,

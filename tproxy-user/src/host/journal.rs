@@ -9,7 +9,7 @@ use std::{fs::File, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HostError, Owned, policy};
+use super::{HostError, Owned, directory::release, policy};
 use crate::mark::Mark;
 
 mod change;
@@ -158,7 +158,7 @@ impl Journal {
         let Some(alive) = self.alive.take() else { return Ok(()) };
         let locked = self.store.lock()?;
         if self.record.held {
-            store::release(&alive);
+            release(&alive);
             return Ok(());
         }
         let others = locked.standing_but(&self.record)?;
@@ -168,7 +168,7 @@ impl Journal {
             Some(error) => locked.save(&self.record).and(Err(error)),
         };
         // Only now may others take it for dead.
-        store::release(&alive);
+        release(&alive);
         outcome
     }
 }

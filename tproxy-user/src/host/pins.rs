@@ -3,15 +3,13 @@
 //! `/sys/fs/bpf/tproxy/<inode of the network namespace>/<steer mark>/` has those of one instance.
 
 use std::{
-    fs::{self, DirBuilder},
-    io,
-    os::unix::fs::DirBuilderExt as _,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use rustix::fs::statfs;
 
-use super::{HostError, is_absent, journal::namespace_inode};
+use super::{HostError, directory, is_absent, journal::namespace_inode};
 use crate::mark::Mark;
 
 const FILE_SYSTEM: &str = "/sys/fs/bpf";
@@ -40,7 +38,7 @@ pub fn require_file_system() -> Result<(), HostError> {
 /// Makes the directory.
 pub(super) fn create(directory: &Path) -> Result<(), HostError> {
     require_file_system()?;
-    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed("create", directory))
+    directory::make(directory).map_err(failed("create", directory))
 }
 
 /// Removes all pins in the directory, and the directory: programs that nothing else holds are detached. `NotFound` when

@@ -1,9 +1,9 @@
 //! The journal's files.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -14,7 +14,13 @@ use super::{
     Identity,
     change::{Change, Entry, Undone},
 };
-use crate::{host::HostError, mark::Mark};
+use crate::{
+    host::{
+        HostError,
+        directory::{self, release},
+    },
+    mark::Mark,
+};
 
 /// What one instance did.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -105,25 +111,9 @@ impl Store {
 
     /// Waits until no other instance of the namespace works on the directory or the host.
     pub(super) fn lock(&self) -> Result<Locked<'_>, HostError> {
-        let directory = &self.directory;
-        loop {
-            let create = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-            let opened = match create.and_then(|()| File::open(directory)) {
-                // Removed by another instance that left.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                opened => opened.map_err(failed("create", directory))?,
-            };
-            flock(&opened, FlockOperation::LockExclusive)
-                .map_err(|error| failed("lock", directory)(error.into()))?;
-            let locked = opened.metadata().map_err(failed("look at", directory))?;
-            // What was removed while we waited is not what the next one will lock.
-            match fs::metadata(directory) {
-                Ok(now) if (now.ino(), now.dev()) == (locked.ino(), locked.dev()) => {
-                    return Ok(Locked { store: self, directory: opened });
-                }
-                _ => {}
-            }
-        }
+        let directory =
+            directory::lock(&self.directory, &self.root).map_err(failed("lock", &self.directory))?;
+        Ok(Locked { store: self, directory })
     }
 
     fn record(&self, mark: Mark) -> PathBuf {
@@ -139,7 +129,7 @@ impl Store {
 #[derive(Debug)]
 pub(super) struct Locked<'a> {
     store: &'a Store,
-    directory: File,
+    directory: directory::Locked,
 }
 
 /// A journal in the directory, of an instance alive or dead.
@@ -254,7 +244,7 @@ impl Locked<'_> {
             file.write_all(&serde_json::to_vec_pretty(record)?)?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
-            self.directory.sync_all()
+            self.directory.sync()
         };
         write().map_err(|error| {
             let _ = fs::remove_file(&new);
@@ -288,22 +278,6 @@ impl Locked<'_> {
             _ => Ok(()),
         }
     }
-}
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        // Fails while there is a journal in them, as it should.
-        let _ = fs::remove_dir(&self.store.directory);
-        let _ = fs::remove_dir(&self.store.root);
-        release(&self.directory);
-    }
-}
-
-/// Gives up a lock now. Closing the file does so only when the last copy of it is closed, and a process that
-/// another thread is about to spawn has copies of all files until it executes its program (flock(2)).
-pub(super) fn release(file: &File) {
-    // Cannot fail on a file that is open.
-    let _ = flock(file, FlockOperation::Unlock);
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostError + use<> {

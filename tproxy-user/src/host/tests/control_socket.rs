@@ -63,6 +63,24 @@ fn what_the_dead_left_is_replaced_or_removed_and_the_living_are_left_alone() {
 }
 
 #[test]
+fn whoever_comes_finds_the_directory_though_others_leave_it_at_that_moment() {
+    let place = Place::new();
+    thread::scope(|scope| {
+        for name in ["one", "two"] {
+            let place = &place;
+            scope.spawn(move || {
+                for _ in 0..1_000 {
+                    drop(place.claim(name).unwrap());
+                    // What others of the same directory do, whose journals are in it.
+                    cleanup_in(&place.0).unwrap();
+                }
+            });
+        }
+    });
+    assert!(!place.0.exists(), "nothing is left");
+}
+
+#[test]
 fn where_it_cannot_be_made_the_path_and_the_remedy_are_named() {
     let place = Place::new();
     // Nothing can be made below a file.
