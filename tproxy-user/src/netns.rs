@@ -17,6 +17,9 @@ pub use process::Proc;
 pub use topology::{Family, Topology};
 pub use tproxy::Tproxy;
 
+/// The longest that anything here is waited for: so long that on the busiest machine only what does not come at all takes it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What can go wrong while building or using a test network.
 #[derive(thiserror::Error)]
 pub enum Error {

@@ -1,8 +1,8 @@
 //! A real web server.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf};
 
-use super::{Error, Namespace, Proc, random_suffix};
+use super::{Error, Namespace, PATIENCE, Proc, random_suffix};
 
 /// nginx in a namespace, on all its addresses, ports [`Nginx::PORTS`].
 ///
@@ -46,7 +46,7 @@ http {{
         fs::write(&file, config).map_err(Error::io(file.display().to_string()))?;
         let proc = namespace.start(&format!("nginx -e stderr -p {root} -c {}", file.display()))?;
         // "getrlimit" is the last line a single-process nginx notes, after its sockets listen.
-        proc.wait_line(&["getrlimit"], Duration::from_secs(5))?;
+        proc.wait_line(&["getrlimit"], PATIENCE)?;
         Ok(Self { proc, directory })
     }
 
@@ -64,7 +64,7 @@ http {{
     /// # Errors
     /// [`Error::Timeout`].
     pub fn wait_access(&self, words: &[&str]) -> Result<String, Error> {
-        self.proc.wait_line(words, Duration::from_secs(5))
+        self.proc.wait_line(words, PATIENCE)
     }
 
     /// The access log so far.

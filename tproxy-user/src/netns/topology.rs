@@ -1,8 +1,8 @@
 //! client – gateway – server.
 
-use std::{fs, net::IpAddr, time::Duration};
+use std::{fs, net::IpAddr};
 
-use super::{Error, Namespace, Proc, random_suffix, require_tool};
+use super::{Error, Namespace, PATIENCE, Proc, random_suffix, require_tool};
 
 /// One of the two address families, with the addresses that [`Topology`] gives out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,12 +204,11 @@ fn tun(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<Vec<Proc>, Error>
         let socket = format!("{socket}:{},socktype=5", path.display());
         ns.start(&format!("socat -d -d -b 65536 {socket} TUN,tun-name={device},iff-no-pi"))
     };
-    let wait = Duration::from_secs(5);
     let listening = end(a, "UNIX-LISTEN")?;
-    listening.wait_line(&["listening"], wait)?;
+    listening.wait_line(&["listening"], PATIENCE)?;
     let connected = end(b, "UNIX-CONNECT")?;
     for wire in [&listening, &connected] {
-        wire.wait_line(&["starting data transfer loop"], wait)?;
+        wire.wait_line(&["starting data transfer loop"], PATIENCE)?;
     }
     // Both ends hold the socket by now; its name is of no more use.
     fs::remove_file(&path).map_err(Error::io(path.display().to_string()))?;
@@ -240,7 +239,7 @@ fn wait_carrier(ns: &Namespace, device: &str) -> Result<(), Error> {
     if is_up(&ns.ip(&show)?) {
         return Ok(());
     }
-    monitor.wait_line(&["LOWER_UP", "state UP"], Duration::from_secs(5)).map(drop)
+    monitor.wait_line(&["LOWER_UP", "state UP"], PATIENCE).map(drop)
 }
 
 fn address(ns: &Namespace, device: &str, v4: &str, v6: &str) -> Result<(), Error> {

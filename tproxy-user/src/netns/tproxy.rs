@@ -4,7 +4,7 @@ use std::{ops::Deref, ops::DerefMut, path::Path, time::Duration};
 
 use rustix::process::Signal;
 
-use super::{Error, Namespace, Proc};
+use super::{Error, Namespace, PATIENCE, Proc};
 
 /// `tproxy run` in a namespace, with steering in place.
 #[derive(Debug)]
@@ -14,10 +14,10 @@ impl Tproxy {
     /// Starts `binary run ARGS` (split at blanks) and waits for the line that says `ready`.
     ///
     /// # Errors
-    /// It ends, or ten seconds pass, without that line.
+    /// It ends, or [`PATIENCE`] passes, without that line.
     pub fn start(namespace: &Namespace, binary: &Path, args: &str) -> Result<Self, Error> {
         let proc = namespace.start(&format!("{} run {args}", binary.display()))?;
-        proc.wait_line(&["ready"], Duration::from_secs(10))?;
+        proc.wait_line(&["ready"], PATIENCE)?;
         Ok(Self(proc))
     }
 }
@@ -49,7 +49,7 @@ impl Drop for Tproxy {
         self.0.signal(Signal::TERM);
         if self.0.wait(Duration::from_millis(500)).is_err() {
             self.0.signal(Signal::TERM);
-            if let Err(error) = self.0.wait(Duration::from_secs(3)) {
+            if let Err(error) = self.0.wait(PATIENCE) {
                 tracing::warn!("{error}");
             }
         }

@@ -15,7 +15,7 @@ use rustix::{
 use crate::support::*;
 
 /// A network of namespaces and its programs take a second each to come up.
-const RUN: Duration = Duration::from_secs(60);
+const RUN: Duration = Duration::from_secs(300);
 
 fn bench(args: &str) -> Proc {
     let mut command = Command::new(binary());

@@ -6,7 +6,6 @@ use std::{
     io::{ErrorKind, Read as _},
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use crate::{clean::Snapshot, support::*};
@@ -153,9 +152,7 @@ fn a_rule_has_time_limits_of_its_own() {
     let short = connect_within(&world.net.client, (server, 7), PATIENCE).unwrap();
     assert_echo(&short, "one", &*tproxy);
     assert_echo(&long, "one", &*tproxy);
-    let started = Instant::now();
     tproxy.wait_line(&["closed", "rule=short", "end=idle_timeout"], PATIENCE).unwrap();
-    assert!(started.elapsed() < Duration::from_secs(5));
     assert_echo(&long, "still there", &*tproxy);
     drop(long);
     assert_eq!(counted_at_the_end(&mut tproxy, "idle_timeout"), 1);

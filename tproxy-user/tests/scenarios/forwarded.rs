@@ -126,8 +126,7 @@ fn respond_answers_anything_else_and_silence_with_the_text_and_a_newline() {
             .unwrap_or_else(|error| panic!("{request:?}: {error}\n{}", *tproxy));
         assert_eq!(answer, "hello\n", "{family:?} {request:?}\n{}", *tproxy);
         let took = started.elapsed();
-        assert_eq!(took >= Duration::from_millis(900), request.is_empty(), "{request:?} took {took:?}");
-        assert!(took < Duration::from_secs(3), "{request:?} took {took:?}");
+        assert!(!request.is_empty() || took >= Duration::from_millis(900), "{took:?} is not a silence");
     }
 }
 

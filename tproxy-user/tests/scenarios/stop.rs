@@ -117,7 +117,7 @@ fn sigterm_drains_the_live_and_passes_the_new() {
         let world = world_with_echo();
         let before = Snapshot::take(&world.net.gateway);
         let mut tproxy = world.tproxy(&format!(
-            "{FORWARDED} --action direct --source {source} --steer {engine} --drain-timeout 60s"
+            "{FORWARDED} --action direct --source {source} --steer {engine} --drain-timeout 10m"
         ));
         let live = Family::ALL.map(|family| echo_connection(&world, family));
         for stream in &live {
@@ -158,14 +158,14 @@ fn a_second_signal_means_now() {
     {
         let world = world_with_echo();
         let before = Snapshot::take(&world.net.gateway);
-        let mut tproxy = world.tproxy(&format!("{FORWARDED} --action direct --drain-timeout 60s"));
+        let mut tproxy = world.tproxy(&format!("{FORWARDED} --action direct --drain-timeout 10m"));
         let mut live = echo_connection(&world, Family::V4);
         assert_echo(&live, "before the stop", &*tproxy);
         tproxy.signal(first);
         wait_until_passed(&world, Family::V4, &tproxy);
         assert_echo(&live, "while draining", &*tproxy);
         tproxy.signal(second);
-        tproxy.wait(Duration::from_secs(3)).unwrap_or_else(|error| panic!("{first:?} {second:?}: {error}"));
+        tproxy.wait(PATIENCE).unwrap_or_else(|error| panic!("{first:?} {second:?}: {error}"));
         before.assert_same(&world.net.gateway, &*tproxy);
         assert_ended(&mut live, &tproxy);
     }

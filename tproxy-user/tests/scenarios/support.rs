@@ -11,10 +11,8 @@ use std::{
 };
 
 use socket2::SockRef;
-pub(crate) use tproxy::netns::{Family, Namespace, Nginx, Proc, Topology, Tproxy};
+pub(crate) use tproxy::netns::{Family, Namespace, Nginx, PATIENCE, Proc, Topology, Tproxy};
 
-/// The longest anything here is waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Both steering engines.
 pub(crate) const ENGINES: [&str; 2] = ["sk_lookup", "sk_assign"];
 /// Flags of the rule that says everything, as seen from the gateway's client side.
@@ -98,7 +96,7 @@ pub(crate) struct Curl {
 pub(crate) fn curl(namespace: &Namespace, prefix: &str, address: IpAddr, port: u16) -> Curl {
     let (wrapper, flags) = if prefix.starts_with('-') { ("", prefix) } else { (prefix, "") };
     let url = format!("http://{}/", SocketAddr::new(address, port));
-    let line = format!("{wrapper} curl -sS --max-time 10 {flags} {url}");
+    let line = format!("{wrapper} curl -sS --max-time {} {flags} {url}", PATIENCE.as_secs());
     let mut words = line.split_whitespace();
     let program = words.next().unwrap_or("curl");
     for tool in [program, "curl"] {

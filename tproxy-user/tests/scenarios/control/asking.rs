@@ -1,7 +1,7 @@
 use std::{
     io::Read as _,
     net::{TcpStream, UdpSocket},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use serde_json::Value;
@@ -213,5 +213,5 @@ fn drain_with_nothing_live_is_answered_before_the_end() {
     let world = World::new();
     let mut tproxy = world.tproxy(RULE);
     assert!(ask(&world, "drain").contains("0 live"));
-    assert!(tproxy.wait(Duration::from_secs(5)).unwrap().success(), "{}", *tproxy);
+    assert!(tproxy.wait(PATIENCE).unwrap().success(), "{}", *tproxy);
 }

@@ -135,7 +135,7 @@ fn sessions_end_when_they_are_silent_and_dns_when_it_is_answered() {
             let client = datagrams(&world.net.client, (family.client(), 0));
             let own = client.local_addr().unwrap().to_string();
             ask(&client, (family.server(), 53).into(), "query", &*tproxy);
-            tproxy.wait_line(&[&own, "closed", "end=answered"], Duration::from_millis(900)).unwrap();
+            tproxy.wait_line(&[&own, "closed", "end=answered"], PATIENCE).unwrap();
             ask(&client, (family.server(), PORT).into(), "hello", &*tproxy);
             tproxy.wait_line(&[&own, ":7", "closed", "end=idle"], PATIENCE).unwrap();
             // As if it were new.
