@@ -7,6 +7,7 @@ mod control;
 mod datagram;
 mod errors;
 mod icmp;
+mod namespace;
 mod raw;
 mod readable;
 mod receive;
@@ -25,6 +26,7 @@ pub use datagram::{
 };
 pub use errors::{PeerError, next_error};
 pub use icmp::{IcmpError, IcmpSender};
+pub use namespace::namespace_cookie;
 pub use raw::RawSender;
 pub use readable::Readable;
 pub use receive::{Datagram, Receiver};

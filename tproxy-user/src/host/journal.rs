@@ -22,7 +22,7 @@ use change::Entry;
 pub(super) use reclaim::cleanup_in;
 pub use reclaim::{Report, cleanup};
 pub(super) use store::namespace_inode;
-use store::{Found, Locked, Record, Store, boot_id};
+use store::{Found, Locked, Record, Store};
 
 /// Where all journals are.
 pub(super) const ROOT: &str = "/run/tproxy";
@@ -162,7 +162,7 @@ impl Journal {
             return Ok(());
         }
         let others = locked.standing_but(&self.record)?;
-        let undone = self.record.undo(|_| true, &others);
+        let undone = self.record.undo(&others);
         let outcome = match undone.failed {
             None => locked.remove(&self.record.identity),
             Some(error) => locked.save(&self.record).and(Err(error)),
@@ -212,7 +212,6 @@ pub struct OnRecord {
 pub fn on_record() -> Result<Vec<OnRecord>, HostError> {
     let store = Store::of_this_namespace(Path::new(ROOT))?;
     let locked = store.lock()?;
-    let boot = boot_id()?;
     let seen = |standing, record: Record| OnRecord {
         pid: record.pid,
         identity: record.identity,
@@ -222,10 +221,8 @@ pub fn on_record() -> Result<Vec<OnRecord>, HostError> {
     let known = locked.journals()?.into_iter().filter_map(|found| match found {
         Found::Living(record) => Some(seen(Standing::Lives, record)),
         Found::Held(record) => Some(seen(Standing::Held, record)),
-        // Nothing of it outlived the boot.
-        Found::Dead(record) if record.boot != boot => None,
         Found::Dead(record) => Some(seen(Standing::LeftOver, record)),
-        Found::Unreadable(..) => None,
+        Found::Elsewhere(_) | Found::Unreadable(..) => None,
     });
     Ok(known.collect())
 }
@@ -246,7 +243,7 @@ fn refuse_shared(locked: &Locked<'_>, identity: &Identity) -> Result<Option<Reco
                     return Err(HostError::Held { pid: other.pid, what });
                 }
             }
-            Found::Dead(_) | Found::Unreadable(..) => {}
+            Found::Dead(_) | Found::Elsewhere(_) | Found::Unreadable(..) => {}
         }
     }
     Ok(inherited)

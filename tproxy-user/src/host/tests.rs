@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
@@ -89,6 +90,15 @@ impl Root {
         let namespace = fs::read_dir(&self.0).unwrap().next().unwrap().unwrap().path();
         let mut files = fs::read_dir(namespace).unwrap().map(|file| file.unwrap().path());
         files.find(|path| path.extension().is_some_and(|extension| extension == "json")).unwrap()
+    }
+}
+
+impl Root {
+    fn edit(&self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let file = self.file();
+        let mut record = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        edit(&mut record);
+        fs::write(file, record.to_string()).unwrap();
     }
 }
 
@@ -288,34 +298,41 @@ fn kill_9_is_made_good_by_the_next_start() {
     });
 }
 
+/// As if the journal were of an earlier boot, or of a namespace that is gone and whose inode number this one has.
 #[test]
-fn a_namespace_that_reuses_the_inode_keeps_its_sysctls() {
+fn a_journal_of_another_namespace_says_nothing() {
+    for (key, another) in [("boot", json!("another")), ("namespace", json!(1))] {
+        in_namespace(move || {
+            let root = Root::new();
+            drop(Victim::start(&root));
+            let now = host();
+            root.edit(|record| record["place"][key] = another);
+            assert!(root.cleanup().is_empty());
+            assert_eq!(host(), now);
+            assert!(!root.0.exists());
+        });
+    }
+}
+
+#[test]
+fn what_was_held_in_another_namespace_is_not_taken_over() {
     in_namespace(|| {
         let root = Root::new();
         drop(Victim::start(&root));
-        // A new namespace has none of the dead instance's rules, but may want the same value.
+        root.edit(|record| {
+            record["held"] = json!(true);
+            record["place"]["namespace"] = json!(1);
+        });
         for ip in ["ip -4", "ip -6"] {
             run(&format!("{ip} rule del pref 222"));
             run(&format!("{ip} rule del pref 222"));
             run(&format!("{ip} route flush table 2222"));
         }
-        assert!(root.cleanup().is_empty());
-        assert_eq!(host()[4], "1\n");
-        assert!(!root.0.exists());
-    });
-}
-
-#[test]
-fn a_journal_of_an_earlier_boot_says_nothing() {
-    in_namespace(|| {
-        let root = Root::new();
-        drop(Victim::start(&root));
         let now = host();
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-        let text = fs::read_to_string(root.file()).unwrap();
-        fs::write(root.file(), text.replace(boot.trim_end(), "another")).unwrap();
-        assert!(root.cleanup().is_empty());
+        let other = Identity { table: 3333, priority: 333, ..IDENTITY };
+        let journal = Journal::begin_in(&root.0, other).expect("nobody holds the mark here");
         assert_eq!(host(), now);
+        journal.undo().unwrap();
     });
 }
 

@@ -53,11 +53,6 @@ pub enum Change {
 }
 
 impl Change {
-    /// Whether it is part of policy routing.
-    pub(super) fn routes(&self) -> bool {
-        matches!(self, Self::Rule { .. } | Self::LocalRoute { .. })
-    }
-
     /// Whether both are about the same sysctl, or the clsact qdisc of the same interface.
     fn meets(&self, other: &Self) -> bool {
         match (self, other) {

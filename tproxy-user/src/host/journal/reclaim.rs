@@ -3,8 +3,8 @@
 use std::{fmt, path::Path};
 
 use super::{
-    Change, ROOT,
-    store::{Found, Locked, Record, Store, boot_id},
+    Change, Identity, ROOT,
+    store::{Found, Locked, Record, Store},
 };
 use crate::{
     host::{HostError, lingering, local_table::LocalTable},
@@ -109,7 +109,7 @@ pub(in crate::host) fn cleanup_in(root: &Path) -> Result<Vec<Report>, HostError>
     let locked = store.lock()?;
     let held = locked.journals()?.into_iter().filter_map(|found| match found {
         Found::Held(record) => Some(record),
-        Found::Living(_) | Found::Dead(_) | Found::Unreadable(..) => None,
+        Found::Living(_) | Found::Dead(_) | Found::Elsewhere(_) | Found::Unreadable(..) => None,
     });
     let mut reports = Vec::new();
     for record in held {
@@ -123,7 +123,6 @@ pub(in crate::host) fn cleanup_in(root: &Path) -> Result<Vec<Report>, HostError>
 
 /// Takes back what the dead left.
 pub(super) fn dead(locked: &Locked<'_>) -> Result<Vec<Report>, HostError> {
-    let boot = boot_id()?;
     let mut reports = Vec::new();
     for found in locked.journals()? {
         match found {
@@ -132,7 +131,11 @@ pub(super) fn dead(locked: &Locked<'_>) -> Result<Vec<Report>, HostError> {
                 locked.delete(&path)?;
                 reports.push(Report::Unreadable { path, reason });
             }
-            Found::Dead(record) if record.boot != boot => locked.remove(&record.identity)?,
+            Found::Elsewhere(mut record) => {
+                // The pins of both namespaces are in one directory, and outlive what they were attached to.
+                record.changes.retain(|entry| matches!(entry.change(), Change::Pins { .. }));
+                reports.extend(take_back(locked, record)?);
+            }
             Found::Dead(record) => reports.extend(bury(locked, record)?),
         }
     }
@@ -140,33 +143,28 @@ pub(super) fn dead(locked: &Locked<'_>) -> Result<Vec<Report>, HostError> {
     Ok(reports)
 }
 
-fn bury(locked: &Locked<'_>, mut record: Record) -> Result<Vec<Report>, HostError> {
-    let pid = record.pid;
-    let living = locked.standing_but(&record)?;
-    let had_routes = record.changes.iter().any(|entry| entry.change().routes());
-    let mut undoing = record.undo(Change::routes, &living);
-    if had_routes && undoing.gone.is_empty() && undoing.failed.is_none() {
-        // The kernel gives the inode of a namespace that is gone to the next one, and this is not the one
-        // that was changed: its sysctls are its own.
-        // The pins are told apart by nothing but that inode.
-        record.changes.retain(|entry| matches!(entry.change(), Change::Pins { .. }));
+/// Takes back what a dead instance of this namespace left, and destroys its sockets.
+fn bury(locked: &Locked<'_>, record: Record) -> Result<Vec<Report>, HostError> {
+    let (pid, Identity { mark, table, .. }) = (record.pid, record.identity);
+    let mut reports = take_back(locked, record)?;
+    match LocalTable::load(table).and_then(|local| lingering::destroy(mark, &local)) {
+        Ok(0) => {}
+        Ok(sockets) => reports.push(Report::Destroyed { pid, sockets }),
+        Err(error) => reports.push(Report::Lingering { pid, error }),
     }
-    let rest = record.undo(|_| true, &living);
-    undoing.gone.extend(rest.gone);
+    Ok(reports)
+}
+
+fn take_back(locked: &Locked<'_>, mut record: Record) -> Result<Vec<Report>, HostError> {
+    let pid = record.pid;
+    let undoing = record.undo(&locked.standing_but(&record)?);
     let mut reports: Vec<_> = undoing.gone.into_iter().map(|change| Report::Undone { pid, change }).collect();
-    match undoing.failed.or(rest.failed) {
+    match undoing.failed {
         None => locked.remove(&record.identity)?,
         Some(error) => {
             locked.save(&record)?;
             reports.push(Report::NotUndone { pid, error });
         }
-    }
-    let sockets = LocalTable::load(record.identity.table)
-        .and_then(|local| lingering::destroy(record.identity.mark, &local));
-    match sockets {
-        Ok(0) => {}
-        Ok(sockets) => reports.push(Report::Destroyed { pid, sockets }),
-        Err(error) => reports.push(Report::Lingering { pid, error }),
     }
     Ok(reports)
 }

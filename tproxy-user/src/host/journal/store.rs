@@ -20,19 +20,39 @@ use crate::{
         directory::{self, release},
     },
     mark::Mark,
+    socket::namespace_cookie,
 };
+
+/// Not /proc/self: threads may be in namespaces of their own.
+const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
 /// What one instance did.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) pid: u32,
-    /// Where `/run` survives a reboot, what it says does not hold any more.
-    pub(super) boot: String,
+    pub(super) place: Place,
     pub(super) identity: Identity,
     /// The changes stand when the instance is gone, until one with the same identity takes over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) held: bool,
     pub(super) changes: Vec<Entry>,
+}
+
+/// What was changed: a network namespace, and with it all that was changed there, is gone at the end of its boot at the
+/// latest, but the journal may be found by another that has its inode number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    boot: String,
+    /// [`namespace_cookie`]
+    namespace: u64,
+}
+
+impl Place {
+    /// Where the calling thread is.
+    fn here() -> Result<Self, HostError> {
+        let namespace = namespace_cookie().map_err(failed("ask for the cookie of", Path::new(NAMESPACE)))?;
+        Ok(Self { boot: boot_id()?, namespace })
+    }
 }
 
 /// What became of a record's changes; those that failed are left in the record.
@@ -44,7 +64,13 @@ pub(super) struct Undoing {
 
 impl Record {
     pub(super) fn new(identity: Identity) -> Result<Self, HostError> {
-        Ok(Self { pid: std::process::id(), boot: boot_id()?, identity, held: false, changes: Vec::new() })
+        Ok(Self {
+            pid: std::process::id(),
+            place: Place::here()?,
+            identity,
+            held: false,
+            changes: Vec::new(),
+        })
     }
 
     /// What this instance found where `change` is made too, if it did not leave it so.
@@ -52,8 +78,7 @@ impl Record {
         self.changes.iter().find_map(|entry| entry.original(change))
     }
 
-    /// Makes sure that what it did still stands. Somebody may have taken it away, or the kernel may have given the inode
-    /// of the namespace it was done in to this one.
+    /// Makes sure that what it did still stands: somebody may have taken it away.
     pub(super) fn make_again(&self) -> Result<(), HostError> {
         self.changes.iter().try_for_each(|entry| match entry.make(&self.identity) {
             Err(HostError::Netlink { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -61,15 +86,11 @@ impl Record {
         })
     }
 
-    /// Takes back the changes that are `chosen`, last one first.
-    pub(super) fn undo(&mut self, chosen: fn(&Change) -> bool, others: &[Self]) -> Undoing {
+    /// Takes back the changes, last one first.
+    pub(super) fn undo(&mut self, others: &[Self]) -> Undoing {
         let mut undoing = Undoing::default();
         let mut left = Vec::new();
         while let Some(entry) = self.changes.pop() {
-            if !chosen(entry.change()) {
-                left.push(entry);
-                continue;
-            }
             match entry.undo(&self.identity, others) {
                 Ok(Undone::Gone) => undoing.gone.push(entry.change().clone()),
                 Ok(Undone::Nothing) => {}
@@ -85,15 +106,14 @@ impl Record {
     }
 }
 
-pub(super) fn boot_id() -> Result<String, HostError> {
+fn boot_id() -> Result<String, HostError> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     fs::read_to_string(path).map(|id| id.trim_end().to_owned()).map_err(failed("read", path))
 }
 
 /// What tells the network namespace of the calling thread from others, as long as it exists.
 pub(in crate::host) fn namespace_inode() -> Result<u64, HostError> {
-    // Not /proc/self: threads may be in namespaces of their own.
-    let namespace = Path::new("/proc/thread-self/ns/net");
+    let namespace = Path::new(NAMESPACE);
     Ok(fs::metadata(namespace).map_err(failed("look at", namespace))?.ino())
 }
 
@@ -139,6 +159,8 @@ pub(super) enum Found {
     /// Gone, and its changes are to stand.
     Held(Record),
     Dead(Record),
+    /// What it changed is gone too, but for its pins.
+    Elsewhere(Record),
     /// Written by a crash, or by somebody else.
     Unreadable(PathBuf, String),
 }
@@ -166,7 +188,9 @@ impl Locked<'_> {
         let lock = self.store.lock_file(record.identity.mark);
         Ok(if self.is_locked(&lock)? {
             Found::Living(record)
-        } else if record.held && record.boot == boot_id()? {
+        } else if record.place != Place::here()? {
+            Found::Elsewhere(record)
+        } else if record.held {
             Found::Held(record)
         } else {
             Found::Dead(record)
@@ -193,7 +217,7 @@ impl Locked<'_> {
     pub(super) fn living(&self) -> Result<Vec<Record>, HostError> {
         let living = self.journals()?.into_iter().filter_map(|found| match found {
             Found::Living(record) => Some(record),
-            Found::Held(_) | Found::Dead(_) | Found::Unreadable(..) => None,
+            Found::Held(_) | Found::Dead(_) | Found::Elsewhere(_) | Found::Unreadable(..) => None,
         });
         Ok(living.collect())
     }
@@ -202,7 +226,7 @@ impl Locked<'_> {
     pub(super) fn standing(&self) -> Result<Vec<Record>, HostError> {
         let standing = self.journals()?.into_iter().filter_map(|found| match found {
             Found::Living(record) | Found::Held(record) => Some(record),
-            Found::Dead(_) | Found::Unreadable(..) => None,
+            Found::Dead(_) | Found::Elsewhere(_) | Found::Unreadable(..) => None,
         });
         Ok(standing.collect())
     }
