@@ -1,5 +1,7 @@
 //! `cargo xtask test`: all tests, on the running kernel.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::{
@@ -27,7 +29,16 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         // The real path through the kernel, in network namespaces.
         &["--package=tproxy-user", "--test=*"],
     ] {
-        run(cargo().args(["test", "--locked"]).args(tests).arg("--").args(&args.filter))?;
+        run(with_bpf_file_system().args(["test", "--locked"]).args(tests).arg("--").args(&args.filter))?;
     }
     Ok(())
+}
+
+/// cargo in a mount namespace that has a BPF file system to pin links in, which not every container has, and of which
+/// nothing is left whatever ends it.
+fn with_bpf_file_system() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount -t bpf bpf /sys/fs/bpf && exec \"$@\"", "sh"]);
+    command.arg(cargo().get_program());
+    command
 }
