@@ -5,6 +5,8 @@ mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
+#[cfg(test)]
+mod docs;
 mod host;
 mod process;
 mod test;
