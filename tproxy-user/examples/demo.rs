@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use tproxy::netns::{Family, Namespace, Nginx, Proc, Topology, Tproxy, require_tool};
+use tproxy_netns::{Family, Namespace, Nginx, Proc, Topology, Tproxy, require_tool};
 
 type Outcome = Result<(), Box<dyn Error>>;
 

@@ -7,13 +7,13 @@ use std::{
 
 use clap::{Parser as _, error::ErrorKind};
 use tproxy::{
-    bench,
-    cli::{self, Cli, Command, Mistakes, Run, one_line},
-    config,
-    doctor::{self, Level},
-    explain,
+    config::{self, Mistakes},
     host::Report,
-    logging,
+};
+use tproxy_cli::{
+    cli::{self, Cli, Command, Run, one_line},
+    doctor::{self, Level},
+    explain, logging,
     run::{self, Start},
     top,
     trace::{self, TraceError},
@@ -44,9 +44,9 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Run(flags) => {
-            let Run { log_format, verbose, watch, setup } = *flags;
-            let file = setup.file();
-            match setup.into_config() {
+            let Run { log_format, verbose, watch, flags } = *flags;
+            let file = flags.file();
+            match flags.into_config() {
                 Err(mistakes) => refuse(&mistakes),
                 Ok(config) => {
                     logging::init(log_format, verbose);
@@ -57,13 +57,13 @@ fn main() -> ExitCode {
         }
         Command::Bench(args) => {
             logging::init(logging::Format::Text, 0);
-            finish(bench::main(&args).and_then(|report| print(&report)))
+            finish(tproxy_bench::main(&args).and_then(|report| print(&report)))
         }
         Command::BenchRelay(flags) => finish(relay(*flags)),
-        Command::BenchSingly(flags) => {
-            finish(flags.setup.into_config().map_err(Into::into).and_then(|config| bench::singly(&config)))
-        }
-        Command::BenchHotPath(args) => finish(bench::hot_path(&args)),
+        Command::BenchSingly(flags) => finish(
+            flags.flags.into_config().map_err(Into::into).and_then(|config| tproxy_bench::singly(&config)),
+        ),
+        Command::BenchHotPath(args) => finish(tproxy_bench::hot_path(&args)),
         Command::BenchMany(flags) => {
             logging::init(logging::Format::Text, 0);
             finish(
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
             )
         }
         Command::Config(show) if show.schema => finish(print(&config::schema())),
-        Command::Config(show) => match show.setup.into_config() {
+        Command::Config(show) => match show.flags.into_config() {
             Err(mistakes) => refuse(&mistakes),
             Ok(config) => finish(config.to_toml().map_err(Into::into).and_then(|toml| print(&toml))),
         },
@@ -138,7 +138,7 @@ async fn ask(answer: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result
 #[tokio::main(flavor = "current_thread")]
 async fn relay(flags: Run) -> anyhow::Result<()> {
     logging::init(flags.log_format, flags.verbose);
-    bench::without_datapath(flags.setup.into_config()?).await
+    tproxy_bench::without_datapath(flags.flags.into_config()?).await
 }
 
 fn explain(args: &explain::Args) -> anyhow::Result<()> {

@@ -1,7 +1,7 @@
 //! `cargo xtask build-ebpf`: the committed eBPF object, made anew or checked.
 
 mod compare;
-#[path = "../../tproxy-user/build/digest.rs"]
+#[path = "../../tproxy-user/engine/build/digest.rs"]
 mod digest;
 mod strip;
 mod toolchain;
@@ -18,9 +18,9 @@ use toolchain::Toolchain;
 use crate::process::run;
 
 /// What the library embeds.
-const OBJECT: &str = "tproxy-user/ebpf/tproxy.o";
+const OBJECT: &str = "tproxy-user/engine/ebpf/tproxy.o";
 /// What the library's build script compares with the sources.
-const RECORD: &str = "tproxy-user/ebpf/tproxy.o.digest";
+const RECORD: &str = "tproxy-user/engine/ebpf/tproxy.o.digest";
 
 /// Builds the eBPF object that is committed with its sources' digest
 #[derive(clap::Args)]
@@ -65,7 +65,7 @@ fn build(toolchain: &Toolchain) -> Result<Vec<u8>> {
 }
 
 fn write(toolchain: &Toolchain, object: &[u8], sources: &str) -> Result<()> {
-    fs::create_dir_all("tproxy-user/ebpf")?;
+    fs::create_dir_all("tproxy-user/engine/ebpf")?;
     fs::write(OBJECT, object).context(OBJECT)?;
     fs::write(RECORD, format!("sources = {sources}\ncompiler = {}\n", toolchain.describe()))
         .context(RECORD)?;

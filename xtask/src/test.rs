@@ -21,7 +21,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     host::require_root("test")?;
     host::require_tools(TOOLS)?;
     // With `--test`, cargo leaves out the example that a scenario runs.
-    run(cargo().args(["build", "--locked", "--package=tproxy-user", "--examples"]))?;
+    run(cargo().args(["build", "--locked", "--package=tproxy", "--package=tproxy-user", "--examples"]))?;
     for tests in [
         // Parser, policy, configuration, journal, …: a crate at a time, on the host.
         &["--workspace", "--lib", "--bins"][..],

@@ -25,7 +25,7 @@ fn bench(args: &str) -> Proc {
 
 #[test]
 fn every_contender_gets_figures_and_nothing_is_left_behind() {
-    let json = std::env::temp_dir().join(format!("tp-bench-{}.json", tproxy::netns::random_suffix()));
+    let json = std::env::temp_dir().join(format!("tp-bench-{}.json", tproxy_netns::random_suffix()));
     let mut run = bench(&format!(
         "--quick --rounds 1 --only nft/host,haproxy/client --workload connections,ping-pong --json {}",
         json.display()

@@ -15,7 +15,7 @@ pub(crate) struct Files(PathBuf);
 
 impl Files {
     pub(crate) fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("tproxy-{}", tproxy::netns::random_suffix()));
+        let path = std::env::temp_dir().join(format!("tproxy-{}", tproxy_netns::random_suffix()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }

@@ -9,7 +9,7 @@ use crate::support::*;
 /// `cargo test` builds the examples, next to the binary; with `--test` it does not.
 fn example() -> std::path::PathBuf {
     let path = binary().with_file_name("examples").join("intercept");
-    assert!(path.exists(), "build it: cargo build --package tproxy-user --example intercept");
+    assert!(path.exists(), "build it: cargo build --package tproxy --example intercept");
     path
 }
 

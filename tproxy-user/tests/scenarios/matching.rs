@@ -132,7 +132,7 @@ impl Cgroup {
         let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
         let root = mount.filter(|fields| fields[2] == "cgroup2").map(|fields| fields[1].to_owned()).next();
         let root = PathBuf::from(root.expect("the cgroup v2 hierarchy is not mounted"));
-        let path = root.join(format!("tp-{}", tproxy::netns::random_suffix()));
+        let path = root.join(format!("tp-{}", tproxy_netns::random_suffix()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }

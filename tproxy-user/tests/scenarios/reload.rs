@@ -20,7 +20,7 @@ pub(crate) struct File(PathBuf);
 
 impl File {
     pub(crate) fn new(text: &str) -> Self {
-        let directory = std::env::temp_dir().join(format!("tproxy-{}", tproxy::netns::random_suffix()));
+        let directory = std::env::temp_dir().join(format!("tproxy-{}", tproxy_netns::random_suffix()));
         fs::create_dir(&directory).unwrap();
         let file = Self(directory.join("tproxy.toml"));
         file.replace(text);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use socket2::SockRef;
-pub(crate) use tproxy::netns::{Family, Namespace, Nginx, PATIENCE, Proc, Topology, Tproxy};
+pub(crate) use tproxy_netns::{Family, Namespace, Nginx, PATIENCE, Proc, Topology, Tproxy};
 
 /// Both steering engines.
 pub(crate) const ENGINES: [&str; 2] = ["sk_lookup", "sk_assign"];
@@ -35,7 +35,7 @@ impl World {
         Self::on(Topology::three_l3())
     }
 
-    fn on(net: Result<Topology, tproxy::netns::Error>) -> Self {
+    fn on(net: Result<Topology, tproxy_netns::Error>) -> Self {
         let net = net.unwrap_or_else(|error| panic!("{error}"));
         let nginx = Nginx::start(&net.server).unwrap_or_else(|error| panic!("{error}"));
         Self { nginx, net }
@@ -100,7 +100,7 @@ pub(crate) fn curl(namespace: &Namespace, prefix: &str, address: IpAddr, port: u
     let mut words = line.split_whitespace();
     let program = words.next().unwrap_or("curl");
     for tool in [program, "curl"] {
-        tproxy::netns::require_tool(tool).unwrap_or_else(|error| panic!("{error}"));
+        tproxy_netns::require_tool(tool).unwrap_or_else(|error| panic!("{error}"));
     }
     let output =
         namespace.command(program).args(words).output().unwrap_or_else(|error| panic!("{line}: {error}"));

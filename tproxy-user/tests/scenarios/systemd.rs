@@ -193,7 +193,7 @@ fn the_capabilities_of_the_unit_do_and_none_of_them_is_too_much() {
 #[test]
 fn systemd_understands_the_unit() {
     let (_, text) = unit();
-    tproxy::netns::require_tool("systemd-analyze").unwrap();
+    tproxy_netns::require_tool("systemd-analyze").unwrap();
     assert_eq!(value_of(&text, "Type"), "notify-reload");
     let file = File::new("");
     let copy = file.directory().join("tproxy.service");

@@ -136,7 +136,7 @@ fn outbound_selects_by_the_senders_user() {
             for (uid, taken) in [(4711, true), (4712, false)] {
                 let to = SocketAddr::new(family.server(), PORT);
                 let script = format!("printf x | socat -t 5 - UDP:{to}");
-                tproxy::netns::require_tool("socat").unwrap_or_else(|error| panic!("{error}"));
+                tproxy_netns::require_tool("socat").unwrap_or_else(|error| panic!("{error}"));
                 let mut command: Command = world.net.gateway.command("timeout");
                 command.args(["5", "setpriv", "--reuid", &uid.to_string(), "--clear-groups", "sh", "-c"]);
                 let output = command.arg(format!("{script} | head -c 5")).output().unwrap();

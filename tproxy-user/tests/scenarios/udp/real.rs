@@ -6,7 +6,7 @@ use super::*;
 
 /// dnsmasq on one address, or on all; it says who it is, at length too.
 fn name_server(namespace: &Namespace, address: Option<IpAddr>, name: &str) -> Proc {
-    tproxy::netns::require_tool("dnsmasq").unwrap_or_else(|error| panic!("{error}"));
+    tproxy_netns::require_tool("dnsmasq").unwrap_or_else(|error| panic!("{error}"));
     let mut command = namespace.command("dnsmasq");
     command.args([
         "--no-daemon",

@@ -1,0 +1,235 @@
+//! What is answered, as JSON.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use tproxy::{
+    config,
+    flows::{FlowProtocol, FlowScope, LiveFlow, ShownFlow},
+    host::{Direction, InstanceName},
+    instance::Look,
+};
+use tproxy_common::flow::Protocol;
+
+use super::Shown;
+
+/// Numbers by name; what is zero is left out.
+pub type Counts = BTreeMap<String, u64>;
+
+/// `GET /status`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// What it is called.
+    pub name: InstanceName,
+    /// Of the program.
+    pub version: String,
+    /// Of its process.
+    pub pid: u32,
+    /// Since it was ready.
+    pub uptime_seconds: f64,
+    /// Whether it takes new flows.
+    pub state: State,
+    /// The bits of the packet mark that are its own.
+    pub mark: String,
+    /// Its routing table.
+    pub table: u32,
+    /// Its threads that serve flows.
+    pub workers: usize,
+    /// How many rules it has.
+    pub rules: usize,
+    /// Which generation of the rules holds: each reload that changes something makes another.
+    pub generation: u32,
+    /// Where it sees packets, besides at the listener lookup.
+    pub hooks: Vec<Hook>,
+    /// Where Prometheus can ask.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub metrics: Option<SocketAddr>,
+    /// Flows at the moment.
+    pub live: Live,
+    /// What was counted about TCP.
+    pub connections: Counts,
+    /// What was counted about UDP.
+    pub datagrams: Counts,
+    /// Packets by what was decided, and why.
+    pub packets: Counts,
+}
+
+/// Whether new flows are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// They are.
+    Running,
+    /// They are not any more; the process ends with the last live one.
+    Draining,
+}
+
+impl State {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// A tc hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Of the interface.
+    pub interface: String,
+    /// Which of its two.
+    pub direction: Direction,
+}
+
+/// Flows at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// TCP.
+    pub connections: u64,
+    /// UDP.
+    pub sessions: u64,
+}
+
+/// One of `GET /rules`, in the order in which they are tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// Its name.
+    pub name: String,
+    /// Which traffic it looks at.
+    pub scope: FlowScope,
+    /// Which protocols it is about.
+    pub protocols: Vec<FlowProtocol>,
+    /// What becomes of a flow that it selects.
+    pub action: String,
+    /// Flows it has decided.
+    pub hits: u64,
+    /// Flows by it at the moment.
+    pub live: u64,
+}
+
+/// One line of `GET /flows?follow=true`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum FlowEvent {
+    /// It was there already.
+    Live(ShownFlow),
+    /// It was accepted.
+    Began(ShownFlow),
+    /// It is over.
+    Ended(ShownFlow),
+    /// So many events could not be told.
+    Missed {
+        /// How many.
+        events: u64,
+    },
+}
+
+/// `POST /close`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closed {
+    /// Flows that were told to end.
+    pub closed: usize,
+}
+
+/// `POST /drain`
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Draining {
+    /// Flows that are live.
+    pub live: usize,
+    /// How long they have.
+    pub limit_seconds: f64,
+}
+
+/// `POST /reload`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What has changed, on one line.
+    pub changes: String,
+    /// How long there is to confirm it, if it has to be.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub confirm_within_seconds: Option<f64>,
+}
+
+/// The query of `GET /check`; the answer is [`Changes`](tproxy::instance::Changes).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checked {
+    /// The file that the instance is to read, by its absolute path.
+    pub file: PathBuf,
+}
+
+/// `POST /confirm`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmed {
+    /// Always true: the reload is kept.
+    pub confirmed: bool,
+}
+
+/// What is answered when it could not be done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What is wrong and the remedy, on one line; of a file a line for each thing.
+    pub error: String,
+}
+
+impl Status {
+    pub(super) fn of(look: &Look, shown: &Shown) -> Self {
+        let hook = |(interface, direction): &(String, Direction)| Hook {
+            interface: interface.clone(),
+            direction: *direction,
+        };
+        let packets = look.packets.iter().map(|(reason, count)| (reason.name(), *count));
+        Self {
+            name: shown.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: shown.started.elapsed().as_millis() as f64 / 1000.0,
+            state: if look.draining { State::Draining } else { State::Running },
+            mark: look.identity.mark.to_string(),
+            table: look.identity.table,
+            workers: look.workers,
+            rules: look.rules.len(),
+            generation: look.generation,
+            hooks: look.hooks.iter().map(hook).collect(),
+            metrics: shown.metrics,
+            live: Live { connections: look.tcp.active(), sessions: look.udp.active() },
+            connections: counts(look.tcp.iter()),
+            datagrams: counts(look.udp.iter()),
+            packets: counts(packets),
+        }
+    }
+}
+
+impl Rule {
+    pub(super) fn all(look: &Look, live: &[Arc<LiveFlow>]) -> Vec<Self> {
+        let mut by_name: HashMap<&str, u64> = HashMap::new();
+        for flow in live {
+            *by_name.entry(&flow.selection().rule).or_default() += 1;
+        }
+        let shown = |rule: &config::Rule| Self {
+            name: rule.name.as_ref().to_owned(),
+            scope: rule.scope.into(),
+            protocols: Protocol::ALL
+                .into_iter()
+                .filter(|protocol| rule.protocols.include(*protocol))
+                .map(FlowProtocol::from)
+                .collect(),
+            action: rule.action.to_string(),
+            hits: look.hits.get(&rule.name).copied().unwrap_or_default(),
+            live: by_name.get(&*rule.name).copied().unwrap_or_default(),
+        };
+        look.rules.iter().map(shown).collect()
+    }
+}
+
+fn counts<'a>(counted: impl Iterator<Item = (&'a str, u64)>) -> Counts {
+    counted.filter(|(_, count)| *count > 0).map(|(name, count)| (name.to_owned(), count)).collect()
+}

@@ -1,0 +1,180 @@
+//! Connections to the control socket and to the address for metrics, and what each of them may use.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    os::unix::net::UnixListener as StdUnixListener,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener, UnixStream},
+    sync::Semaphore,
+    time::sleep,
+};
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tproxy::{flows::Flows, host::InstanceName};
+
+use super::routes;
+use crate::run::Commands;
+
+/// For a request to be there.
+const REQUEST_TIME: Duration = Duration::from_secs(5);
+
+/// For whoever asked to take some more of the answer.
+const STALLED: Duration = Duration::from_secs(10);
+
+/// Bytes of a request.
+const REQUEST_SIZE: usize = 16 * 1024;
+
+/// Connections at once; more are closed.
+const CONNECTIONS: usize = 32;
+
+/// Between two attempts to accept for lack of descriptors.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// What requests are answered from.
+#[derive(Debug)]
+pub struct Shown {
+    /// What the instance is called.
+    pub name: InstanceName,
+    /// Since when it runs.
+    pub started: Instant,
+    /// Where Prometheus can ask.
+    pub metrics: Option<SocketAddr>,
+    /// Who knows the rest.
+    pub commands: Commands,
+    /// The live flows.
+    pub flows: Flows,
+    /// Cancelled when answers that would go on have to end.
+    pub ending: CancellationToken,
+}
+
+/// What somebody may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everything: the superuser, or whom the process runs as.
+    Owner,
+    /// Metrics.
+    Metrics,
+    /// Nothing: another user.
+    Nobody,
+}
+
+/// Answers until it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    places: Arc<Semaphore>,
+    _task: AbortOnDropHandle<Infallible>,
+}
+
+impl Server {
+    /// At a control socket. To be called inside a runtime.
+    ///
+    /// # Errors
+    /// When the socket cannot be watched.
+    pub fn at_socket(listener: StdUnixListener, shown: Arc<Shown>) -> io::Result<Self> {
+        Ok(Self::at(Listener::Socket(UnixListener::from_std(listener)?), shown))
+    }
+
+    /// At an address, metrics only. To be called inside a runtime.
+    ///
+    /// # Errors
+    /// When the socket cannot be watched.
+    pub fn at_address(listener: std::net::TcpListener, shown: Arc<Shown>) -> io::Result<Self> {
+        Ok(Self::at(Listener::Address(TcpListener::from_std(listener)?), shown))
+    }
+
+    fn at(listener: Listener, shown: Arc<Shown>) -> Self {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let task = tokio::spawn(serve(listener, Arc::clone(&places), shown));
+        Self { places, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Waits until everybody has their answer.
+    pub(super) async fn answered(&self) {
+        // It is never closed.
+        let _ = self.places.acquire_many(CONNECTIONS as u32).await;
+    }
+}
+
+enum Listener {
+    Socket(UnixListener),
+    Address(TcpListener),
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(Access, Pin<Box<dyn Stream>>)> {
+        match self {
+            Self::Socket(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((access(&stream), Box::pin(stream)))
+            }
+            Self::Address(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Access::Metrics, Box::pin(stream)))
+            }
+        }
+    }
+}
+
+/// The file's mode keeps others out already, unless somebody has changed it.
+fn access(stream: &UnixStream) -> Access {
+    let own = rustix::process::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == own => Access::Owner,
+        _ => Access::Nobody,
+    }
+}
+
+async fn serve(listener: Listener, places: Arc<Semaphore>, shown: Arc<Shown>) -> Infallible {
+    loop {
+        let (access, stream) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "control: cannot accept");
+                sleep(BACK_OFF).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::warn!(limit = CONNECTIONS, "control: too many connections; one was closed");
+            continue;
+        };
+        let shown = Arc::clone(&shown);
+        tokio::spawn(async move {
+            if let Err(error) = converse(stream, access, shown).await {
+                tracing::debug!(%error, "control");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// One request and its answer.
+async fn converse(stream: Pin<Box<dyn Stream>>, access: Access, shown: Arc<Shown>) -> hyper::Result<()> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(STALLED));
+    let service = service_fn(move |request| {
+        let shown = Arc::clone(&shown);
+        async move { Ok::<_, Infallible>(routes::answer(&request, access, &shown).await) }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_TIME)
+        .max_buf_size(REQUEST_SIZE)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(Box::pin(stream)), service)
+        .await
+}

@@ -1,0 +1,47 @@
+//! What the tests show of an instance.
+
+use std::{sync::Arc, time::Duration};
+
+use tproxy::{
+    config::{Action, Rule, Scope},
+    host::{Direction, Identity},
+    instance::Look,
+    latency::Latency,
+    mark::Mark,
+    tcp::{self, End, TcpCounters},
+    udp::{self, UdpCounters},
+};
+use tproxy_common::verdict::Reason;
+
+/// One in which most numbers are not zero.
+pub(crate) fn look() -> Look {
+    let latency = Latency::default();
+    for microseconds in [700, 900, 2_000_000] {
+        latency.observe(Duration::from_micros(microseconds));
+    }
+    let mut tcp = tcp::Snapshot {
+        accepted: 7,
+        bytes_up: 100,
+        bytes_down: 1000,
+        accept_latency: latency.snapshot(),
+        ..TcpCounters::default().snapshot()
+    };
+    tcp.ends[End::ConnectRefused as usize].1 = 2;
+    tcp.ends[End::Eof as usize].1 = 1;
+    let rules = [
+        Rule::new("web", Scope::Forwarded, Action::Direct),
+        Rule::new("say \"no\"", Scope::Forwarded, Action::Reject),
+    ];
+    Look {
+        identity: Identity { mark: Mark::DEFAULT, table: 29_808, priority: 100 },
+        draining: false,
+        workers: 2,
+        hits: [(Arc::clone(&rules[0].name), 7), (Arc::clone(&rules[1].name), 5)].into(),
+        rules: rules.into(),
+        hooks: vec![("lan".into(), Direction::Ingress)],
+        tcp,
+        udp: udp::Snapshot { sessions: 3, ..UdpCounters::default().snapshot() },
+        packets: vec![(Reason::RuleSteer, 7), (Reason::RuleReject, 5)],
+        generation: 2,
+    }
+}

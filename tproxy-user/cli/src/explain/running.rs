@@ -1,0 +1,109 @@
+//! Asking the instances that run.
+
+use nix::ifaddrs::getifaddrs;
+use tproxy::{
+    datapath::{
+        running::{Answer, Running, RunningError},
+        support,
+    },
+    host::links::Layer,
+};
+use tproxy_common::rule::RuleIndex;
+
+use super::{Case, ExplainError, Explanation, Step, packet, steps};
+
+/// Of the instances with these processes, in the order in which they see a packet: all that let it pass, and the first
+/// that does not.
+pub(super) fn explain(
+    case: &Case,
+    processes: impl Iterator<Item = u32>,
+) -> Result<Vec<Explanation>, ExplainError> {
+    let mut instances = processes.map(Running::of).collect::<Result<Vec<_>, _>>()?;
+    let position = |instance: &Running| attached(case, instance).unwrap_or(usize::MAX);
+    instances.sort_by_key(position);
+    let mut explanations = Vec::new();
+    for instance in instances {
+        let explanation = ask(case, &instance)?;
+        let passes = explanation.passes();
+        explanations.push(explanation);
+        if !passes {
+            break;
+        }
+    }
+    Ok(explanations)
+}
+
+/// At which place of the hook the instance's program is.
+fn attached(case: &Case, instance: &Running) -> Option<usize> {
+    let (link, hook) = (case.link.as_ref()?, case.hook()?);
+    let (id, _) = instance.program(link, hook).ok()?;
+    support::attached(&link.name, hook).iter().position(|program| program.id == id)
+}
+
+fn ask(case: &Case, instance: &Running) -> Result<Explanation, ExplainError> {
+    let nameless = |_: RuleIndex| None;
+    let tables = instance.tables(case.scope, &case.flow, &case.sender)?;
+    let (mut steps, verdict, rule) = steps::walk(case, &tables, &nameless);
+    let of = format!("the instance with pid {}", instance.pid);
+    let by_tables = format!("the policy, over the maps of {of}");
+    let (Some(link), Some(hook)) = (&case.link, case.hook()) else {
+        let how =
+            "the kernel runs no sk_lookup program on request, so its policy was asked, over the very maps";
+        steps.insert(0, Step { step: "program", found: how.into() });
+        return Ok(Explanation::new(by_tables, case, steps, verdict.reason(), rule));
+    };
+    let program = instance.program(link, hook);
+    let (id, name) = match program {
+        // Nothing can be attached there.
+        Err(RunningError::Attach(error)) => return Ok(unhooked(by_tables, case, steps, error.to_string())),
+        program => program?,
+    };
+    if support::has_tcx() && attached(case, instance).is_none() {
+        let found = format!("{name} is not attached to {hook} of {}: no rule is about it", link.name);
+        return Ok(unhooked(by_tables, case, steps, found));
+    }
+    let Some(mac) = (link.layer != Layer::Ip).then(|| mac(&link.name)).flatten() else {
+        let found = format!(
+            "{name} (id {id}) cannot be run on request for {}, which has no Ethernet address",
+            link.name
+        );
+        steps.insert(0, Step { step: "program", found });
+        return Ok(Explanation::new(by_tables, case, steps, verdict.reason(), rule));
+    };
+    let packet = packet::first(case.flow.protocol, case.source, case.destination, mac);
+    let Answer { reason, rule: decided, worker } =
+        instance.ask(link, hook, &packet, &case.flow.tuple, case.flow.uid)?;
+    if !tables.deciding {
+        steps.push(Step { step: "draining", found: "it takes no new flow any more".into() });
+    } else if reason != verdict.reason() {
+        let found =
+            format!("the rules alone say {}; the program knows more of the flow", verdict.reason().name());
+        steps.push(Step { step: "program", found });
+    }
+    let asked = format!("{name} (id {id}) at {hook} of {}, of {of}", link.name);
+    let mut explanation = Explanation::new(asked, case, steps, reason, decided);
+    explanation.worker = worker;
+    Ok(explanation)
+}
+
+/// The instance does not see the flow at all.
+fn unhooked(asked: String, case: &Case, mut steps: Vec<Step>, found: String) -> Explanation {
+    steps.push(Step { step: "program", found });
+    Explanation {
+        asked,
+        scope: case.scope.into(),
+        steps,
+        verdict: "pass",
+        reason: "no_hook",
+        meaning: "Passed: no program of the instance sees such packets there.",
+        rule: None,
+        name: None,
+        worker: None,
+    }
+}
+
+/// The hardware address of an interface: packets to others are not for this host.
+fn mac(name: &str) -> Option<[u8; 6]> {
+    let own = getifaddrs().ok()?.filter(|addr| addr.interface_name == name);
+    own.filter_map(|addr| addr.address).find_map(|addr| addr.as_link_addr()?.addr())
+}

@@ -1,0 +1,182 @@
+//! `tproxy run` and `tproxy cleanup`, from start to end.
+
+mod commands;
+mod descriptors;
+mod manager;
+mod watch;
+
+use std::{io, path::PathBuf, pin::pin};
+
+use anyhow::anyhow;
+pub use commands::{Command, Commands, Draining, Refused, Reloads, Reply};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
+use tproxy::{
+    config::{Config, OnExit},
+    host::{self, Report, links::Monitor, preflight},
+    instance::Instance,
+};
+
+use crate::control::Seat;
+use commands::{Course, Executor};
+use watch::Watch;
+
+/// What `tproxy run` is to do.
+#[derive(Debug)]
+pub struct Start {
+    /// By what it begins.
+    pub config: Config,
+    /// Where that came from, to be read again; none if from flags.
+    pub file: Option<PathBuf>,
+    /// Whether to read it again by itself when it changes.
+    pub watch: bool,
+    /// Whether the eBPF programs log.
+    pub verbose: bool,
+}
+
+/// Runs an instance until SIGINT or SIGTERM, and stops it in order; a second signal stops it now.
+///
+/// # Errors
+/// What kept it from starting, or from leaving the host as it was.
+pub async fn run(start: Start) -> anyhow::Result<()> {
+    let Start { config, file, watch, verbose } = start;
+    let mut signals =
+        Signals::new(file.is_some()).map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
+    preflight::check()?;
+    descriptors::raise_limit();
+    let cannot_watch = |error: io::Error| anyhow!("cannot watch the interfaces (netlink): {error}");
+    let mut monitor = Monitor::new().map_err(cannot_watch)?;
+    let seat = Seat::take(&config)?;
+    let (commands, mut sent) = mpsc::channel(commands::QUEUE);
+    if let Some(file) = file.clone().filter(|_| watch) {
+        let watch = Watch::new(file).map_err(|error| anyhow!("cannot watch the file (inotify): {error}"))?;
+        tokio::spawn(reload_when_changed(watch, commands.clone()));
+    }
+    let mut executor = Executor::new(file);
+    let left = match config.on_exit {
+        OnExit::Pass => "the host is as it was",
+        OnExit::Reject => "flows that a rule selects are rejected until the next start, or `tproxy cleanup`",
+    };
+    let mut instance = Instance::start(config, verbose)?;
+    tokio::spawn(manager::say_alive(commands.clone(), instance.pulses()));
+    let served =
+        seat.serve(commands, instance.flows().clone()).map_err(|error| anyhow!("control socket: {error}"))?;
+    tracing::info!("ready: steering is in place");
+    manager::ready("steering is in place");
+    loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Told::Stop => break,
+                Told::Reload => {
+                    let (reply, _) = oneshot::channel();
+                    executor.carry_out(Command::Reload { confirm: None, reply }, &mut instance);
+                }
+            },
+            Some(command) = sent.recv() => {
+                if executor.carry_out(command, &mut instance) == Course::Stop {
+                    break;
+                }
+            }
+            () = executor.too_late() => executor.roll_back(&mut instance),
+            () = instance.outlived() => {
+                if let Err(error) = instance.retire() {
+                    tracing::error!("cannot give up what earlier rules needed: {error}");
+                }
+            }
+            () = instance.worker_ended() => {
+                descriptors::release_reserve();
+                instance.stop()?;
+                anyhow::bail!("a worker ended by itself, which is a bug; {left}");
+            }
+            changed = monitor.next() => {
+                let changed = changed.map_err(cannot_watch)?;
+                if let Err(error) = instance.follow(changed) {
+                    tracing::error!("cannot follow a change of the host: {error}");
+                }
+            }
+        }
+    }
+    descriptors::release_reserve();
+    instance.drain()?;
+    manager::stopping(instance.live(), instance.drain_limit());
+    {
+        let mut drained = pin!(instance.drained());
+        loop {
+            tokio::select! {
+                drained = &mut drained => break drained?,
+                () = signals.stop() => break tracing::info!("second signal: stopping now"),
+                Some(command) = sent.recv() => executor.answer(command, &instance),
+            }
+        }
+    }
+    served.finish().await;
+    instance.stop()?;
+    tracing::info!("stopped: {left}");
+    Ok(())
+}
+
+/// Undoes what dead instances left in this network namespace, and says what that was.
+///
+/// # Errors
+/// What could not be undone.
+pub fn cleanup() -> anyhow::Result<Vec<Report>> {
+    preflight::check()?;
+    let mut reports = host::cleanup()?;
+    let sockets = host::control_socket::remove_dead()?;
+    reports.extend(sockets.into_iter().map(|path| Report::Socket { path }));
+    Ok(reports)
+}
+
+/// For as long as the instance runs.
+async fn reload_when_changed(mut watch: Watch, commands: Commands) {
+    loop {
+        if let Err(error) = watch.changed().await {
+            tracing::error!("cannot watch the file any more (inotify): {error}; SIGHUP has it read again");
+            return;
+        }
+        let (reply, done) = oneshot::channel();
+        // What it says is in the log. Without a receiver the instance stops.
+        let _ = commands.send(Command::Reload { confirm: None, reply }).await;
+        let _ = done.await;
+    }
+}
+
+/// What a signal says.
+enum Told {
+    Stop,
+    Reload,
+}
+
+/// SIGINT and SIGTERM stop. SIGHUP has the file read again; where there is none, it says that the terminal is gone.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    has_file: bool,
+}
+
+impl Signals {
+    fn new(has_file: bool) -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            has_file,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.hangup.recv() => if self.has_file { Told::Reload } else { Told::Stop },
+        }
+    }
+
+    /// Completes when one says to stop.
+    async fn stop(&mut self) {
+        while let Told::Reload = self.next().await {}
+    }
+}

@@ -1,0 +1,373 @@
+//! What a running instance can be told to do. Commands are carried out one after the other, in the order in which they
+//! were sent.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
+use tproxy::{
+    config::{self, Config},
+    datapath::MapUse,
+    instance::{Changes, Instance, Look},
+};
+
+use super::manager;
+
+/// Where commands are sent to.
+pub type Commands = mpsc::Sender<Command>;
+
+/// Commands that may wait; who sends another waits for room.
+pub(super) const QUEUE: usize = 16;
+
+/// Something to do. The reply is sent when it is done; nobody has to wait for it.
+#[derive(Debug)]
+pub enum Command {
+    /// Read the file again, and go by it.
+    Reload {
+        /// Go back to the rules before unless [`Command::Confirm`] comes within this time.
+        confirm: Option<Duration>,
+        /// What has changed.
+        reply: Reply<Changes>,
+    },
+    /// Keep what a reload brought that waits to be confirmed.
+    Confirm {
+        /// That it is kept.
+        reply: Reply<()>,
+    },
+    /// Say what a reload of another file would change.
+    Check {
+        /// Where it is.
+        file: PathBuf,
+        /// What would change, or why it would be refused.
+        reply: Reply<Changes>,
+    },
+    /// Stop as SIGTERM does: take no new flow, wait for the live ones, end.
+    Drain {
+        /// What is to be waited for.
+        reply: Reply<Draining>,
+    },
+    /// Say how things are.
+    Look {
+        /// How they are.
+        reply: Reply<Box<Look>>,
+    },
+    /// Say anything: the main loop goes round.
+    Pulse {
+        /// That it does.
+        reply: Reply<()>,
+    },
+    /// Say what came of the reloads.
+    Reloads {
+        /// What came of them.
+        reply: Reply<Reloads>,
+    },
+    /// Say how full the datapath's maps are, which takes longer.
+    Maps {
+        /// How full they are.
+        reply: Reply<Vec<MapUse>>,
+    },
+}
+
+/// What is waited for before a stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draining {
+    /// Flows that are live.
+    pub live: usize,
+    /// How long they have.
+    pub limit: Duration,
+}
+
+/// Reloads by what came of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reloads {
+    /// The rules were taken over.
+    pub applied: u64,
+    /// Something was wrong, and nothing was changed.
+    pub refused: u64,
+    /// The rules were given up again, since nobody confirmed them.
+    pub rolled_back: u64,
+}
+
+/// To whoever sent the command.
+pub type Reply<T> = oneshot::Sender<Result<T, Refused>>;
+
+/// Why a command was not carried out, on lines that each name what is wrong and the remedy. Everything is as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused(pub Vec<String>);
+
+impl Refused {
+    fn because(text: impl fmt::Display) -> Self {
+        Self(vec![text.to_string()])
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+/// Whether to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Course {
+    GoOn,
+    Stop,
+}
+
+/// Who carries them out.
+pub(super) struct Executor {
+    /// What is read again; none when the rules came from flags.
+    file: Option<PathBuf>,
+    unconfirmed: Option<Unconfirmed>,
+    reloads: Reloads,
+}
+
+/// A reload that waits to be confirmed.
+struct Unconfirmed {
+    before: Config,
+    until: Instant,
+}
+
+impl Executor {
+    pub(super) const fn new(file: Option<PathBuf>) -> Self {
+        Self { file, unconfirmed: None, reloads: Reloads { applied: 0, refused: 0, rolled_back: 0 } }
+    }
+
+    pub(super) fn carry_out(&mut self, command: Command, instance: &mut Instance) -> Course {
+        // That nobody waits for a reply is no failure.
+        match command {
+            Command::Reload { confirm, reply } => drop(reply.send(self.reload(confirm, instance))),
+            Command::Confirm { reply } => drop(reply.send(self.confirm())),
+            Command::Drain { .. } => {
+                self.answer(command, instance);
+                return Course::Stop;
+            }
+            Command::Check { .. }
+            | Command::Look { .. }
+            | Command::Pulse { .. }
+            | Command::Reloads { .. }
+            | Command::Maps { .. } => {
+                self.answer(command, instance);
+            }
+        }
+        Course::GoOn
+    }
+
+    /// Answers what needs no change, which is all that is done once no new flow is taken.
+    pub(super) fn answer(&self, command: Command, instance: &Instance) {
+        let stopping = || Refused::because("the instance is about to stop: start it anew");
+        match command {
+            Command::Reload { reply, .. } => drop(reply.send(Err(stopping()))),
+            Command::Confirm { reply } => drop(reply.send(Err(stopping()))),
+            Command::Drain { reply } => {
+                drop(reply.send(Ok(Draining { live: instance.live(), limit: instance.drain_limit() })));
+            }
+            Command::Check { file, reply } => {
+                let changes =
+                    load(&file).and_then(|config| instance.would_change(&config).map_err(Refused::because));
+                drop(reply.send(changes));
+            }
+            Command::Pulse { reply } => drop(reply.send(Ok(()))),
+            Command::Look { reply } => {
+                drop(reply.send(instance.look().map(Box::new).map_err(Refused::because)));
+            }
+            Command::Reloads { reply } => drop(reply.send(Ok(self.reloads))),
+            Command::Maps { reply } => drop(reply.send(instance.maps().map_err(Refused::because))),
+        }
+    }
+
+    fn reload(&mut self, confirm: Option<Duration>, instance: &mut Instance) -> Result<Changes, Refused> {
+        manager::reloading();
+        let outcome = self.try_reload(confirm, instance);
+        match &outcome {
+            Ok(changes) => {
+                self.reloads.applied += 1;
+                tracing::info!(%changes, confirm = confirm.map(tracing::field::debug), "reloaded");
+                manager::ready(&format!("reloaded: {changes}"));
+            }
+            Err(Refused(lines)) => {
+                self.reloads.refused += 1;
+                for line in lines {
+                    tracing::error!("not reloaded: {line}");
+                }
+                manager::ready(&format!("not reloaded: {}", lines.join("; ")));
+            }
+        }
+        outcome
+    }
+
+    fn try_reload(&mut self, confirm: Option<Duration>, instance: &mut Instance) -> Result<Changes, Refused> {
+        let Some(file) = &self.file else {
+            return Err(Refused::because(
+                "the rules came from flags: start with --config FILE, which can be read again",
+            ));
+        };
+        if self.unconfirmed.is_some() {
+            return Err(Refused::because(
+                "an earlier reload waits to be confirmed: confirm it, or wait until it is rolled back",
+            ));
+        }
+        let config = load(file)?;
+        let before = confirm.map(|within| (instance.config().clone(), within));
+        let changes = instance.reload(config).map_err(Refused::because)?;
+        self.unconfirmed =
+            before.map(|(before, within)| Unconfirmed { before, until: Instant::now() + within });
+        Ok(changes)
+    }
+
+    fn confirm(&mut self) -> Result<(), Refused> {
+        match self.unconfirmed.take() {
+            Some(_) => {
+                tracing::info!("confirmed");
+                Ok(())
+            }
+            None => Err(Refused::because(
+                "no reload waits to be confirmed: it was confirmed before, or rolled back",
+            )),
+        }
+    }
+
+    /// Completes when it is too late to confirm; never while nothing waits for that.
+    pub(super) async fn too_late(&self) {
+        match &self.unconfirmed {
+            Some(unconfirmed) => sleep_until(unconfirmed.until).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(super) fn roll_back(&mut self, instance: &mut Instance) {
+        let Some(Unconfirmed { before, .. }) = self.unconfirmed.take() else { return };
+        self.reloads.rolled_back += 1;
+        manager::reloading();
+        match instance.reload(before) {
+            Ok(changes) => {
+                tracing::warn!(%changes, "rolled back: the reload was not confirmed in time");
+                manager::ready(&format!("rolled back: {changes}"));
+            }
+            Err(error) => {
+                tracing::error!("the reload was not confirmed, and cannot be rolled back: {error}");
+                manager::ready(&format!("cannot be rolled back: {error}"));
+            }
+        }
+    }
+}
+
+fn load(file: &Path) -> Result<Config, Refused> {
+    config::load(file).map_err(|errors| Refused(errors.lines().collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, net::TcpStream};
+
+    use super::*;
+    use tproxy_netns::{Family, Topology};
+
+    /// An instance in a network of its own, whose file is replaced by each reload.
+    struct Rig {
+        net: Topology,
+        runtime: tokio::runtime::Runtime,
+        file: PathBuf,
+        executor: Executor,
+        instance: Option<Instance>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let net = Topology::three().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let file = std::env::temp_dir().join(format!("tproxy-{}.toml", tproxy_netns::random_suffix()));
+            fs::write(&file, answering("first")).unwrap();
+            let instance =
+                net.gateway.enter(|| Instance::start(config::load(&file).unwrap(), false)).unwrap();
+            let executor = Executor::new(Some(file.clone()));
+            Self { net, runtime, file, executor, instance: Some(instance) }
+        }
+
+        fn carry_out(&mut self, command: Command) -> Course {
+            let instance = self.instance.as_mut().unwrap();
+            self.net.gateway.enter(|| self.executor.carry_out(command, instance))
+        }
+
+        fn reload(&mut self, text: &str, confirm: Option<Duration>) -> Result<Changes, Refused> {
+            fs::write(&self.file, answering(text)).unwrap();
+            let (reply, replied) = oneshot::channel();
+            assert_eq!(self.carry_out(Command::Reload { confirm, reply }), Course::GoOn);
+            replied.blocking_recv().unwrap()
+        }
+
+        fn confirm(&mut self) -> Result<(), Refused> {
+            let (reply, replied) = oneshot::channel();
+            assert_eq!(self.carry_out(Command::Confirm { reply }), Course::GoOn);
+            replied.blocking_recv().unwrap()
+        }
+
+        /// What a silent client is told.
+        fn told(&self) -> String {
+            let connected = self.net.client.enter(|| TcpStream::connect((Family::V4.public(), 80)));
+            std::io::read_to_string(connected.unwrap()).unwrap().trim_end().to_owned()
+        }
+    }
+
+    impl Drop for Rig {
+        fn drop(&mut self) {
+            if let Some(instance) = self.instance.take() {
+                self.net.gateway.enter(|| instance.stop()).unwrap();
+            }
+            fs::remove_file(&self.file).unwrap();
+        }
+    }
+
+    fn answering(text: &str) -> String {
+        format!(
+            "workers = 1\n[[rules]]\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\naction = \"respond={text}\"\n"
+        )
+    }
+
+    #[test]
+    fn what_is_not_confirmed_in_time_is_rolled_back() {
+        let mut rig = Rig::new();
+        rig.reload("second", Some(Duration::from_millis(1))).unwrap();
+        assert_eq!(rig.told(), "second");
+        rig.runtime.block_on(rig.executor.too_late());
+        rig.net.gateway.enter(|| rig.executor.roll_back(rig.instance.as_mut().unwrap()));
+        assert_eq!(rig.told(), "first");
+        assert!(rig.confirm().unwrap_err().to_string().contains("rolled back"));
+    }
+
+    #[test]
+    fn what_is_confirmed_stays_and_nothing_comes_in_between() {
+        let mut rig = Rig::new();
+        rig.reload("second", Some(Duration::from_secs(600))).unwrap();
+        let refused = rig.reload("third", None).unwrap_err();
+        assert!(refused.to_string().contains("waits to be confirmed"), "{refused}");
+        assert_eq!(rig.told(), "second");
+        rig.confirm().unwrap();
+        rig.runtime.block_on(async {
+            let late = tokio::time::timeout(Duration::from_millis(50), rig.executor.too_late());
+            assert!(late.await.is_err(), "nothing waits any more");
+        });
+        rig.reload("third", None).unwrap();
+        assert_eq!(rig.told(), "third");
+    }
+
+    #[test]
+    fn rules_from_flags_cannot_be_read_again_and_a_drain_stops() {
+        let mut rig = Rig::new();
+        rig.executor = Executor::new(None);
+        let refused = rig.reload("second", None).unwrap_err();
+        assert!(refused.to_string().contains("--config FILE"), "{refused}");
+        assert_eq!(rig.told(), "first");
+        let (reply, replied) = oneshot::channel();
+        assert_eq!(rig.carry_out(Command::Drain { reply }), Course::Stop);
+        let limit = rig.instance.as_ref().unwrap().drain_limit();
+        // Whether what was told is still live depends on who was faster.
+        assert_eq!(replied.blocking_recv().unwrap().unwrap().limit, limit);
+    }
+}

@@ -1,0 +1,341 @@
+//! What a user asked for, checked: the one structure behind flags and file.
+
+mod check;
+mod draft;
+mod flags;
+mod listed;
+mod path;
+mod print;
+mod read;
+mod remedy;
+mod values;
+
+use std::{
+    fmt, net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration,
+};
+
+pub(crate) use check::{Complaint, Form, check};
+pub(crate) use draft::{Draft, DraftRule};
+pub use flags::{Flags, Mistakes};
+use ipnet::IpNet;
+pub use listed::{Listed, NamedSet};
+pub use print::schema;
+pub use read::{Errors, files, load, parse};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tproxy_common::flow::Protocol;
+pub use tproxy_common::rule::Scope;
+
+use crate::{
+    host::{Identity, InstanceName},
+    intercept::Taker,
+    mark::Mark,
+};
+use values::Text;
+
+/// Everything one instance of `tproxy run` needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What the instance is called, if not what [`InstanceName::of_this_namespace`] says.
+    pub name: Option<InstanceName>,
+    /// Where metrics are served, besides at the control socket.
+    pub metrics: Option<SocketAddr>,
+    /// Rules in the order in which they are tried; the first match wins.
+    pub rules: Vec<Rule>,
+    /// The `skb->mark` bits this instance owns.
+    pub mark: Mark,
+    /// Number of the policy-routing table this instance owns.
+    pub table: u32,
+    /// Preference of its `ip rule`s; one preference serves all of them.
+    pub priority: u32,
+    /// How tc hands a packet to a socket.
+    pub steer: Steer,
+    /// What flows that a rule selects meet when nobody is there to take them.
+    pub on_exit: OnExit,
+    /// Worker threads, each with its own listeners and runtime.
+    pub workers: usize,
+    /// Time limits of connections, UDP sessions, and of the stop.
+    pub timeouts: Timeouts,
+    /// How many UDP sessions there may be.
+    pub sessions: SessionLimits,
+}
+
+impl Config {
+    /// What an instance is called that the calling thread starts by this.
+    #[must_use]
+    pub fn instance_name(&self) -> InstanceName {
+        self.name.clone().unwrap_or_else(|| InstanceName::of_this_namespace(self.mark))
+    }
+
+    /// These rules, and for the rest what `tproxy run` has where nothing is given.
+    #[must_use]
+    pub fn new(rules: Vec<Rule>) -> Self {
+        let Identity { mark, table, priority } = Identity::DEFAULT;
+        Self {
+            name: None,
+            metrics: None,
+            rules,
+            mark,
+            table,
+            priority,
+            steer: Steer::default(),
+            on_exit: OnExit::default(),
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            timeouts: Timeouts::default(),
+            sessions: SessionLimits { total: 16_384, per_client: 4096 },
+        }
+    }
+}
+
+/// One rule: which flows, and what becomes of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Shown in logs and counters.
+    pub name: Arc<str>,
+    /// Which traffic the rule looks at.
+    pub scope: Scope,
+    /// Which protocols it is about.
+    pub protocols: Protocols,
+    /// Interfaces by name; empty means the scope's default.
+    pub interfaces: Vec<String>,
+    /// Source prefixes; none listed means any.
+    pub from: Listed<IpNet>,
+    /// Destination prefixes; none listed means any.
+    pub to: Listed<IpNet>,
+    /// Destination prefixes the rule leaves out.
+    pub except: Listed<IpNet>,
+    /// Destination ports, inclusive ranges; none listed means any.
+    pub ports: Listed<RangeInclusive<u16>>,
+    /// Sender's user id (scope `outbound`); empty means any.
+    pub uids: Vec<u32>,
+    /// Sender's cgroup v2 directory, which includes those below it (scope `outbound`); empty means any.
+    pub cgroups: Vec<PathBuf>,
+    /// What becomes of a flow that the rule selects.
+    pub action: Action,
+    /// Whose address the upstream sees.
+    pub source: Source,
+    /// Which upstream socket a UDP datagram leaves by.
+    pub nat: Nat,
+    /// Time limits of its connections, in place of the instance's.
+    pub timeouts: RuleTimeouts,
+    /// How much of it there may be at once.
+    pub limits: RuleLimits,
+}
+
+impl Rule {
+    /// A rule for every flow of a scope.
+    #[must_use]
+    pub fn new(name: &str, scope: Scope, action: Action) -> Self {
+        Self {
+            name: name.into(),
+            scope,
+            protocols: Protocols::default(),
+            interfaces: vec![],
+            from: Listed::default(),
+            to: Listed::default(),
+            except: Listed::default(),
+            ports: Listed::default(),
+            uids: vec![],
+            cgroups: vec![],
+            action,
+            source: Source::default(),
+            nat: Nat::default(),
+            timeouts: RuleTimeouts::default(),
+            limits: RuleLimits::default(),
+        }
+    }
+
+    /// Whether its upstream sockets bear the client's address.
+    #[must_use]
+    pub fn is_spoofed(&self) -> bool {
+        self.source != Source::Host && matches!(self.action, Action::Direct | Action::Upstream(_))
+    }
+}
+
+/// The protocols of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocols {
+    /// TCP only.
+    Tcp,
+    /// UDP only.
+    Udp,
+    /// TCP and UDP.
+    #[default]
+    Both,
+}
+
+impl Protocols {
+    /// Whether `protocol` is one of them.
+    #[must_use]
+    pub const fn include(self, protocol: Protocol) -> bool {
+        match self {
+            Self::Tcp => matches!(protocol, Protocol::Tcp),
+            Self::Udp => matches!(protocol, Protocol::Udp),
+            Self::Both => true,
+        }
+    }
+}
+
+/// How a client's UDP endpoint is mapped to upstream sockets, in the words of RFC 4787, 4.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Nat {
+    /// One for each client address and port, whatever the destination: every peer sees the same endpoint, and whoever
+    /// sends to that endpoint reaches the client.
+    #[default]
+    EndpointIndependent,
+    /// One for each client address and port and each destination, which alone may answer.
+    PerDestination,
+}
+
+/// What becomes of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Intercept, and connect to the original destination.
+    Direct,
+    /// Intercept, and connect to this address.
+    Upstream(SocketAddr),
+    /// Intercept, and answer with this text.
+    Respond(Arc<str>),
+    /// Intercept, and hand the connection over to other code of this process; TCP only.
+    HandOver(Taker),
+    /// Refuse: RST for TCP, ICMP port unreachable for UDP.
+    Reject,
+    /// Discard silently.
+    Drop,
+    /// Leave alone.
+    Pass,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direct => f.write_str("direct"),
+            Self::Upstream(addr) => write!(f, "upstream={addr}"),
+            Self::Respond(_) => f.write_str("respond"),
+            Self::HandOver(_) => f.write_str("hand over"),
+            Self::Reject => f.write_str("reject"),
+            Self::Drop => f.write_str("drop"),
+            Self::Pass => f.write_str("pass"),
+        }
+    }
+}
+
+/// Whose address the upstream sees.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// This host's own address.
+    #[default]
+    Host,
+    /// The client's IP address, a port of the kernel's choice.
+    Client,
+    /// The client's IP address and port; another port, counted, when that one is taken.
+    ClientPort,
+}
+
+/// How tc hands a packet to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Steer {
+    /// tc marks the packet, and the sk_lookup program picks the listener.
+    #[default]
+    SkLookup,
+    /// tc marks the packet, and assigns the socket itself with bpf_sk_assign.
+    SkAssign,
+}
+
+/// What flows that a rule selects meet while the instance stops, and when the process is gone, however it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExit {
+    /// They go their own way, and the host is as it was.
+    #[default]
+    Pass,
+    /// They are rejected (RST, or ICMP port unreachable), until a start takes over or `tproxy cleanup`; from Linux 6.6.
+    Reject,
+}
+
+/// Time limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// How long an upstream may take to accept a connection
+    #[arg(long = "connect-timeout", value_name = "TIME", default_value = "10s", value_parser = Duration::parse)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub connect: Duration,
+    /// How long a connection may carry no byte (RFC 5382 asks a NAT for at least 2h4m)
+    #[arg(long = "idle-timeout", value_name = "TIME", default_value = "2h4m", value_parser = Duration::parse)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub idle: Duration,
+    /// How long live connections may go on after SIGINT or SIGTERM; a second signal ends them at once
+    #[arg(long = "drain-timeout", value_name = "TIME", default_value = "30s", value_parser = Duration::parse)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub drain: Duration,
+    /// How long a UDP session may carry no datagram, as long as only one side has sent
+    #[arg(long = "udp-timeout", value_name = "TIME", default_value = "30s", value_parser = Duration::parse)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub udp: Duration,
+    /// How long a UDP session may carry no datagram, once both sides have sent
+    #[arg(long = "udp-stream-timeout", value_name = "TIME", default_value = "2m", value_parser = Duration::parse)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub udp_stream: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        Self {
+            connect: Duration::from_secs(10),
+            idle: minutes(124),
+            drain: Duration::from_secs(30),
+            udp: Duration::from_secs(30),
+            udp_stream: minutes(2),
+        }
+    }
+}
+
+/// A rule's own time limits; where there is none, that of the instance holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RuleTimeouts {
+    /// How long an upstream may take to accept a connection
+    #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub connect: Option<Duration>,
+    /// How long a connection may carry no byte
+    #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub idle: Option<Duration>,
+}
+
+/// How much of a rule there may be at once; nothing set means no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RuleLimits {
+    /// Most live TCP connections, over all workers; one more is reset and counted
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "NonZeroUsize")]
+    pub connections: Option<NonZeroUsize>,
+}
+
+/// How many UDP sessions there may be at once. Each takes at most two descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// In all.
+    pub total: usize,
+    /// Of one client address.
+    pub per_client: usize,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,76 @@
+//! How an instance is, for whoever asks.
+
+use std::sync::Arc;
+
+use tproxy_common::verdict::Reason;
+
+use super::{Instance, InstanceError};
+use crate::{
+    config::Rule,
+    datapath::{MapUse, RuleHits},
+    host::{Direction, Identity},
+    tcp, udp,
+};
+
+/// An instance at one moment.
+#[derive(Debug)]
+pub struct Look {
+    /// What is its own on the host.
+    pub identity: Identity,
+    /// Whether it takes no new flow any more.
+    pub draining: bool,
+    /// Its threads that serve flows.
+    pub workers: usize,
+    /// Its rules, in order.
+    pub rules: Arc<[Rule]>,
+    /// Interfaces, by name, and the side of each that a program sees.
+    pub hooks: Vec<(String, Direction)>,
+    /// What was counted about TCP.
+    pub tcp: tcp::Snapshot,
+    /// What was counted about UDP.
+    pub udp: udp::Snapshot,
+    /// Packets by what was decided, and why.
+    pub packets: Vec<(Reason, u64)>,
+    /// Flows by the rule that decided them.
+    pub hits: RuleHits,
+    /// Which generation of the rules holds, counted from 0.
+    pub generation: u32,
+}
+
+impl Instance {
+    /// How it is.
+    ///
+    /// # Errors
+    /// When the datapath cannot be asked.
+    pub fn look(&self) -> Result<Look, InstanceError> {
+        let mark = self.config.mark;
+        Ok(Look {
+            identity: Identity { mark, table: self.config.table, priority: self.config.priority },
+            draining: self.draining,
+            workers: self.workers.len(),
+            rules: self.config.rules.clone().into(),
+            hooks: self.datapath.attached().into_iter().map(|(link, hook)| (link.name, hook)).collect(),
+            tcp: self.tcp(),
+            udp: self.udp(),
+            packets: self.datapath.counters()?,
+            hits: self.datapath.rule_hits()?,
+            generation: self.generations.latest().number(),
+        })
+    }
+
+    /// How full the datapath's maps are.
+    ///
+    /// # Errors
+    /// When the datapath cannot be asked.
+    pub fn maps(&self) -> Result<Vec<MapUse>, InstanceError> {
+        Ok(self.datapath.map_use()?)
+    }
+
+    pub(super) fn tcp(&self) -> tcp::Snapshot {
+        self.counters.iter().map(|counters| counters.tcp.snapshot()).sum()
+    }
+
+    pub(super) fn udp(&self) -> udp::Snapshot {
+        self.counters.iter().map(|counters| counters.udp.snapshot()).sum()
+    }
+}

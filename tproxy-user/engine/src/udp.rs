@@ -1,0 +1,76 @@
+//! UDP from a flow's first datagram to its last: the way of a datagram.
+//!
+//! A [`Worker`](crate::worker::Worker) is one thread; all flows of one client endpoint meet the same worker, and nothing is
+//! shared between workers but what is read only. In each of them
+//!
+//! 1. `service` is the loop: it waits by `readiness` for sockets that have something, and has `relay` deal with each of
+//!    them in turn, one `batch` at a time, so that no flow keeps the others waiting;
+//! 2. `listener` takes the first datagrams of flows, with their original destinations, and those of flows that have no
+//!    socket of their own;
+//! 3. `begin` makes a session of a flow that the datapath, by way of [`Memory`], has a rule for: a socket that is bound to
+//!    the original destination *and connected* to the client, to which the kernel's own lookup brings the flow from then
+//!    on, and an upstream socket, which a `mapping` may share between the sessions of a client endpoint;
+//! 4. `forward` moves datagrams, several at once where it can, by sockets that are `channel`s;
+//! 5. `errors` passes ICMP errors on to clients, at a `rate`;
+//! 6. `table` knows the sessions in the order of their use, and which of them ends for lack of use or of room;
+//! 7. `session` writes down how it went, `counters` how it all went.
+//!
+//! A datagram that reaches the session of another client is a `stray`, and goes to its own.
+//!
+//! All of it is plain state that one task owns: a session is a place in a table and at most two descriptors, and it ends
+//! where it is ended. Nothing is allocated for a datagram.
+//!
+//! **Order.** Datagrams that arrived before the session's socket was connected wait in the listener. That socket is read
+//! only after the listener was found empty, or was read for as long as it could have been full.
+//!
+//! **No socket of its own.** Somebody of this host may hold the original destination's port on every address, and in scope
+//! `inbound` an application always does. The session's datagrams then go on to come by the listener, and what is sent to
+//! the client leaves by a raw socket.
+
+mod batch;
+mod begin;
+mod channel;
+mod counters;
+mod errors;
+mod forward;
+mod listener;
+mod mapping;
+mod rate;
+mod raw;
+mod readiness;
+mod relay;
+mod service;
+mod session;
+mod stray;
+mod table;
+
+pub use counters::{End, Snapshot, UdpCounters};
+pub(crate) use service::Service;
+pub use service::{Setup, Sockets};
+#[doc(hidden)]
+pub use table::exercise_sessions;
+
+use crate::{
+    flow::{ClientAddr, OriginalDst},
+    generation::RuleNumber,
+};
+
+/// Why a flow is steered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selected {
+    /// A rule selects it.
+    By(RuleNumber),
+    /// No rule does: fragments of a datagram were taken before the one that says so was seen. It is to be sent on as it is.
+    Carry,
+}
+
+/// What the datapath remembers of UDP flows.
+pub trait Memory: Send {
+    /// Why the flow is steered, as long as the datapath remembers that.
+    fn selected(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<Selected>;
+    /// Has the datapath forget the flow: a socket of its own receives it from now on, or it has ended.
+    fn forget(&mut self, client: ClientAddr, dst: OriginalDst);
+}
+
+#[cfg(test)]
+mod tests;

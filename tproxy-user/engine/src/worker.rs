@@ -1,0 +1,179 @@
+//! One thread, one runtime, its own listeners: TCP's are served by [`tcp`], UDP's by [`udp`].
+
+use std::{io, panic::resume_unwind, sync::mpsc::sync_channel, thread};
+
+use tokio::{
+    runtime::{Builder, LocalOptions, LocalRuntime},
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{live::Live, tcp, udp};
+
+/// What a worker is made of.
+pub struct WorkerSetup {
+    /// Shown in the thread's name; it is `tproxy-w0` for 0.
+    pub index: usize,
+    /// How many there are.
+    pub workers: usize,
+    /// What it needs for TCP.
+    pub tcp: tcp::Setup,
+    /// What it needs for UDP, where some rule is about it.
+    pub udp: Option<udp::Setup>,
+}
+
+/// Tells whether a worker's thread goes round.
+#[derive(Debug, Clone)]
+pub struct Pulse(mpsc::Sender<oneshot::Sender<()>>);
+
+impl Pulse {
+    /// One, and what it asks.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<oneshot::Sender<()>>) {
+        let (sender, asked) = mpsc::channel(1);
+        (Self(sender), asked)
+    }
+
+    /// Completes when the worker has answered: false if it has ended.
+    pub async fn felt(&self) -> bool {
+        let (reply, replied) = oneshot::channel();
+        self.0.send(reply).await.is_ok() && replied.await.is_ok()
+    }
+}
+
+/// A running worker. Dropping it stops it, without waiting.
+///
+/// A stop has two steps. When no new flow is decided any more, say so by [`Worker::drain`], and wait for
+/// [`Worker::drained`] as long as is wanted: the listeners stay open, since a client whose first packet was answered may
+/// yet come. Then, when nothing is steered any more, [`Worker::stop_now`] and [`Worker::join`].
+pub struct Worker {
+    thread: thread::JoinHandle<()>,
+    draining: CancellationToken,
+    stop: CancellationToken,
+    live: Live,
+    ended: CancellationToken,
+    pulse: Pulse,
+    _stop_when_dropped: DropGuard,
+}
+
+impl Worker {
+    /// Starts a worker in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the system has no thread or no descriptor left for it.
+    pub fn spawn(setup: WorkerSetup) -> io::Result<Self> {
+        let live = Live::default();
+        let [draining, stop, ended] = std::array::from_fn(|_| CancellationToken::new());
+        let name = format!("tproxy-w{}", setup.index);
+        let (pulse, asked) = Pulse::new();
+        let (tell, begun) = sync_channel(1);
+        let thread = thread::Builder::new().name(name).spawn({
+            let (live, draining, stop, ended) = (live.clone(), draining.clone(), stop.clone(), ended.clone());
+            move || {
+                let _ended = ended.drop_guard();
+                let (outcome, services) = match Services::new(setup, live, draining) {
+                    Ok(services) => (Ok(()), Some(services)),
+                    Err(error) => (Err(error), None),
+                };
+                // Whoever spawns it waits for this.
+                let _ = tell.send(outcome);
+                if let Some(services) = services {
+                    services.serve(asked, &stop);
+                }
+            }
+        })?;
+        begun.recv().map_err(io::Error::other)??;
+        let _stop_when_dropped = stop.clone().drop_guard();
+        Ok(Self { thread, draining, stop, live, ended, pulse, _stop_when_dropped })
+    }
+
+    /// TCP connections accepted that have not ended, and UDP sessions.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.live.number()
+    }
+
+    /// Its pulse.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
+    }
+
+    /// Has UDP sessions that are silent end soon: nobody else says that they are over.
+    pub fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// Waits until no connection or session is live, or the worker has ended.
+    pub async fn drained(&self) {
+        tokio::select! {
+            () = self.live.none() => {}
+            () = self.ended() => {}
+        }
+    }
+
+    /// Waits until the worker has ended: by [`Worker::stop_now`], or by a panic, which [`Worker::join`]
+    /// then returns.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// Resets every live connection on both sides, ends the sessions, closes the listeners and ends the worker.
+    pub fn stop_now(&self) {
+        self.stop.cancel();
+    }
+
+    /// Blocks until the worker has ended.
+    ///
+    /// # Errors
+    /// The payload of the panic that ended it.
+    pub fn join(self) -> thread::Result<()> {
+        self.thread.join()
+    }
+}
+
+/// What a worker's thread does, in a runtime that cannot leave it.
+struct Services {
+    /// When it is dropped at the end, so are the connections' sockets, and that resets them.
+    runtime: LocalRuntime,
+    tcp: tcp::Service,
+    udp: Option<udp::Service>,
+}
+
+impl Services {
+    fn new(setup: WorkerSetup, live: Live, draining: CancellationToken) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+        let (tcp, udp) = {
+            let _inside = runtime.enter();
+            let udp = setup.udp.map(|udp| udp::Service::new(udp, live.clone(), draining));
+            let affinity = tcp::Affinity::of(setup.index, setup.workers);
+            (tcp::Service::new(setup.tcp, live, affinity)?, udp.transpose()?)
+        };
+        Ok(Self { runtime, tcp, udp })
+    }
+
+    fn serve(self, mut asked: mpsc::Receiver<oneshot::Sender<()>>, stop: &CancellationToken) {
+        let Self { runtime, tcp, udp } = self;
+        runtime.block_on(async {
+            let mut serving = JoinSet::new();
+            tcp.serve(&mut serving);
+            if let Some(udp) = udp {
+                serving.spawn_local(udp.serve());
+            }
+            let answer = async {
+                while let Some(reply) = asked.recv().await {
+                    // That nobody waits any more is no failure.
+                    let _ = reply.send(());
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                // Nobody can ask a worker that was dropped.
+                () = answer => {}
+                // Serving never ends but by a panic, and without it a worker is of no use.
+                Some(Err(error)) = serving.join_next() => resume_unwind(error.into_panic()),
+            }
+        });
+    }
+}
