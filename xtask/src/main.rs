@@ -8,6 +8,7 @@ mod demo;
 #[cfg(test)]
 mod docs;
 mod host;
+mod interface;
 mod process;
 mod test;
 mod verify;
@@ -22,6 +23,7 @@ enum Task {
     BuildEbpf(build_ebpf::Args),
     /// Shows what the running kernel's verifier makes of the committed object (root)
     Verify,
+    Interface(interface::Args),
     Test(test::Args),
     Bench(bench::Args),
     /// Shows tproxy at work in three network namespaces of its own (root)
@@ -46,6 +48,7 @@ fn task() -> anyhow::Result<()> {
     match Task::parse() {
         Task::BuildEbpf(args) => build_ebpf::main(&args),
         Task::Verify => verify::main(),
+        Task::Interface(args) => interface::main(&args),
         Task::Test(args) => test::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Demo => demo::main(),

@@ -21,13 +21,13 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     host::require_root("test")?;
     host::require_tools(TOOLS)?;
     // With `--test`, cargo leaves out the example that a scenario runs.
-    run(cargo().args(["build", "--locked", "--package=tproxy", "--package=tproxy-user", "--examples"]))?;
+    run(cargo().args(["build", "--locked", "--workspace", "--examples"]))?;
     for tests in [
         // Parser, policy, configuration, journal, …: a crate at a time, on the host.
         &["--workspace", "--lib", "--bins"][..],
         &["--workspace", "--doc"],
         // The real path through the kernel, in network namespaces.
-        &["--package=tproxy-user", "--test=*"],
+        &["--workspace", "--test=*"],
     ] {
         run(with_bpf_file_system().args(["test", "--locked"]).args(tests).arg("--").args(&args.filter))?;
     }

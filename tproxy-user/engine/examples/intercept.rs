@@ -7,7 +7,7 @@ use tokio::{io::AsyncWriteExt as _, signal::ctrl_c};
 use tproxy::{
     config::{Action, Config, Protocols, Rule, Scope},
     instance::Instance,
-    intercept::connections,
+    intercept::{Intercepted, connections},
 };
 
 #[tokio::main(flavor = "current_thread")]
@@ -27,7 +27,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             taken = connections.next() => {
                 let Some(mut taken) = taken? else { break };
                 tokio::spawn(async move {
-                    let answer = format!("{} wanted to go to {}\n", taken.client, taken.destination);
+                    let Intercepted { client, destination, rule, .. } = &taken;
+                    let answer = format!("{rule}: {client} wanted to go to {destination}\n");
                     taken.stream.write_all(answer.as_bytes()).await
                 });
             }

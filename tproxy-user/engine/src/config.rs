@@ -16,11 +16,15 @@ use std::{
 
 pub(crate) use check::{Complaint, Form, check};
 pub(crate) use draft::{Draft, DraftRule};
+#[doc(hidden)]
 pub use flags::{Flags, Mistakes};
 use ipnet::IpNet;
 pub use listed::{Listed, NamedSet};
+#[doc(hidden)]
 pub use print::schema;
-pub use read::{Errors, files, load, parse};
+#[doc(hidden)]
+pub use read::files;
+pub use read::{Errors, load, parse};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tproxy_common::flow::Protocol;

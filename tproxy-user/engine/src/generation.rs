@@ -11,7 +11,7 @@ use tproxy_common::{abi, rule::MAX_RULES};
 
 use crate::{
     config::{Config, Listed, Rule, SessionLimits, Timeouts},
-    tcp::{Limits, Place},
+    limits::{Limits, Place},
 };
 
 /// A rule, counted over all generations.

@@ -17,6 +17,7 @@ use std::{
 pub use changes::Changes;
 use follow::look_around;
 use futures_util::future::join_all;
+#[doc(hidden)]
 pub use look::Look;
 use reload::Superseded;
 use socket2::Socket;
@@ -149,6 +150,7 @@ impl Instance {
     }
 
     /// The live flows.
+    #[doc(hidden)]
     #[must_use]
     pub const fn flows(&self) -> &Flows {
         &self.flows
@@ -180,6 +182,7 @@ impl Instance {
     }
 
     /// Those of its workers.
+    #[doc(hidden)]
     #[must_use]
     pub fn pulses(&self) -> Vec<Pulse> {
         self.workers.iter().map(Worker::pulse).collect()

@@ -3,7 +3,7 @@
 //!
 //! [`Action::HandOver`]: crate::config::Action::HandOver
 
-use std::{fmt, io};
+use std::{fmt, io, sync::Arc};
 
 use tokio::{
     net::TcpStream,
@@ -32,6 +32,8 @@ pub struct Intercepted {
     pub client: ClientAddr,
     /// Where the client wanted to go.
     pub destination: OriginalDst,
+    /// The name of the rule that selected the connection.
+    pub rule: Arc<str>,
     /// The worker counts the connection as live until this is dropped.
     _live: oneshot::Sender<()>,
 }
@@ -42,6 +44,7 @@ struct Handed {
     stream: std::net::TcpStream,
     client: ClientAddr,
     destination: OriginalDst,
+    rule: Arc<str>,
     live: oneshot::Sender<()>,
 }
 
@@ -59,8 +62,9 @@ impl Connections {
     /// # Errors
     /// When the runtime cannot take the stream on.
     pub async fn next(&mut self) -> io::Result<Option<Intercepted>> {
-        let Some(Handed { stream, client, destination, live }) = self.0.recv().await else { return Ok(None) };
-        Ok(Some(Intercepted { stream: TcpStream::from_std(stream)?, client, destination, _live: live }))
+        let Some(handed) = self.0.recv().await else { return Ok(None) };
+        let Handed { stream, client, destination, rule, live } = handed;
+        Ok(Some(Intercepted { stream: TcpStream::from_std(stream)?, client, destination, rule, _live: live }))
     }
 }
 
@@ -71,9 +75,10 @@ impl Taker {
         stream: TcpStream,
         client: ClientAddr,
         destination: OriginalDst,
+        rule: Arc<str>,
     ) -> io::Result<()> {
         let (live, dropped) = oneshot::channel();
-        let handed = Handed { stream: stream.into_std()?, client, destination, live };
+        let handed = Handed { stream: stream.into_std()?, client, destination, rule, live };
         self.0.send(handed).await.map_err(|_| io::ErrorKind::NotConnected)?;
         // Nothing is ever sent: it is told that the other end is gone.
         let _ = dropped.await;

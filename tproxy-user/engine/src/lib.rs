@@ -1,7 +1,9 @@
 //! An eBPF-assisted transparent interceptor: TCP connections and UDP datagrams to *arbitrary destinations* are
 //! steered into user space and relayed, answered or refused there, without iptables.
 //!
-//! [`intercept`] is for programs that take connections themselves.
+//! [`intercept`] is for programs that take connections themselves: a [`config::Config`] says which, an
+//! [`instance::Instance`] has them come. `cargo xtask interface` keeps what is public here from changing unnoticed; what
+//! is hidden from the documentation is for the other packages of this workspace and may change at any time.
 //!
 //! Where to begin reading: [`instance`] is what runs; [`plan`] says which tc hooks the rules need, [`policy`] compiles
 //! the rules, [`datapath`] holds the eBPF programs and maps, [`host`] everything else that is changed on the host; [`tcp`]
@@ -11,21 +13,39 @@
 
 pub mod config;
 mod counts;
+#[doc(hidden)]
 pub mod datapath;
+#[doc(hidden)]
 pub mod family;
 pub mod flow;
+#[doc(hidden)]
 pub mod flows;
+#[doc(hidden)]
 pub mod generation;
+#[doc(hidden)]
 pub mod host;
 pub mod instance;
 pub mod intercept;
+#[doc(hidden)]
 pub mod latency;
+mod limits;
 mod live;
+#[doc(hidden)]
 pub mod mark;
+#[doc(hidden)]
 pub mod plan;
+#[doc(hidden)]
 pub mod policy;
+#[doc(hidden)]
 pub mod socket;
 mod source;
+#[doc(hidden)]
 pub mod tcp;
+#[doc(hidden)]
 pub mod udp;
+#[doc(hidden)]
 pub mod worker;
+
+pub use host::InstanceName;
+pub use mark::Mark;
+pub use socket::{SocketError, datagram_from};

@@ -25,7 +25,6 @@ mod buffers;
 mod conduit;
 mod connection;
 mod counters;
-mod limits;
 mod pipe;
 mod relay;
 mod respond;
@@ -35,8 +34,6 @@ mod upstream;
 
 pub(crate) use affinity::Affinity;
 pub use counters::{End, Snapshot, TcpCounters};
-pub use limits::Limits;
-pub(crate) use limits::Place;
 pub(crate) use service::Service;
 pub use service::Setup;
 

@@ -25,7 +25,7 @@ fn a_program_takes_connections_to_arbitrary_destinations_and_leaves_the_host_as_
         let (client, mut answer) = (stream.local_addr().unwrap(), String::new());
         stream.read_to_string(&mut answer).unwrap_or_else(|error| panic!("{error}\n{program}"));
         let destination = std::net::SocketAddr::new(family.public(), 80);
-        assert_eq!(answer, format!("{client} wanted to go to {destination}\n"), "{program}");
+        assert_eq!(answer, format!("mine: {client} wanted to go to {destination}\n"), "{program}");
         // What the rule does not name goes its own way.
         world.curl(family.public(), 81).assert_nginx((family.public(), 81).into(), family.client(), &program);
     }

@@ -42,6 +42,7 @@ impl Instance {
     ///
     /// # Errors
     /// When the datapath cannot be asked.
+    #[doc(hidden)]
     pub fn look(&self) -> Result<Look, InstanceError> {
         let mark = self.config.mark;
         Ok(Look {
@@ -62,6 +63,7 @@ impl Instance {
     ///
     /// # Errors
     /// When the datapath cannot be asked.
+    #[doc(hidden)]
     pub fn maps(&self) -> Result<Vec<MapUse>, InstanceError> {
         Ok(self.datapath.map_use()?)
     }

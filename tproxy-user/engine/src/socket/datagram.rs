@@ -137,7 +137,7 @@ pub fn datagram_upstream(
 /// ```no_run
 /// use std::net::SocketAddr;
 ///
-/// let socket = tproxy::socket::datagram_from("8.8.8.8:8080".parse()?)?;
+/// let socket = tproxy::datagram_from("8.8.8.8:8080".parse()?)?;
 /// let to: SocketAddr = "10.0.0.2:9999".parse()?;
 /// socket.send_to(b"hello", &to.into())?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -11,12 +11,13 @@ use std::{
 use tokio::net::TcpStream;
 use tproxy_common::flow::Protocol;
 
-use super::{End, limits::Place, pipe::Pipe, service::Shared};
+use super::{End, pipe::Pipe, service::Shared};
 use crate::{
     config::Rule,
     flow::{ClientAddr, OriginalDst},
     flows::{Live, Selection},
     generation::ChosenRule,
+    limits::Place,
 };
 
 /// A live connection. It is counted and logged as ended when it is dropped: by then [`Connection::end`]

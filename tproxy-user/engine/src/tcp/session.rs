@@ -33,7 +33,8 @@ pub(super) fn run(client: TcpStream, mut connection: Connection) -> impl Future<
 async fn hand_over(client: TcpStream, connection: &mut Connection, taker: &Taker) -> Ended {
     connection.announce(None, None);
     socket::close_in_order(&client);
-    match taker.hand_over(client, connection.client(), connection.dst()).await {
+    let rule = Arc::clone(&connection.rule().name);
+    match taker.hand_over(client, connection.client(), connection.dst(), rule).await {
         Ok(()) => End::Eof.into(),
         Err(error) => Ended { end: End::Stopped, error: Some(error.to_string()) },
     }

@@ -13,7 +13,7 @@ use crate::config::Rule;
 /// How many connections each rule has, over all workers, and may have. Of a rule without a limit nothing is counted,
 /// so that it costs no cache line shared between CPUs.
 #[derive(Debug, Clone)]
-pub struct Limits(Arc<[Option<Arc<Limit>>]>);
+pub(crate) struct Limits(Arc<[Option<Arc<Limit>>]>);
 
 #[derive(Debug)]
 struct Limit {
@@ -27,8 +27,7 @@ pub(crate) struct Place(Option<Arc<Limit>>);
 
 impl Limits {
     /// Those of `rules`. A rule goes on counting where one of its name does among the `earlier` ones.
-    #[must_use]
-    pub fn of(rules: &[Rule], earlier: Option<(&[Rule], &Self)>) -> Self {
+    pub(crate) fn of(rules: &[Rule], earlier: Option<(&[Rule], &Self)>) -> Self {
         let earlier = earlier.into_iter().flat_map(|(rules, limits)| rules.iter().zip(&*limits.0));
         let counted: HashMap<&str, &Arc<Limit>> =
             earlier.filter_map(|(rule, limit)| Some((&*rule.name, limit.as_ref()?))).collect();

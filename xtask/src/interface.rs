@@ -1,0 +1,83 @@
+//! `cargo xtask interface`: what programs can use of the library, compared with what is on record.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use public_api::PublicApi;
+
+use crate::process::{cargo, run};
+
+/// The library's public items, a line for each.
+const RECORD: &str = "tproxy-user/engine/interface.txt";
+
+/// Compares the library's public items with `tproxy-user/engine/interface.txt`
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Put those on record that there are
+    #[arg(long)]
+    pub(crate) write: bool,
+}
+
+pub(crate) fn main(args: &Args) -> Result<()> {
+    let found = found()?;
+    if args.write {
+        return fs::write(RECORD, found).context(RECORD);
+    }
+    let recorded = fs::read_to_string(RECORD).context(RECORD)?;
+    let differences = differences(&recorded, &found);
+    if differences.is_empty() {
+        println!("{RECORD} is what the library has");
+        return Ok(());
+    }
+    println!("{}", differences.join("\n"));
+    bail!("the library's interface has changed: if it is to, run `cargo xtask interface --write`")
+}
+
+/// The public items as they are now. rustdoc lists them for machines too, on request only, since the form of the list
+/// changes from release to release.
+fn found() -> Result<String> {
+    let target = target_directory()?;
+    let mut rustdoc = cargo();
+    rustdoc.args(["rustdoc", "--locked", "--package=tproxy", "--lib"]).arg("--target-dir").arg(&target);
+    rustdoc.args(["--", "-Zunstable-options", "--output-format=json", "--cap-lints=allow"]);
+    run(rustdoc.env("RUSTC_BOOTSTRAP", "1"))?;
+    let items = public_api::Builder::from_rustdoc_json(target.join("doc/tproxy.json"))
+        .omit_blanket_impls(true)
+        .omit_auto_trait_impls(true)
+        .omit_auto_derived_impls(true)
+        .build();
+    let items: PublicApi = items
+        .context("rustdoc's list is of a form that this version of the crate public-api does not read")?;
+    Ok(items.items().map(|item| format!("{item}\n")).collect())
+}
+
+/// Lines that only one of both has, as diff(1) marks them.
+fn differences(recorded: &str, found: &str) -> Vec<String> {
+    let only = |these: &str, those: &str, mark: char| {
+        let missing = these.lines().filter(|line| !those.lines().any(|other| other == *line));
+        missing.map(|line| format!("{mark} {line}")).collect::<Vec<_>>()
+    };
+    [only(recorded, found, '-'), only(found, recorded, '+')].concat()
+}
+
+/// A directory of its own: with what is needed to have that list, build scripts find another compiler.
+fn target_directory() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().nth(2).map(Path::to_owned);
+    Ok(target.context("no target directory above this program")?.join("interface"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::differences;
+
+    #[test]
+    fn what_is_gone_and_what_is_new_is_told_by_line() {
+        assert!(differences("a\nb\n", "a\nb\n").is_empty());
+        assert_eq!(differences("a\nb\n", "a\nbc\n"), ["- b", "+ bc"]);
+        assert_eq!(differences("", "a\n"), ["+ a"]);
+    }
+}
