@@ -56,28 +56,67 @@ pub(super) struct Refusal {
     allow: Option<Method>,
 }
 
-/// Everything that can be asked, and what it is.
-const INDEX: [(&str, &str, &str); 12] = [
-    ("GET", "/status", "how the instance is, and what it has counted"),
-    ("GET", "/rules", "the rules in order, with their hits"),
-    (
-        "GET",
+/// Something that can be asked.
+struct Route {
+    method: Method,
+    path: &'static str,
+    /// What it is, for [`Asked::Index`].
+    what: &'static str,
+    asks: Asks,
+}
+
+/// How a request says what it asks.
+enum Asks {
+    /// By its path alone.
+    ByPath(fn() -> Asked),
+    /// By its query too.
+    ByQuery(fn(&str) -> Result<Asked, Refusal>),
+}
+
+impl Route {
+    const fn get(path: &'static str, what: &'static str, asks: Asks) -> Self {
+        Self { method: Method::GET, path, what, asks }
+    }
+
+    const fn post(path: &'static str, what: &'static str, asks: Asks) -> Self {
+        Self { method: Method::POST, path, what, asks }
+    }
+}
+
+/// Everything that can be asked.
+static ROUTES: [Route; 12] = [
+    Route::get("/status", "how the instance is, and what it has counted", Asks::ByPath(|| Asked::Status)),
+    Route::get("/rules", "the rules in order, with their hits", Asks::ByPath(|| Asked::Rules)),
+    Route::get(
         "/flows",
         "the live flows; ?id= ?proto= ?scope= ?rule= ?client= ?dst= ?upstream= ?state= select some",
+        Asks::ByQuery(|query| filter(query).map(Asked::Flows)),
     ),
-    ("GET", "/flows/follow", "the same, and then each that begins or ends, one JSON object a line"),
-    ("GET", "/metrics", "for Prometheus, in the OpenMetrics format"),
-    ("POST", "/close", "end the flows that the query selects, as for /flows"),
-    ("POST", "/close/all", "end all flows"),
-    (
-        "POST",
+    Route::get(
+        "/flows/follow",
+        "the same, and then each that begins or ends, one JSON object a line",
+        Asks::ByQuery(|query| filter(query).map(Asked::Follow)),
+    ),
+    Route::get("/metrics", "for Prometheus, in the OpenMetrics format", Asks::ByPath(|| Asked::Metrics)),
+    Route::post("/close", "end the flows that the query selects, as for /flows", Asks::ByQuery(close)),
+    Route::post("/close/all", "end all flows", Asks::ByPath(|| Asked::Close(Filter::default()))),
+    Route::post(
         "/reload",
         "read the configuration file again; ?confirm=30s goes back unless /confirm comes in time",
+        Asks::ByQuery(|query| reload(query).map(Asked::Reload)),
     ),
-    ("GET", "/check", "what a reload of another file would change: ?file=/etc/tproxy.toml"),
-    ("POST", "/confirm", "keep what a reload brought"),
-    ("POST", "/drain", "take no new flow, and stop when the live ones have ended"),
-    ("GET", "/", "this list"),
+    Route::get(
+        "/check",
+        "what a reload of another file would change: ?file=/etc/tproxy.toml",
+        Asks::ByQuery(|query| check(query).map(Asked::Check)),
+    ),
+    Route::post("/confirm", "keep what a reload brought", Asks::ByPath(|| Asked::Confirm)),
+    Route::post(
+        "/drain",
+        "take no new flow, and stop when the live ones have ended",
+        Asks::ByPath(|| Asked::Drain),
+    ),
+    Route::get("/", "this list", Asks::ByPath(|| Asked::Index)),
 ];
 
 impl Refusal {
@@ -94,43 +133,36 @@ impl Refusal {
 pub(super) fn understand(method: &Method, path: &str, query: &str) -> Result<Asked, Refusal> {
     let no_such_path =
         || Refusal::new(StatusCode::NOT_FOUND, format!("there is no {path}; GET / lists what there is"));
-    let listed = INDEX.iter().find(|(_, listed, _)| *listed == path);
-    let (wanted, ..) = listed.ok_or_else(no_such_path)?;
-    if method != *wanted {
+    let route = ROUTES.iter().find(|route| route.path == path).ok_or_else(no_such_path)?;
+    let wanted = &route.method;
+    if method != wanted {
         let error = format!("{path} wants the method {wanted}, not {method}");
-        let allow = Method::from_bytes(wanted.as_bytes()).ok();
+        let allow = Some(wanted.clone());
         return Err(Refusal { allow, ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, error) });
     }
-    let filter = || {
-        serde_urlencoded::from_str::<Filter>(query)
-            .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the query '{query}': {error}")))
-    };
-    let takes_query = matches!(path, "/flows" | "/flows/follow" | "/close" | "/reload" | "/check");
-    if !takes_query && !query.is_empty() {
-        return Err(Refusal::new(
-            StatusCode::BAD_REQUEST,
-            format!("{path} takes no query: leave out '{query}'"),
-        ));
+    match route.asks {
+        Asks::ByQuery(asks) => asks(query),
+        Asks::ByPath(asks) if query.is_empty() => Ok(asks()),
+        Asks::ByPath(_) => {
+            Err(Refusal::new(StatusCode::BAD_REQUEST, format!("{path} takes no query: leave out '{query}'")))
+        }
     }
-    match path {
-        "/status" => Ok(Asked::Status),
-        "/rules" => Ok(Asked::Rules),
-        "/flows" => filter().map(Asked::Flows),
-        "/flows/follow" => filter().map(Asked::Follow),
-        "/metrics" => Ok(Asked::Metrics),
-        "/close/all" => Ok(Asked::Close(Filter::default())),
-        "/close" => match filter()? {
-            filter if filter.is_empty() => Err(Refusal::new(
-                StatusCode::BAD_REQUEST,
-                "say which flows, such as /close?id=7 or /close?client=10.0.0.5; /close/all ends all of them",
-            )),
-            filter => Ok(Asked::Close(filter)),
-        },
-        "/reload" => reload(query).map(Asked::Reload),
-        "/check" => check(query).map(Asked::Check),
-        "/confirm" => Ok(Asked::Confirm),
-        "/drain" => Ok(Asked::Drain),
-        _ => Ok(Asked::Index),
+}
+
+/// Which flows.
+fn filter(query: &str) -> Result<Filter, Refusal> {
+    serde_urlencoded::from_str(query)
+        .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the query '{query}': {error}")))
+}
+
+/// Which flows to close: by a query that is forgotten, not all of them.
+fn close(query: &str) -> Result<Asked, Refusal> {
+    match filter(query)? {
+        filter if filter.is_empty() => Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "say which flows, such as /close?id=7 or /close?client=10.0.0.5; /close/all ends all of them",
+        )),
+        filter => Ok(Asked::Close(filter)),
     }
 }
 
@@ -198,9 +230,8 @@ async fn carry_out(asked: Asked, shown: &Shown) -> Result<Response<Body>, Refusa
     let look = || ask(shown, |reply| Command::Look { reply });
     match asked {
         Asked::Index => {
-            let entry =
-                |(method, path, what)| serde_json::json!({"method": method, "path": path, "what": what});
-            Ok(json(&INDEX.map(entry)))
+            let entry = |Route { method, path, what, .. }: &Route| serde_json::json!({"method": method.as_str(), "path": path, "what": what});
+            Ok(json(&ROUTES.iter().map(entry).collect::<Vec<_>>()))
         }
         Asked::Status => look().await.map(|look| json(&Status::of(&look, shown))),
         Asked::Rules => {
