@@ -21,7 +21,7 @@ use tproxy::{
 
 use crate::control::Seat;
 use commands::{Course, Executor};
-use watch::Watch;
+use watch::FileWatch;
 
 /// What `tproxy run` is to do.
 #[derive(Debug)]
@@ -51,7 +51,8 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let seat = Seat::take(&config)?;
     let (commands, mut sent) = mpsc::channel(commands::QUEUE);
     if let Some(file) = file.clone().filter(|_| watch) {
-        let watch = Watch::new(file).map_err(|error| anyhow!("cannot watch the file (inotify): {error}"))?;
+        let watch =
+            FileWatch::new(file).map_err(|error| anyhow!("cannot watch the file (inotify): {error}"))?;
         tokio::spawn(reload_when_changed(watch, commands.clone()));
     }
     let mut executor = Executor::new(file);
@@ -68,8 +69,8 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             signal = signals.next() => match signal {
-                Told::Stop => break,
-                Told::Reload => {
+                Signalled::Stop => break,
+                Signalled::Reload => {
                     let (reply, _) = oneshot::channel();
                     executor.carry_out(Command::Reload { confirm: None, reply }, &mut instance);
                 }
@@ -130,7 +131,7 @@ pub fn cleanup() -> anyhow::Result<Vec<Report>> {
 }
 
 /// For as long as the instance runs.
-async fn reload_when_changed(mut watch: Watch, commands: Commands) {
+async fn reload_when_changed(mut watch: FileWatch, commands: Commands) {
     loop {
         if let Err(error) = watch.changed().await {
             tracing::error!("cannot watch the file any more (inotify): {error}; SIGHUP has it read again");
@@ -144,7 +145,7 @@ async fn reload_when_changed(mut watch: Watch, commands: Commands) {
 }
 
 /// What a signal says.
-enum Told {
+enum Signalled {
     Stop,
     Reload,
 }
@@ -167,16 +168,16 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Told {
+    async fn next(&mut self) -> Signalled {
         tokio::select! {
-            _ = self.interrupt.recv() => Told::Stop,
-            _ = self.terminate.recv() => Told::Stop,
-            _ = self.hangup.recv() => if self.has_file { Told::Reload } else { Told::Stop },
+            _ = self.interrupt.recv() => Signalled::Stop,
+            _ = self.terminate.recv() => Signalled::Stop,
+            _ = self.hangup.recv() => if self.has_file { Signalled::Reload } else { Signalled::Stop },
         }
     }
 
     /// Completes when one says to stop.
     async fn stop(&mut self) {
-        while let Told::Reload = self.next().await {}
+        while let Signalled::Reload = self.next().await {}
     }
 }

@@ -134,7 +134,7 @@ impl fmt::Display for Decided {
 }
 
 /// An instance that is looked at.
-struct Source {
+struct Watched {
     pid: u32,
     watch: Watch,
     lost: u64,
@@ -142,7 +142,7 @@ struct Source {
     _alone: UnixListener,
 }
 
-impl Source {
+impl Watched {
     fn of(running: &Running) -> Result<Self, TraceError> {
         let name = format!("tproxy-trace-{}", running.trace_id()?);
         let alone = UnixAddr::from_abstract_name(name).and_then(|addr| UnixListener::bind_addr(&addr));
@@ -162,7 +162,7 @@ pub fn follow(args: &Args, out: &mut impl Write, says: impl Fn(&str)) -> Result<
         on_record()?.into_iter().filter(|instance| instance.standing == Standing::Lives).collect();
     let mut sources = alive
         .iter()
-        .map(|instance| Source::of(&Running::of(instance.pid)?))
+        .map(|instance| Watched::of(&Running::of(instance.pid)?))
         .collect::<Result<Vec<_>, _>>()?;
     if sources.is_empty() {
         return Err(TraceError::NothingRuns);
@@ -205,7 +205,7 @@ pub fn follow(args: &Args, out: &mut impl Write, says: impl Fn(&str)) -> Result<
     }
 }
 
-fn renew(sources: &mut [Source]) -> Result<(), TraceError> {
+fn renew(sources: &mut [Watched]) -> Result<(), TraceError> {
     let until = now() + GRACE.as_nanos() as u64;
     Ok(sources.iter_mut().try_for_each(|source| source.watch.until(until))?)
 }

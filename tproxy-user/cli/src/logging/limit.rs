@@ -17,11 +17,11 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// Counts warnings and errors, and holds back those that are too many.
 #[derive(Debug, Default)]
-pub(super) struct Limit(Mutex<HashMap<Identifier, Told>>);
+pub(super) struct Limit(Mutex<HashMap<Identifier, Flood>>);
 
 /// What was told for one reason.
 #[derive(Debug)]
-struct Told {
+struct Flood {
     since: Instant,
     lines: u32,
     held_back: u64,
@@ -38,7 +38,7 @@ enum Fate {
     HeldBack,
 }
 
-impl Told {
+impl Flood {
     const fn nothing(now: Instant) -> Self {
         Self { since: now, lines: 0, held_back: 0 }
     }
@@ -71,7 +71,7 @@ impl<S: Subscriber> Layer<S> for Limit {
         let now = Instant::now();
         let fate = {
             let mut reasons = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            reasons.entry(metadata.callsite()).or_insert_with(|| Told::nothing(now)).one_more(now)
+            reasons.entry(metadata.callsite()).or_insert_with(|| Flood::nothing(now)).one_more(now)
         };
         match fate {
             Fate::Written { held_back: 0 } => true,
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_flood_is_told_in_ten_lines_a_window() {
         let start = Instant::now();
-        let mut told = Told::nothing(start);
+        let mut told = Flood::nothing(start);
         let fates: Vec<_> = (0..100).map(|_| told.one_more(start)).collect();
         assert!(fates[..9].iter().all(|fate| *fate == Fate::Written { held_back: 0 }));
         assert_eq!(fates[9], Fate::Last);

@@ -18,7 +18,7 @@ use tproxy::socket::Readable;
 const MOST_LINKS: usize = 40;
 
 /// Files that are watched.
-pub(super) struct Watch {
+pub(super) struct FileWatch {
     file: PathBuf,
     inotify: Readable,
     seen: Vec<Option<Version>>,
@@ -32,7 +32,7 @@ struct Version {
     changed: (i64, i64),
 }
 
-impl Watch {
+impl FileWatch {
     /// Of a configuration file.
     ///
     /// # Errors
@@ -153,7 +153,7 @@ mod tests {
         }
     }
 
-    async fn assert_changed(watch: &mut Watch) {
+    async fn assert_changed(watch: &mut FileWatch) {
         tokio::time::timeout(PATIENCE, watch.changed()).await.expect("word of a change").unwrap();
     }
 
@@ -162,7 +162,7 @@ mod tests {
         let directory = Directory::new();
         let file = directory.0.join("tproxy.toml");
         fs::write(&file, "").unwrap();
-        let mut watch = Watch::new(file.clone()).unwrap();
+        let mut watch = FileWatch::new(file.clone()).unwrap();
         fs::write(&file, "x = 1").unwrap();
         assert_changed(&mut watch).await;
         fs::write(directory.0.join("new"), "x = 2").unwrap();
@@ -183,7 +183,7 @@ mod tests {
         }
         symlink("..1", path("..data")).unwrap();
         symlink("..data/tproxy.toml", path("tproxy.toml")).unwrap();
-        let mut watch = Watch::new(path("tproxy.toml")).unwrap();
+        let mut watch = FileWatch::new(path("tproxy.toml")).unwrap();
         symlink("..2", path("..tmp")).unwrap();
         fs::rename(path("..tmp"), path("..data")).unwrap();
         assert_changed(&mut watch).await;
@@ -198,7 +198,7 @@ mod tests {
         let path = |name: &str| directory.0.join(name);
         fs::write(path("blocked"), "192.0.2.0/24").unwrap();
         fs::write(path("tproxy.toml"), "sets.prefixes.blocked = { file = \"blocked\" }").unwrap();
-        let mut watch = Watch::new(path("tproxy.toml")).unwrap();
+        let mut watch = FileWatch::new(path("tproxy.toml")).unwrap();
         fs::write(path("blocked"), "192.0.2.0/25").unwrap();
         assert_changed(&mut watch).await;
     }

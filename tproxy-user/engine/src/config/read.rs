@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 
 use self::{
     document::{Document, Lenient},
-    errors::{Problem, Source},
+    errors::{FileText, Problem},
 };
 use super::{
     Complaint, Config, Form, check,
@@ -55,16 +55,16 @@ pub fn parse(file: &FilePath, bytes: &[u8]) -> Result<Config, Errors> {
         Ok(text) => text,
         Err(error) => {
             let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-            let source = Source { file, text: &valid };
+            let source = FileText { file, text: &valid };
             let problem = source.problem(valid.len(), None, "this byte is not UTF-8: save the file as UTF-8");
             return Err(vec![problem].into());
         }
     };
-    Reader { source: Source { file, text }, problems: Vec::new(), broken: Vec::new() }.read()
+    Reader { source: FileText { file, text }, problems: Vec::new(), broken: Vec::new() }.read()
 }
 
 struct Reader<'a> {
-    source: Source<'a>,
+    source: FileText<'a>,
     problems: Vec<Problem>,
     /// What could not be read and was left out. Complaints about it would be our own fault.
     broken: Vec<Path>,

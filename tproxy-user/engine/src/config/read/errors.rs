@@ -74,12 +74,12 @@ impl fmt::Display for Problem {
 }
 
 /// A file that is being read.
-pub(super) struct Source<'a> {
+pub(super) struct FileText<'a> {
     pub(super) file: &'a FilePath,
     pub(super) text: &'a str,
 }
 
-impl Source<'_> {
+impl FileText<'_> {
     /// `at` counts bytes, a column counts characters.
     pub(super) fn problem(&self, at: usize, key: Option<&Path>, text: &str) -> Problem {
         let before = self.text.get(..at).unwrap_or(self.text);
