@@ -5,7 +5,6 @@ mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
-#[cfg(test)]
 mod docs;
 mod host;
 mod interface;
@@ -25,6 +24,7 @@ enum Task {
     Verify,
     Interface(interface::Args),
     Test(test::Args),
+    Docs(docs::Args),
     Bench(bench::Args),
     /// Shows tproxy at work in three network namespaces of its own (root)
     Demo,
@@ -50,6 +50,7 @@ fn task() -> anyhow::Result<()> {
         Task::Verify => verify::main(),
         Task::Interface(args) => interface::main(&args),
         Task::Test(args) => test::main(&args),
+        Task::Docs(args) => docs::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Demo => demo::main(),
         Task::Ci => ci::main(),

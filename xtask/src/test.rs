@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::{
+    docs,
     host::{self, TOOLS},
     process::{cargo, run},
 };
@@ -31,7 +32,8 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     ] {
         run(with_bpf_file_system().args(["test", "--locked"]).args(tests).arg("--").args(&args.filter))?;
     }
-    Ok(())
+    // All tests, then: what the documentation shows is one of them.
+    if args.filter.is_empty() { docs::main(&docs::Args::default()) } else { Ok(()) }
 }
 
 /// cargo in a mount namespace that has a BPF file system to pin links in, which not every container has, and of which

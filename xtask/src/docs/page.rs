@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
+use anyhow::{Context, Result};
+use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
 use crate::workspace;
 
@@ -16,57 +17,61 @@ pub(crate) struct Page {
     pub(crate) text: String,
 }
 
+/// A fenced block.
+#[derive(Debug)]
+pub(crate) struct Block {
+    /// What it is, and anything else after the fence.
+    pub(crate) tag: String,
+    pub(crate) text: String,
+    /// The number of its first line.
+    pub(crate) line: usize,
+}
+
 impl Page {
-    pub(crate) fn read(path: impl Into<PathBuf>) -> Self {
+    pub(crate) fn read(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let text = fs::read_to_string(workspace().join(&path));
-        Self { text: text.unwrap_or_else(|error| panic!("{}: {error}", path.display())), path }
+        let text =
+            fs::read_to_string(workspace().join(&path)).with_context(|| format!("{}", path.display()))?;
+        Ok(Self { path, text })
     }
 
     /// The pages at the root and in `docs`.
-    pub(crate) fn all() -> Vec<Self> {
-        let files = ["", "docs"].into_iter().flat_map(|directory| {
-            let entries = fs::read_dir(workspace().join(directory)).expect(directory);
-            entries.map(move |entry| Path::new(directory).join(entry.expect(directory).file_name()))
-        });
-        let mut pages: Vec<_> =
-            files.filter(|path| path.extension().is_some_and(|end| end == "md")).collect();
-        pages.sort();
-        pages.into_iter().map(Self::read).collect()
-    }
-
-    pub(crate) fn events(&self) -> impl Iterator<Item = Event<'_>> {
-        Parser::new_ext(&self.text, Options::ENABLE_TABLES)
-    }
-
-    /// What its links lead to, as they are written.
-    pub(crate) fn links(&self) -> impl Iterator<Item = String> {
-        self.events().filter_map(|event| match event {
-            Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
-                Some(dest_url.into_string())
+    pub(crate) fn all() -> Result<Vec<Self>> {
+        let mut paths = Vec::new();
+        for directory in ["", "docs"] {
+            for entry in fs::read_dir(workspace().join(directory))? {
+                paths.push(Path::new(directory).join(entry?.file_name()));
             }
-            _ => None,
-        })
+        }
+        paths.retain(|path| path.extension().is_some_and(|end| end == "md"));
+        paths.sort();
+        paths.into_iter().map(Self::read).collect()
     }
 
-    /// What `#…` can lead to: its headings, in the manner of GitHub and mdBook.
-    pub(crate) fn anchors(&self) -> Vec<String> {
-        let (mut anchors, mut heading) = (Vec::new(), None);
-        for event in self.events() {
-            match (event, &mut heading) {
-                (Event::Start(Tag::Heading { .. }), _) => heading = Some(String::new()),
-                (Event::Text(text) | Event::Code(text), Some(heading)) => heading.push_str(&text),
-                (Event::End(TagEnd::Heading(_)), _) => {
-                    anchors.extend(heading.take().map(|heading| anchor(&heading)))
+    /// Its blocks, fenced or not; those that are not have no tag.
+    pub(crate) fn blocks(&self) -> Vec<Block> {
+        let mut blocks: Vec<Block> = Vec::new();
+        let mut inside = false;
+        for (event, range) in Parser::new_ext(&self.text, Options::ENABLE_TABLES).into_offset_iter() {
+            match event {
+                Event::Start(Tag::CodeBlock(kind)) => {
+                    let (tag, skipped) = match kind {
+                        CodeBlockKind::Fenced(tag) => (tag.into_string(), 2),
+                        CodeBlockKind::Indented => (String::new(), 1),
+                    };
+                    let line = self.text[..range.start].matches('\n').count() + skipped;
+                    blocks.push(Block { tag, text: String::new(), line });
+                    inside = true;
+                }
+                Event::End(TagEnd::CodeBlock) => inside = false,
+                Event::Text(text) if inside => {
+                    if let Some(block) = blocks.last_mut() {
+                        block.text.push_str(&text);
+                    }
                 }
                 _ => {}
             }
         }
-        anchors
+        blocks
     }
-}
-
-fn anchor(heading: &str) -> String {
-    let kept = heading.to_lowercase().replace(' ', "-");
-    kept.chars().filter(|&c| c.is_alphanumeric() || c == '-' || c == '_').collect()
 }
