@@ -31,15 +31,6 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     host::require_root("bench")?;
     host::require_tools(TOOLS)?;
     let mut bench = cargo();
-    bench.args([
-        "run",
-        "--release",
-        "--locked",
-        "--quiet",
-        "--package=tproxy-user",
-        "--bin=tproxy",
-        "--",
-        "bench",
-    ]);
+    bench.args(["run", "--release", "--locked", "--quiet", "--bin=tproxy", "--", "bench"]);
     run(bench.args(args.quick.then_some("--quick")).args(&args.more))
 }

@@ -11,6 +11,6 @@ pub(crate) fn main() -> Result<()> {
     host::require_root("demo")?;
     host::require_tools(TOOLS.iter().filter(|tool| tool.demo))?;
     // The example runs the binary that is next to it.
-    run(cargo().args(["build", "--locked", "--package=tproxy-user", "--bin=tproxy", "--example=demo"]))?;
-    run(cargo().args(["run", "--locked", "--quiet", "--package=tproxy-user", "--example=demo"]))
+    run(cargo().args(["build", "--locked", "--bin=tproxy", "--example=demo"]))?;
+    run(cargo().args(["run", "--locked", "--quiet", "--example=demo"]))
 }

@@ -5,12 +5,14 @@ mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
+mod dist;
 mod docs;
 mod host;
 mod interface;
 mod process;
 mod test;
 mod verify;
+mod vm;
 
 use std::{path::Path, process::ExitCode};
 
@@ -25,7 +27,10 @@ enum Task {
     Interface(interface::Args),
     Test(test::Args),
     Docs(docs::Args),
+    Vm(vm::Args),
     Bench(bench::Args),
+    /// Builds what is installed: target/dist/tproxy, and its debug information in tproxy.debug
+    Dist,
     /// Shows tproxy at work in three network namespaces of its own (root)
     Demo,
     /// Runs all that a change has to pass, installing what is missing (root)
@@ -51,7 +56,9 @@ fn task() -> anyhow::Result<()> {
         Task::Interface(args) => interface::main(&args),
         Task::Test(args) => test::main(&args),
         Task::Docs(args) => docs::main(&args),
+        Task::Vm(args) => vm::main(&args),
         Task::Bench(args) => bench::main(&args),
+        Task::Dist => dist::main(),
         Task::Demo => demo::main(),
         Task::Ci => ci::main(),
     }

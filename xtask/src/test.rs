@@ -18,20 +18,19 @@ pub(crate) struct Args {
     pub(crate) filter: Vec<String>,
 }
 
+/// Parser, policy, configuration, journal, … on the host; then, in network namespaces, the real path through the kernel.
+/// The documentation's examples come last.
+const ALL: &[&str] = &["test", "--locked", "--workspace"];
+/// The same, without running it.
+pub(crate) const BUILD: &[&str] = &["test", "--locked", "--workspace", "--no-run"];
+
 pub(crate) fn main(args: &Args) -> Result<()> {
     host::require_root("test")?;
     host::require_tools(TOOLS)?;
-    // With `--test`, cargo leaves out the example that a scenario runs.
-    run(cargo().args(["build", "--locked", "--workspace", "--examples"]))?;
-    for tests in [
-        // Parser, policy, configuration, journal, …: a crate at a time, on the host.
-        &["--workspace", "--lib", "--bins"][..],
-        &["--workspace", "--doc"],
-        // The real path through the kernel, in network namespaces.
-        &["--workspace", "--test=*"],
-    ] {
-        run(with_bpf_file_system().args(["test", "--locked"]).args(tests).arg("--").args(&args.filter))?;
-    }
+    // One command builds all of it, and the examples that scenarios run: another choice of packages or targets would have other
+    // features of the dependencies, and compile them anew.
+    run(cargo().args(BUILD))?;
+    run(with_bpf_file_system().args(ALL).arg("--").args(&args.filter))?;
     // All tests, then: what the documentation shows is one of them.
     if args.filter.is_empty() { docs::main(&docs::Args::default()) } else { Ok(()) }
 }

@@ -9,5 +9,5 @@ use crate::{
 
 pub(crate) fn main() -> Result<()> {
     host::require_root("verify")?;
-    run(cargo().args(["run", "--locked", "--quiet", "--package=tproxy", "--example=verify"]))
+    run(cargo().args(["run", "--locked", "--quiet", "--example=verify"]))
 }

@@ -22,7 +22,7 @@ const TIMES: u64 = 20_000;
 
 pub(crate) fn main() -> Result<()> {
     require_tools([&VALGRIND])?;
-    run(cargo().args(["build", "--release", "--locked", "--package=tproxy-user", "--bin=tproxy"]))?;
+    run(cargo().args(["build", "--release", "--locked", "--bin=tproxy"]))?;
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let mut exceeded = Vec::new();
     println!("{:<15} {:>12} {:>8}", "path", "instructions", "at most");
