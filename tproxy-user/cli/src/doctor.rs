@@ -7,6 +7,7 @@ mod firewall;
 mod hooks;
 mod kernel;
 mod limits;
+mod modules;
 mod probe;
 mod routing;
 

@@ -154,6 +154,16 @@ pub enum HostError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A kernel without tcx attaches programs by a qdisc that it lacks.
+    #[error(
+        "the kernel has no qdisc clsact for a program on {0}: run modprobe sch_ingress (CONFIG_NET_SCH_INGRESS), or boot Linux 6.6, which needs none"
+    )]
+    NoClsact(String),
+    /// The kernel does not list sockets.
+    #[error(
+        "the kernel does not list TCP sockets: run modprobe tcp_diag (CONFIG_INET_DIAG); without it a stop does not wait for what closed connections still send, and sockets that linger for a minute swallow forwarded packets of the same addresses and ports unless net.ipv4.tcp_early_demux=0"
+    )]
+    NoSockDiag,
     /// A sysctl could not be read or written.
     #[error("cannot {action} the sysctl {}: {source}", path.display())]
     Sysctl {

@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use tproxy::{
     config::Steer,
-    datapath::{Attachment, Datapath, Settings, support},
-    host::{lingering, preflight},
+    datapath::{Attachment, Datapath, Settings, Sizes, support},
+    host::{HostError, lingering, preflight},
     mark::Mark,
 };
 
-use super::Finding;
+use super::{
+    Finding,
+    modules::{self, Presence},
+};
 
 const KERNEL: &str = "kernel";
 const PROGRAMS: &str = "programs";
@@ -23,14 +26,14 @@ fn version() -> Finding {
     match preflight::recent(&release) {
         Ok(()) => Finding::ok(KERNEL, release),
         Err(error) => {
-            Finding::fail(KERNEL, error.to_string(), "tproxy does not start", "boot Linux 5.15 or newer")
+            Finding::fail(KERNEL, error.to_string(), "tproxy does not start", "boot Linux 6.1 or newer")
         }
     }
 }
 
 fn helpers() -> Finding {
     const CHECK: &str = "helpers";
-    let cure = "boot a kernel with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_ACT and CONFIG_CGROUPS, 5.15 or newer";
+    let cure = "boot a kernel with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_ACT and CONFIG_CGROUPS, 6.1 or newer";
     let probed = support::has_sk_lookup().and_then(|lookup| Ok((lookup, support::missing_helpers()?)));
     match probed {
         Ok((true, missing)) if missing.is_empty() => {
@@ -53,11 +56,11 @@ fn programs(mark: Mark) -> Finding {
         attachment: Attachment::of_this_kernel(),
         workers: 1,
         memory: Duration::from_secs(120),
-        sets: 0,
+        sizes: Sizes::LEAST,
         verbose: false,
     });
-    match loaded {
-        Ok(_) => Finding::ok(PROGRAMS, "the verifier accepts the eBPF programs and maps"),
+    match loaded.and_then(|mut datapath| datapath.load_all()) {
+        Ok(()) => Finding::ok(PROGRAMS, "the verifier accepts the eBPF programs and maps"),
         Err(error) => Finding::fail(
             PROGRAMS,
             error.to_string(),
@@ -71,6 +74,16 @@ fn tcx() -> Finding {
     const CHECK: &str = "tcx";
     if support::has_tcx() {
         return Finding::ok(CHECK, "tc programs are attached by links, which vanish with the process");
+    }
+    let missing =
+        ["sch_ingress", "cls_bpf"].into_iter().find(|name| modules::find(name) == Presence::Missing);
+    if let Some(name) = missing {
+        return Finding::fail(
+            CHECK,
+            format!("the kernel has neither tcx links (Linux 6.6) nor {name}, to attach tc programs by"),
+            "tproxy does not start",
+            format!("modprobe {name} (from the package of the kernel's modules), or boot Linux 6.6 or newer"),
+        );
     }
     Finding::warn(
         CHECK,
@@ -89,6 +102,12 @@ fn destroying() -> Finding {
             "the kernel lacks CONFIG_INET_DIAG_DESTROY",
             "for a minute after a stop, sockets in TIME_WAIT swallow forwarded packets of the same addresses and ports",
             "sysctl -w net.ipv4.tcp_early_demux=0",
+        ),
+        Err(HostError::NoSockDiag) => Finding::warn(
+            CHECK,
+            "the kernel does not list TCP sockets",
+            "a stop does not wait for what closed connections still send, and sockets in TIME_WAIT swallow forwarded packets",
+            "modprobe tcp_diag, or sysctl -w net.ipv4.tcp_early_demux=0",
         ),
         Err(error) => Finding::unknown(CHECK, &error),
     }

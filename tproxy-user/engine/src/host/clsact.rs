@@ -34,6 +34,24 @@ pub(super) fn exists(interface: u32) -> io::Result<bool> {
     }
 }
 
+/// Whether the interface has the qdisc `ingress` in its place, as policing and `ifb` shaping do (tc-mirred(8)). What is
+/// for packets that leave would be attached for those that arrive: it has one chain for everything.
+///
+/// # Errors
+/// The kernel's.
+pub fn only_ingress(interface: u32) -> io::Result<bool> {
+    let mut only = false;
+    let asked = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::with_index(interface as i32));
+    Netlink::open(NETLINK_ROUTE)?.dump(asked, |answer: RouteNetlinkMessage| {
+        if let RouteNetlinkMessage::NewQueueDiscipline(found) = answer
+            && found.header.index == interface as i32
+        {
+            only |= found.attributes.contains(&TcAttribute::Kind("ingress".into()));
+        }
+    })?;
+    Ok(only)
+}
+
 /// Adds the qdisc; that there is one already, or no such interface any more, is no error.
 pub(super) fn add(interface: u32) -> io::Result<()> {
     let mut message = qdisc(interface);

@@ -49,8 +49,10 @@ pub fn destroy(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
 /// Whether the kernel can destroy sockets: it is asked to destroy one that does not exist.
 ///
 /// # Errors
-/// [`HostError::Netlink`] when it gives no answer.
+/// [`HostError::NoSockDiag`] where it knows of no sockets at all, and [`HostError::Netlink`] when it gives no answer.
 pub fn can_destroy() -> Result<bool, HostError> {
+    // It answers the same to who asks for a socket that does not exist.
+    ours(&Netlink::open(NETLINK_SOCK_DIAG).map_err(cannot_list)?, Mark::DEFAULT)?;
     let nobody = SockDiagMessage::InetRequest(request(AF_INET, SocketId::new_v4()));
     match Netlink::open(NETLINK_SOCK_DIAG)
         .and_then(|netlink| netlink.request(SockDiagDestroy::new(nobody), 0))
@@ -89,7 +91,11 @@ const TCP_SYN_RECV: u8 = 3;
 const TCP_CLOSE_WAIT: u8 = 8;
 
 fn cannot_list(source: io::Error) -> HostError {
-    HostError::Netlink { action: "list the TCP sockets".into(), source }
+    // sock_diag_rcv_msg() where nobody has registered for TCP.
+    match source.kind() {
+        io::ErrorKind::NotFound => HostError::NoSockDiag,
+        _ => HostError::Netlink { action: "list the TCP sockets".into(), source },
+    }
 }
 
 /// Whether a socket's local address is not the host's.

@@ -1,6 +1,6 @@
 //! One change of the host: what it is, how it is made, how it is taken back.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -125,7 +125,12 @@ impl Entry {
             Change::Rule { family, iif } => policy::rule(Deed::Add, identity, *family, iif),
             Change::LocalRoute { family } => policy::local_route(Deed::Add, identity, *family),
             Change::Sysctl { sysctl, value } => return sysctl.write(value),
-            Change::TcFilter { index, .. } if self.before.is_some() => clsact::add(*index),
+            Change::TcFilter { interface, index, .. } if self.before.is_some() => match clsact::add(*index) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(HostError::NoClsact(interface.clone()));
+                }
+                added => added,
+            },
             Change::TcFilter { .. } => Ok(()),
             Change::Pins { directory } => return pins::create(directory),
         }
