@@ -1,6 +1,7 @@
 //! The maps, as `tproxy_common::abi` describes them, and the two questions every program asks of them.
 
 use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
@@ -32,6 +33,8 @@ pub(crate) static MEMORY: LruHashMap<Tuple, Memory, 131_072> = LruHashMap::new()
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, u32, 16_384> = LruHashMap::new();
 #[btf_map]
 pub(crate) static HOST_ADDRESSES: LpmTrie<Addr, u32, 65_536> = LpmTrie::new();
+/// A table of what rules name. Only the loader fills it, so its entries take memory when there are any.
+type Named<K, const MAX_ENTRIES: usize> = HashMap<K, SetId, MAX_ENTRIES, { BPF_F_NO_PREALLOC as usize }>;
 /// A table by longest prefix.
 pub(crate) type PrefixTable = LpmTrie<SlotAddr, SetId, 262_144>;
 
@@ -44,11 +47,11 @@ pub(crate) static PORTS: Array<SetId, { 65_536 * SLOTS as usize }> = Array::new(
 #[btf_map]
 pub(crate) static TCP_PORTS: Array<PortBits, 1> = Array::new();
 #[btf_map]
-pub(crate) static INTERFACES: HashMap<SlotKey, SetId, 8192> = HashMap::new();
+pub(crate) static INTERFACES: Named<SlotKey, 8192> = Named::new();
 #[btf_map]
-pub(crate) static UIDS: HashMap<SlotKey, SetId, 16_384> = HashMap::new();
+pub(crate) static UIDS: Named<SlotKey, 16_384> = Named::new();
 #[btf_map]
-pub(crate) static CGROUPS: HashMap<CgroupKey, SetId, 16_384> = HashMap::new();
+pub(crate) static CGROUPS: Named<CgroupKey, 16_384> = Named::new();
 #[btf_map]
 pub(crate) static SETS: Array<RuleSet, { (MAX_SETS * SLOTS) as usize }> = Array::new();
 #[btf_map]

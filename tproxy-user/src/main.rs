@@ -1,5 +1,7 @@
 //! The `tproxy` command.
 
+mod allocator;
+
 use std::{
     io::{self, Write as _},
     process::ExitCode,
@@ -18,17 +20,6 @@ use tproxy_cli::{
     top,
     trace::{self, TraceError},
 };
-
-/// The runtime keeps a connection's state in pieces that are aligned to 128 bytes, of which glibc wastes a third.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// The allocator asks for huge pages, and has a heap for each thread: rounded up, they are a third of what idle connections
-/// take.
-fn use_small_pages() {
-    // It fails for no process; if it did, there would be more memory in use.
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
-}
 
 /// Exit code for a command line or a file that makes no sense, as clap and the shell have it.
 const USAGE: u8 = 2;
@@ -50,8 +41,14 @@ fn main() -> ExitCode {
                 Err(mistakes) => refuse(&mistakes),
                 Ok(config) => {
                     logging::init(log_format, verbose);
-                    use_small_pages();
-                    finish(serve(Start { config, file, watch, verbose: verbose >= 2 }))
+                    allocator::begin_small();
+                    finish(serve(Start {
+                        config,
+                        file,
+                        watch,
+                        verbose: verbose >= 2,
+                        settled: allocator::settle,
+                    }))
                 }
             }
         }
@@ -66,11 +63,9 @@ fn main() -> ExitCode {
         Command::BenchHotPath(args) => finish(tproxy_bench::hot_path(&args)),
         Command::BenchMany(flags) => {
             logging::init(logging::Format::Text, 0);
-            finish(
-                flags
-                    .into_config()
-                    .and_then(|config| serve(Start { config, file: None, watch: false, verbose: false })),
-            )
+            finish(flags.into_config().and_then(|config| {
+                serve(Start { config, file: None, watch: false, verbose: false, settled: allocator::settle })
+            }))
         }
         Command::Config(show) if show.schema => finish(print(&config::schema())),
         Command::Config(show) => match show.flags.into_config() {

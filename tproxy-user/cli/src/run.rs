@@ -34,6 +34,8 @@ pub struct Start {
     pub watch: bool,
     /// Whether the eBPF programs log.
     pub verbose: bool,
+    /// Called when steering is in place: what starting took is not needed any more.
+    pub settled: fn(),
 }
 
 /// Runs an instance until SIGINT or SIGTERM, and stops it in order; a second signal stops it now.
@@ -41,7 +43,7 @@ pub struct Start {
 /// # Errors
 /// What kept it from starting, or from leaving the host as it was.
 pub async fn run(start: Start) -> anyhow::Result<()> {
-    let Start { config, file, watch, verbose } = start;
+    let Start { config, file, watch, verbose, settled } = start;
     let mut signals =
         Signals::new(file.is_some()).map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
     preflight::check()?;
@@ -64,6 +66,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     tokio::spawn(manager::say_alive(commands.clone(), instance.pulses()));
     let served =
         seat.serve(commands, instance.flows().clone()).map_err(|error| anyhow!("control socket: {error}"))?;
+    settled();
     tracing::info!("ready: steering is in place");
     manager::ready("steering is in place");
     loop {

@@ -14,7 +14,7 @@ use std::{
     fmt, net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration,
 };
 
-pub(crate) use check::{Complaint, Form, check};
+pub(crate) use check::{Complaint, Form, check, default_sessions};
 pub(crate) use draft::{Draft, DraftRule};
 #[doc(hidden)]
 pub use flags::{Flags, Mistakes};

@@ -10,6 +10,7 @@ mod log;
 mod memory;
 mod pins;
 pub mod running;
+mod sizes;
 pub mod support;
 mod tables;
 mod test_run;
@@ -27,7 +28,7 @@ use std::{
 
 pub use attach::{AttachError, Attachment};
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, Pod,
+    Ebpf, EbpfError, EbpfLoader, Pod, VerifierLogLevel,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap},
     pin::PinError,
     programs::{ProgramError, SkLookup, links::FdLink},
@@ -36,6 +37,7 @@ use aya::{
 pub use decisions::DecisionMap;
 pub use hits::RuleHits;
 pub use memory::MemoryMap;
+pub use sizes::Sizes;
 pub use test_run::{Course, Ran, Seen};
 use tproxy_common::{
     abi::{self, Control, global, map, program},
@@ -125,9 +127,9 @@ pub struct Settings {
     pub workers: u32,
     /// For how long a silent UDP flow is remembered, so that its next datagram is not taken for a new flow's.
     pub memory: Duration,
-    /// Number of rule sets to make room for.
-    pub sets: u32,
-    /// Whether the programs log.
+    /// How large the maps are made.
+    pub sizes: Sizes,
+    /// Whether the programs log, and the verifier says what it makes of them.
     pub verbose: bool,
 }
 
@@ -157,14 +159,25 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads and verifies all programs. Nothing is attached yet.
+    /// Makes the maps and loads the listener lookup. Nothing is attached yet; a tc program is loaded at its first
+    /// [`Self::attach`], because the verifier takes tenths of a second for each.
     ///
     /// # Errors
     /// [`DatapathError`] when the kernel refuses.
     pub fn load(settings: Settings) -> Result<Self, DatapathError> {
-        let settings = Settings { sets: settings.sets.max(abi::MAX_SETS), ..settings };
         let log_level = if settings.verbose { log::EVERYTHING } else { log::NOTHING };
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        settings.sizes.apply(&mut loader);
+        let mut ebpf = loader
+            // No program asks for the kernel's own types.
+            .btf(None)
+            // aya loads a program again for its log whenever it fails, also where a signal came in between; writing it takes
+            // many times as long as the rest.
+            .verifier_log_level(if settings.verbose {
+                VerifierLogLevel::default()
+            } else {
+                VerifierLogLevel::DISABLE
+            })
             .override_global(global::STEER_MARK, &settings.mark.steer(), true)
             .override_global(global::OWN_MARK, &settings.mark.own(), true)
             .override_global(global::MARK_MASK, &settings.mark.mask(), true)
@@ -172,9 +185,7 @@ impl Datapath {
             .override_global(global::MEMORY_LIFETIME, &nanoseconds(settings.memory), true)
             .override_global(global::SK_ASSIGN, &u8::from(settings.steer == Steer::SkAssign), true)
             .override_global(aya_log::LEVEL, &log_level, false)
-            .map_max_entries(map::SETS, settings.sets * abi::SLOTS)
             .load(OBJECT)?;
-        attach::load_programs(&mut ebpf)?;
         with_program(&mut ebpf, program::SK_LOOKUP, |lookup: &mut SkLookup| patiently(|| lookup.load()))?;
         let capacities = usage::capacities(&ebpf)?;
         Ok(Self {
@@ -197,6 +208,14 @@ impl Datapath {
     #[must_use]
     pub fn attachment(&self) -> Attachment {
         self.settings.attachment
+    }
+
+    /// Loads all programs that may be attached, so that the verifier says at once which it refuses.
+    ///
+    /// # Errors
+    /// [`DatapathError::Program`]
+    pub fn load_all(&mut self) -> Result<(), DatapathError> {
+        attach::CLASSIFIERS.into_iter().try_for_each(|name| attach::require_loaded(&mut self.ebpf, name))
     }
 
     /// Makes `socket` the listener of a worker. The kernel clears the place when the socket is closed.

@@ -27,7 +27,7 @@ use workers::{Counters, start_workers};
 use crate::{
     config::{Config, OnExit, Rule},
     counts::counts,
-    datapath::{Attachment, Datapath, DatapathError, Settings},
+    datapath::{Attachment, Datapath, DatapathError, Settings, Sizes},
     family::Family,
     flows::Flows,
     generation::{Generation, Generations},
@@ -109,10 +109,9 @@ impl Instance {
         let sockets = LingeringSockets { config: config.clone() };
         let workers = config.workers as u32;
         let memory = config.timeouts.udp_stream;
-        // Twice what is needed now: interfaces may come, and so may other rules.
-        let sets =
-            2 * Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups).sets.len() as u32;
-        let settings = Settings { mark, steer, attachment, workers, memory, sets, verbose };
+        let sets = Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups).sets.len();
+        let sizes = Sizes::of(&config, sets);
+        let settings = Settings { mark, steer, attachment, workers, memory, sizes, verbose };
         let mut datapath = Datapath::load(settings)?;
         if verbose {
             datapath.forward_logs()?;
@@ -231,8 +230,11 @@ impl Instance {
         let local = LocalTable::load(self.config.table)?;
         loop {
             join_all(self.workers.iter().map(Worker::drained)).await;
-            if lingering::unfinished(self.config.mark, &local)? == 0 {
-                return Ok(());
+            match lingering::unfinished(self.config.mark, &local) {
+                // Where the kernel does not tell, connections have ended all the same.
+                Ok(0) | Err(HostError::NoSockDiag) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => return Err(error.into()),
             }
             tokio::time::sleep(BETWEEN_LOOKS).await;
         }
@@ -284,6 +286,7 @@ impl Drop for LingeringSockets {
         match destroyed {
             Ok(0) => {}
             Ok(sockets) => tracing::debug!(sockets, "destroyed what lingered with foreign addresses"),
+            Err(error @ HostError::NoSockDiag) => tracing::warn!("{error}"),
             Err(error) => tracing::error!("{error}"),
         }
     }

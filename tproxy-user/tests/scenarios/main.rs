@@ -24,6 +24,7 @@ mod relay;
 mod reload;
 mod rig;
 mod run_directory;
+mod size;
 mod stop;
 mod support;
 mod sysctls;

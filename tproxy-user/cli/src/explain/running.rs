@@ -36,7 +36,7 @@ pub(super) fn explain(
 /// At which place of the hook the instance's program is.
 fn attached(case: &Case, instance: &Running) -> Option<usize> {
     let (link, hook) = (case.link.as_ref()?, case.hook()?);
-    let (id, _) = instance.program(link, hook).ok()?;
+    let (id, _) = instance.program(link, hook).ok()??;
     support::attached(&link.name, hook).iter().position(|program| program.id == id)
 }
 
@@ -52,16 +52,17 @@ fn ask(case: &Case, instance: &Running) -> Result<Explanation, ExplainError> {
         steps.insert(0, Step { step: "program", found: how.into() });
         return Ok(Explanation::new(by_tables, case, steps, verdict.reason(), rule));
     };
-    let program = instance.program(link, hook);
-    let (id, name) = match program {
+    let (id, name) = match instance.program(link, hook) {
+        Ok(Some(program)) if !support::has_tcx() || attached(case, instance).is_some() => program,
+        // Loaded for other interfaces, or not at all.
+        Ok(_) => {
+            let found = format!("nothing is attached to {hook} of {}: no rule is about it", link.name);
+            return Ok(unhooked(by_tables, case, steps, found));
+        }
         // Nothing can be attached there.
         Err(RunningError::Attach(error)) => return Ok(unhooked(by_tables, case, steps, error.to_string())),
-        program => program?,
+        Err(error) => return Err(error.into()),
     };
-    if support::has_tcx() && attached(case, instance).is_none() {
-        let found = format!("{name} is not attached to {hook} of {}: no rule is about it", link.name);
-        return Ok(unhooked(by_tables, case, steps, found));
-    }
     let Some(mac) = (link.layer != Layer::Ip).then(|| mac(&link.name)).flatten() else {
         let found = format!(
             "{name} (id {id}) cannot be run on request for {}, which has no Ethernet address",

@@ -117,8 +117,9 @@ pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> 
     })
 }
 
-/// Half of the descriptors for UDP, two for each session. The rest is for connections.
-fn default_sessions() -> usize {
+/// How many UDP sessions there may be where nobody says: half of the descriptors for UDP, two for each session. The rest is
+/// for connections.
+pub(crate) fn default_sessions() -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     maximum.map_or(MOST_SESSIONS, |maximum| (maximum as usize / 4).clamp(1, MOST_SESSIONS))
 }

@@ -32,6 +32,21 @@ pub enum AttachError {
         "interface {0} carries neither Ethernet frames nor bare IP packets; nothing can be steered there"
     )]
     LinkLayer(String),
+    /// A kernel without tcx attaches programs by a classifier that it lacks.
+    #[error(
+        "the kernel has no tc classifier for the eBPF program at tc {hook} of {interface}: run modprobe cls_bpf (CONFIG_NET_CLS_BPF), or boot Linux 6.6, which needs none"
+    )]
+    NoClassifier {
+        /// Its name.
+        interface: String,
+        /// Which hook.
+        hook: Direction,
+    },
+    /// Before tcx, packets that leave are met in a qdisc that excludes another.
+    #[error(
+        "interface {0} has a qdisc `ingress`, and with it Linux before 6.6 shows no program the packets that leave: make it a clsact, with the same filters (tc qdisc del dev {0} ingress; tc qdisc add dev {0} clsact), or boot Linux 6.6"
+    )]
+    OnlyIngress(String),
     /// The kernel refused.
     #[error("cannot attach to tc {hook} of interface {interface}: {source}")]
     Refused {
@@ -44,7 +59,7 @@ pub enum AttachError {
     },
 }
 
-const CLASSIFIERS: [&str; 5] =
+pub(super) const CLASSIFIERS: [&str; 5] =
     [program::INGRESS, program::INGRESS_L3, program::EGRESS, program::EGRESS_L3, program::LO_INGRESS];
 
 /// Links by interface index and hook; dropping one detaches.
@@ -57,15 +72,16 @@ impl Links {
     }
 }
 
-pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-    for name in CLASSIFIERS {
-        with_program(ebpf, name, |program: &mut SchedClassifier| patiently(|| program.load()))?;
-    }
-    Ok(())
+/// Has the kernel verify a tc program, once.
+pub(super) fn require_loaded(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
+    with_program(ebpf, name, |program: &mut SchedClassifier| match program.fd() {
+        Ok(_loaded) => Ok(()),
+        Err(_) => patiently(|| program.load()),
+    })
 }
 
 impl Datapath {
-    /// Attaches to a hook of `link`, once.
+    /// Attaches to a hook of `link`, once. Its program is loaded, if that is the first of its kind.
     ///
     /// # Errors
     /// [`AttachError`] within [`DatapathError`].
@@ -74,12 +90,20 @@ impl Datapath {
             return Ok(());
         }
         let name = program_for(link, hook)?;
-        let options = self.settings.attachment.options(self.settings.mark);
+        let attachment = self.settings.attachment;
+        if attachment == Attachment::Clsact
+            && hook == Direction::Egress
+            && clsact::only_ingress(link.index).is_ok_and(|only| only)
+        {
+            return Err(AttachError::OnlyIngress(link.name.clone()).into());
+        }
+        require_loaded(&mut self.ebpf, name)?;
+        let options = attachment.options(self.settings.mark);
         let attached = with_program(&mut self.ebpf, name, |program: &mut SchedClassifier| {
             let id = program.attach_with_options(&link.name, attach_type(hook), options)?;
             program.take_link(id)
         });
-        let mut attached = attached.map_err(|error| refused(link, hook, error))?;
+        let mut attached = attached.map_err(|error| refused(attachment, link, hook, error))?;
         if let Some(directory) = &self.pins {
             attached = pins::pin_hook(directory, link.index, hook, attached)?;
         }
@@ -156,7 +180,7 @@ impl Attachment {
     }
 }
 
-fn refused(link: &Link, hook: Direction, error: DatapathError) -> DatapathError {
+fn refused(attachment: Attachment, link: &Link, hook: Direction, error: DatapathError) -> DatapathError {
     let source = match error {
         DatapathError::Program { source: ProgramError::SyscallError(error), .. } => error.io_error,
         DatapathError::Program { source: ProgramError::TcError(TcError::IoError(error)), .. } => error,
@@ -168,6 +192,10 @@ fn refused(link: &Link, hook: Direction, error: DatapathError) -> DatapathError 
     };
     let interface = link.name.clone();
     match source.raw_os_error() {
+        // A filter's interface that is gone is ENODEV, and its qdisc EINVAL (`tc_new_tfilter()`).
+        Some(libc::ENOENT) if attachment == Attachment::Clsact => {
+            AttachError::NoClassifier { interface, hook }.into()
+        }
         Some(libc::ENODEV | libc::ENOENT) => AttachError::Gone(interface).into(),
         _ => AttachError::Refused { interface, hook, source }.into(),
     }

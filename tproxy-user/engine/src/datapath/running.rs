@@ -74,6 +74,9 @@ pub enum RunningError {
         /// aya's account.
         source: ProgramError,
     },
+    /// No program of the instance is for this hook.
+    #[error("the instance has nothing attached there")]
+    NotAttached,
     /// Nothing can be attached to the interface.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -127,15 +130,15 @@ impl Running {
         Ok(Self { pid, programs, maps })
     }
 
-    /// The kernel's number of the program for a hook of an interface, and its name.
+    /// The kernel's number of the program for a hook of an interface, and its name. None where the instance has not loaded
+    /// it, because it is attached to no such hook.
     ///
     /// # Errors
-    /// [`RunningError::OtherVersion`], [`RunningError::Attach`]
-    pub fn program(&self, link: &Link, hook: Direction) -> Result<(u32, &'static str), RunningError> {
+    /// [`RunningError::Attach`]
+    pub fn program(&self, link: &Link, hook: Direction) -> Result<Option<(u32, &'static str)>, RunningError> {
         let name = program_for(link, hook)?;
         let kept = name.get(..NAME_LENGTH).unwrap_or(name);
-        let missing = || RunningError::OtherVersion { pid: self.pid, kind: "program", name: name.to_owned() };
-        self.programs.get(kept).map(|id| (*id, name)).ok_or_else(missing)
+        Ok(self.programs.get(kept).map(|id| (*id, name)))
     }
 
     /// Asks the program for a hook what it would do with a packet that begins a flow, of a sender with this user id, who
@@ -156,7 +159,7 @@ impl Running {
     ) -> Result<Answer, RunningError> {
         // One that does not know what a question is would take it for a packet.
         self.map(map::WATCH)?;
-        let (id, name) = self.program(link, hook)?;
+        let (id, name) = self.program(link, hook)?.ok_or(RunningError::NotAttached)?;
         let untouched = Untouched::before(self, tuple)?;
         let mut context = [0_u8; field::CB + 20];
         let mut set = |at: usize, word: u32| context[at..at + 4].copy_from_slice(&word.to_ne_bytes());

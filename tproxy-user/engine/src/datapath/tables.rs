@@ -168,7 +168,7 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::Room`]
     pub fn require_room(&self, rules: &Compiled) -> Result<(), DatapathError> {
-        let (needed, room) = (rules.sets.len(), self.settings.sets as usize);
+        let (needed, room) = (rules.sets.len(), self.settings.sizes.sets as usize);
         if needed > room { Err(DatapathError::Room { needed, room }) } else { Ok(()) }
     }
 

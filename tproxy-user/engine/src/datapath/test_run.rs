@@ -55,8 +55,8 @@ pub(super) mod field {
 pub(super) const CONTEXT_SIZE: usize = 512;
 
 impl Datapath {
-    /// Runs the program that [`Self::attach`] would attach to this hook; it need not be attached. The calling thread
-    /// is in the interface's network namespace.
+    /// Runs the program that [`Self::attach`] would attach to this hook; it need not be attached, but loaded
+    /// ([`Self::load_all`]). The calling thread is in the interface's network namespace.
     ///
     /// All is as with a real packet, counters and decisions included, but for two things: its sender is the superuser,
     /// in the cgroup of the calling process, and no socket is assigned.

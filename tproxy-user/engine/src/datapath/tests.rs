@@ -73,10 +73,11 @@ impl Rig {
             attachment: Attachment::of_this_kernel(),
             workers,
             memory: Duration::from_secs(120),
-            sets: 0,
+            sizes: Sizes::LEAST,
             verbose: false,
         })
         .unwrap();
+        datapath.load_all().unwrap();
         let mut sockets = vec![];
         for family in Family::BOTH {
             for worker in 0..workers {

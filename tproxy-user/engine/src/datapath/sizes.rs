@@ -1,0 +1,79 @@
+//! How large the maps are made. The kernel takes the memory of those that the programs fill when it makes them, so they are
+//! as large as what was asked for needs, and no larger.
+
+use aya::EbpfLoader;
+use tproxy_common::abi::{self, map};
+
+use crate::config::{Config, default_sessions};
+
+/// Entries of the maps that differ between instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Rule sets that there is room for in each slot.
+    pub(super) sets: u32,
+    decisions: u32,
+    memory: u32,
+    fragments: u32,
+}
+
+impl Sizes {
+    /// What does for a host, two megabytes for each of the larger ones. The kernel hands out places by the hundred to each
+    /// CPU (`LOCAL_FREE_TARGET`), so that much smaller ones would forget before they are full.
+    pub const LEAST: Self = Self { sets: abi::MAX_SETS, decisions: 16_384, memory: 16_384, fragments: 8192 };
+
+    /// More than this is forgotten sooner than it fills.
+    const MOST: u32 = 1 << 20;
+
+    /// What this configuration asks for, whose rules make `sets` rule sets.
+    #[must_use]
+    pub fn of(config: &Config, sets: usize) -> Self {
+        // Most sessions are two flows: the client's, and where an application or a server answers, its own.
+        let sessions = Some(config.sessions.total).filter(|total| *total != default_sessions());
+        let connections: usize =
+            config.rules.iter().filter_map(|rule| rule.limits.connections).map(usize::from).sum();
+        Self {
+            // Twice what is needed now: interfaces may come, and so may other rules.
+            sets: entries(2 * sets).max(Self::LEAST.sets),
+            decisions: entries(connections).clamp(Self::LEAST.decisions, Self::MOST),
+            memory: entries(2 * sessions.unwrap_or_default()).clamp(Self::LEAST.memory, Self::MOST),
+            fragments: Self::LEAST.fragments,
+        }
+    }
+
+    pub(super) fn apply(self, loader: &mut EbpfLoader<'_>) {
+        loader
+            .map_max_entries(map::SETS, self.sets * abi::SLOTS)
+            .map_max_entries(map::DECISIONS, self.decisions)
+            .map_max_entries(map::MEMORY, self.memory)
+            .map_max_entries(map::FRAGMENTS, self.fragments);
+    }
+}
+
+fn entries(number: usize) -> u32 {
+    number.try_into().unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(text: &str) -> Sizes {
+        let text = format!("{text}\n[[rules]]\nscope = \"inbound\"\naction = \"direct\"");
+        Sizes::of(&crate::config::parse("tproxy.toml".as_ref(), text.as_bytes()).unwrap(), 10)
+    }
+
+    #[test]
+    fn what_is_not_asked_for_takes_no_memory() {
+        assert_eq!(sizes(""), Sizes::LEAST);
+        assert_eq!(sizes("limits.udp_sessions = 10"), Sizes::LEAST);
+    }
+
+    #[test]
+    fn maps_grow_with_limits_and_rules() {
+        assert_eq!(sizes("limits.udp_sessions = 60000").memory, 120_000);
+        let rule = "[[rules]]\nscope = \"inbound\"\naction = \"direct\"\nlimits.connections = 20000";
+        assert_eq!(sizes(&format!("{rule}\n{rule}")).decisions, 40_000);
+        let config = crate::config::parse("tproxy.toml".as_ref(), rule.as_bytes()).unwrap();
+        assert_eq!(Sizes::of(&config, 3000).sets, 6000);
+    }
+}
