@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     host::{self, TOOLS},
     process::{cargo, run},
-    workspace,
+    test, workspace,
 };
 use blocks::Step;
 use page::Page;
@@ -46,14 +46,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 
 /// The binary that cargo made, with the examples next to it.
 fn built() -> Result<PathBuf> {
-    run(cargo().args([
-        "build",
-        "--locked",
-        "--package=tproxy",
-        "--package=tproxy-user",
-        "--bins",
-        "--examples",
-    ]))?;
+    run(cargo().args(test::BUILD))?;
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
     Ok(target.join("debug/tproxy"))
