@@ -49,6 +49,8 @@ pub mod map {
     pub const TRACE: &str = "TRACE";
     /// `Array<u64>`, indexed by `watch`.
     pub const WATCH: &str = "WATCH";
+    /// `PerCpuArray<Finding>`, one entry.
+    pub const FINDING: &str = "FINDING";
 }
 
 /// Places in `WATCH`.
@@ -89,6 +91,8 @@ pub mod program {
     pub const LO_INGRESS: &str = "tproxy_lo";
     /// The listener lookup of the network namespace.
     pub const SK_LOOKUP: &str = "tproxy_lookup";
+    /// What a listener that was chosen there does with a packet (`SO_ATTACH_REUSEPORT_EBPF`).
+    pub const ARRIVAL: &str = "tproxy_arrival";
 }
 
 /// Name of a constant that the loader sets before the programs are verified.
@@ -146,6 +150,13 @@ impl Control {
         self.active % SLOTS
     }
 
+    /// Whether a rule is of the generation that holds.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_latest(&self, rule: RuleNumber) -> bool {
+        rule / MAX_RULES as u32 == self.active / SLOTS
+    }
+
     /// The number, over all generations, of a rule that the active slot selects.
     #[inline(always)]
     #[must_use]
@@ -201,6 +212,12 @@ pub const CARRY: RuleNumber = RuleNumber::MAX;
 /// In [`Memory::worker`]: nobody's, the flow was left alone.
 pub const PASSED: u32 = u32::MAX - 1;
 
+/// In [`Memory::worker`]: nobody's, scope `inbound` left the flow to the host's own sockets.
+pub const LEFT: u32 = u32::MAX - 2;
+
+/// In [`Memory::worker`]: nobody's yet, the flow arrived for a socket of the host's.
+pub const HEARD: u32 = u32::MAX - 3;
+
 /// How many connections a worker was given, counted up to the largest number and then from 0 again. In a cache line of its
 /// own: each CPU mostly counts for one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,6 +240,47 @@ pub struct Decision {
     pub worker: u32,
 }
 
+/// For how long a [`Decision`] is obeyed, in nanoseconds: the kernel sends a SYN-ACK for 63 s (`net.ipv4.tcp_synack_retries`)
+/// and takes the ACK of a SYN cookie for two minutes (`MAX_SYNCOOKIE_AGE`).
+pub const HANDSHAKE: u64 = 120_000_000_000;
+
+/// The same of one with [`APPLICATION`]: it is renewed with each SYN, and the ACK takes the way over `lo`.
+pub const OWN_HANDSHAKE: u64 = 3_000_000_000;
+
+impl Decision {
+    /// Whether it is about a handshake that may still be under way at `now`. Clocks to the tick are late.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_obeyed(&self, now: u64) -> bool {
+        let lifetime = if self.worker == APPLICATION { OWN_HANDSHAKE } else { HANDSHAKE };
+        now.saturating_sub(self.seen) <= lifetime
+    }
+}
+
+/// What `sk_lookup` has found out about a flow, and the program of the listener that it chose is to carry out if there
+/// really is a packet. Whoever else has the kernel look for a socket (our own tc programs, other people's, XDP, sock_diag,
+/// GRO) has none to show (`reuseport_select_sock`), and nothing comes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Finding {
+    /// Addresses and ports.
+    pub tuple: Tuple,
+    /// The number of the `Reason`; 0 is none.
+    pub reason: u32,
+    /// The rule, in the slot that was active, or [`NO_RULE`].
+    pub rule: RuleIndex,
+    /// The same rule, over all generations.
+    pub number: RuleNumber,
+    /// The worker that gets the flow.
+    pub worker: u32,
+    /// Interface the packet came in by.
+    pub ifindex: u32,
+    /// Place of the rule in `HITS`.
+    pub hits: u32,
+    /// The ports of the flow whose socket our own tc program looks for at this moment, or 0.
+    pub sought: u32,
+}
+
 /// What is remembered of a UDP flow, none of whose packets says that it is the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
@@ -231,8 +289,13 @@ pub struct Memory {
     pub seen: u64,
     /// The rule that selected the flow.
     pub rule: RuleNumber,
-    /// The worker whose listener receives it until a socket of its own does; [`PASSED`]; or [`APPLICATION`].
+    /// The worker whose listener receives it until a socket of its own does; [`PASSED`], [`LEFT`], [`HEARD`]; or
+    /// [`APPLICATION`].
     pub worker: u32,
+    /// Interface by which its last datagram came in that was decided; 0 of what this host sends.
+    pub ifindex: u32,
+    /// Zero.
+    pub rest: u32,
 }
 
 /// In [`Told::rule`] and answers: no rule decided.
@@ -376,8 +439,11 @@ pub const fn scope_set(scope: Scope, protocol: Protocol) -> SetId {
     4 + scope as u32 * 2 + protocol as u32
 }
 
+/// The set of the rules whose flows must not get by: whatever they do, it is not what the sender asked for.
+pub const STRICT_SET: SetId = 10;
+
 /// First id that a compiled table may use freely.
-pub const FIRST_FREE_SET: SetId = 10;
+pub const FIRST_FREE_SET: SetId = 11;
 
 /// Sets there is room for in each slot, unless the loader makes the map larger. The slots are interleaved so that
 /// a larger map needs no other index.
@@ -437,7 +503,8 @@ pub const MAX_LISTENERS: u32 = (1 + MAX_WORKERS) * 4;
 const _: () = {
     assert!(size_of::<Tuple>() == 36);
     assert!(size_of::<Decision>() == 16);
-    assert!(size_of::<Memory>() == 16);
+    assert!(size_of::<Finding>() == 64);
+    assert!(size_of::<Memory>() == 24);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<Told>() == 72);
     assert!(size_of::<SlotAddr>() == 20);

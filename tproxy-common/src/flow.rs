@@ -49,6 +49,14 @@ impl Tuple {
         Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport }
     }
 
+    /// The ports as one number: 0 of no packet, since none is for port 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ports(&self) -> u32 {
+        let ([a, b], [c, d]) = (self.sport, self.dport);
+        u32::from_ne_bytes([a, b, c, d])
+    }
+
     /// A number that depends on the source address and port alone, and spreads well: all flows of one client endpoint
     /// meet the same worker, which then needs no other's word to give them one upstream socket.
     #[inline(always)]

@@ -12,11 +12,18 @@ use crate::{
 pub trait Reader {
     /// `N` bytes at `offset` from the packet's start, or `None` when it has no such bytes.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// How long it is, whatever can be read of it.
+    fn size(&self) -> usize;
 }
 
 impl Reader for [u8] {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.get(offset..)?.first_chunk().copied()
+    }
+
+    fn size(&self) -> usize {
+        self.len()
     }
 }
 
@@ -95,6 +102,11 @@ pub enum Kind {
     LaterFragment,
     /// An ICMP error that quotes a packet of the flow.
     IcmpError,
+    /// TCP or UDP, but not enough of its header can be read, or it contradicts itself. Its ports are zero where they cannot be
+    /// read, either.
+    Unreadable,
+    /// It may be anything: what it is lies behind more headers than are looked at. It has no ports.
+    Hidden,
 }
 
 /// Offset of the flags byte within a TCP header.
@@ -111,10 +123,14 @@ pub mod tcp_flag {
 
 const ETHER_TYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHER_TYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+/// A VLAN tag, IEEE 802.1Q or 802.1ad.
+pub const ETHER_TYPE_TAG: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
 const PROTO_ICMP: u8 = 1;
 const PROTO_TCP: u8 = Protocol::Tcp.number();
 const PROTO_UDP: u8 = Protocol::Udp.number();
 const PROTO_ICMPV6: u8 = 58;
+/// Reserved (IANA): in [`Ip::protocol`], what it is was not found out.
+const PROTO_HIDDEN: u8 = 255;
 const TCP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
@@ -141,8 +157,47 @@ pub fn parse<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Packet, Reason
         PROTO_TCP => parse_tcp(packet, &ip),
         PROTO_UDP => parse_udp(packet, &ip),
         PROTO_ICMP | PROTO_ICMPV6 => parse_icmp_error(packet, &ip),
+        PROTO_HIDDEN => Ok(hidden(ip.src, ip.dst, ip.l4)),
         _ => Err(Reason::OtherProtocol),
     }
+}
+
+/// The addresses behind tags of VLAN 0, which are none: the kernel takes off as many of them as there are
+/// (`__netif_receive_skb_core`), the first of them before tc sees the packet. Other tags are the business of devices above.
+///
+/// `l3` is where the first tag has its VLAN.
+///
+/// # Errors
+/// The reason why this packet is passed.
+#[inline(always)]
+pub fn parse_tagged<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Packet, Reason> {
+    const MOST: usize = 3;
+    let mut l3 = l3;
+    for _ in 0..MOST {
+        let [tci, ether_type]: [[u8; 2]; 2] =
+            packet.read(l3).map(|[a, b, c, d]: [u8; 4]| [[a, b], [c, d]]).ok_or(Reason::Malformed)?;
+        if u16::from_be_bytes(tci) & 0xfff != 0 {
+            return Err(Reason::OtherProtocol);
+        }
+        l3 += 4;
+        match ether_type {
+            ETHER_TYPE_IPV4 => {
+                let [src, dst]: [[u8; 4]; 2] = packet
+                    .read(l3 + 12)
+                    .map(|[a, b, c, d, e, f, g, h]: [u8; 8]| [[a, b, c, d], [e, f, g, h]])
+                    .ok_or(Reason::Malformed)?;
+                return Ok(hidden(Addr::from_v4(src), Addr::from_v4(dst), l3));
+            }
+            ETHER_TYPE_IPV6 => {
+                let src = Addr(packet.read(l3 + 8).ok_or(Reason::Malformed)?);
+                let dst = Addr(packet.read(l3 + 24).ok_or(Reason::Malformed)?);
+                return Ok(hidden(src, dst, l3));
+            }
+            tag if ETHER_TYPE_TAG.contains(&tag) => {}
+            _ => return Err(Reason::OtherProtocol),
+        }
+    }
+    Err(Reason::OtherProtocol)
 }
 
 /// The ports of the commonest packets, without further ado: whole TCP segments, behind plain IP headers, that ask for no
@@ -192,6 +247,8 @@ struct Ip {
     l4: usize,
     /// Where the packet ends by its own account, which may be before its last byte (link-layer padding).
     end: usize,
+    /// From where on it counts.
+    start: usize,
 }
 
 #[inline(always)]
@@ -206,12 +263,23 @@ fn parse_ip<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Ip, Reason> {
     }
 }
 
+impl Ip {
+    /// Whether this many bytes from [`Self::l4`] on belong to the packet.
+    ///
+    /// One whose length field says 0 is of more than 64 KiB, as only the kernel itself makes them, and ends with its last byte
+    /// (BIG TCP; `iph_totlen`, `ipv6_payload_len`).
+    #[inline(always)]
+    fn has<R: Reader + ?Sized>(&self, packet: &R, bytes: usize) -> bool {
+        self.l4 + bytes <= self.end || self.end == self.start && self.l4 + bytes <= packet.size()
+    }
+}
+
 #[inline(always)]
 fn parse_v4<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Ip, Reason> {
     let header: [u8; 20] = packet.read(l3).ok_or(Reason::Malformed)?;
     let header_len = ((header[0] & 0x0f) as usize) * 4;
     let total_len = u16::from_be_bytes([header[2], header[3]]) as usize;
-    if header_len < 20 || total_len < header_len {
+    if header_len < 20 || total_len < header_len && total_len != 0 {
         return Err(Reason::Malformed);
     }
     let (more, offset) = (header[6] & 0x20 != 0, u16::from_be_bytes([header[6], header[7]]) & 0x1fff);
@@ -223,6 +291,7 @@ fn parse_v4<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Ip, Reason> {
         piece: piece(more, offset, [header[4], header[5], 0, 0]),
         l4: l3 + header_len,
         end: l3 + total_len,
+        start: l3,
     })
 }
 
@@ -235,9 +304,11 @@ fn parse_v6<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Ip, Reason> {
         // An IPv4-mapped address never belongs on the wire (RFC 4942, 2.2), and would be taken for IPv4 here.
         return Err(Reason::Malformed);
     }
-    let (protocol, l4, piece) = skip_extensions(packet, lengths[6], l3 + 40)?;
-    let end = l3 + 40 + u16::from_be_bytes([lengths[4], lengths[5]]) as usize;
-    Ok(Ip { src, dst, protocol, hops: lengths[7], piece, l4, end })
+    let (protocol, l4, piece) =
+        skip_extensions(packet, lengths[6], l3 + 40).unwrap_or((PROTO_HIDDEN, l3 + 40, Piece::Whole));
+    let length = u16::from_be_bytes([lengths[4], lengths[5]]) as usize;
+    let start = l3 + 40;
+    Ok(Ip { src, dst, protocol, hops: lengths[7], piece, l4, start, end: start + length })
 }
 
 #[inline(always)]
@@ -249,12 +320,9 @@ const fn piece(more: bool, offset: u16, id: [u8; 4]) -> Piece {
     }
 }
 
+/// What they lead to; nothing, if there are too many of them or too few bytes.
 #[inline(always)]
-fn skip_extensions<R: Reader + ?Sized>(
-    packet: &R,
-    first: u8,
-    l4: usize,
-) -> Result<(u8, usize, Piece), Reason> {
+fn skip_extensions<R: Reader + ?Sized>(packet: &R, first: u8, l4: usize) -> Option<(u8, usize, Piece)> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
@@ -264,14 +332,12 @@ fn skip_extensions<R: Reader + ?Sized>(
     let (mut protocol, mut offset, mut fragment) = (first, l4, Piece::Whole);
     for _ in 0..MAX_EXTENSIONS {
         let units = match protocol {
-            HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION => {
-                packet.read::<4>(offset).ok_or(Reason::Malformed)?
-            }
-            _ => break,
+            HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION => packet.read::<4>(offset)?,
+            _ => return Some((protocol, offset, fragment)),
         };
         offset += match protocol {
             FRAGMENT => {
-                let id = packet.read(offset + 4).ok_or(Reason::Malformed)?;
+                let id = packet.read(offset + 4)?;
                 fragment = piece(units[3] & 1 != 0, u16::from_be_bytes([units[2], units[3]]) & 0xfff8, id);
                 8
             }
@@ -281,10 +347,29 @@ fn skip_extensions<R: Reader + ?Sized>(
         protocol = units[0];
         if matches!(fragment, Piece::Later { .. }) {
             // What follows is data, whatever it looks like.
-            break;
+            return Some((protocol, offset, fragment));
         }
     }
-    Ok((protocol, offset, fragment))
+    match protocol {
+        HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION => None,
+        _ => Some((protocol, offset, fragment)),
+    }
+}
+
+#[inline(always)]
+const fn hidden(src: Addr, dst: Addr, l4: usize) -> Packet {
+    let tuple = Tuple { src, dst, sport: [0, 0], dport: [0, 0] };
+    Packet { tuple, kind: Kind::Hidden, l4, ..Packet::NOTHING }
+}
+
+/// With the ports, if at least those are there.
+#[inline(always)]
+fn unreadable<R: Reader + ?Sized>(packet: &R, ip: &Ip, protocol: Protocol) -> Packet {
+    const PORTS: usize = 4;
+    let ports: Option<[u8; PORTS]> = if ip.has(packet, PORTS) { packet.read(ip.l4) } else { None };
+    let [a, b, c, d] = ports.unwrap_or_default();
+    let tuple = Tuple { src: ip.src, dst: ip.dst, sport: [a, b], dport: [c, d] };
+    Packet { protocol, tuple, kind: Kind::Unreadable, piece: ip.piece, l4: ip.l4, hops: ip.hops }
 }
 
 #[inline(always)]
@@ -301,10 +386,15 @@ const fn later_fragment(ip: &Ip) -> Packet {
 
 #[inline(always)]
 fn parse_tcp<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Result<Packet, Reason> {
-    let header: [u8; 14] = packet.read(ip.l4).ok_or(Reason::Malformed)?;
+    const FLAGS_END: usize = TCP_FLAGS + 1;
+    let Some(header) = packet.read::<FLAGS_END>(ip.l4) else {
+        return Ok(unreadable(packet, ip, Protocol::Tcp));
+    };
     let data_offset = ((header[12] >> 4) as usize) * 4;
-    if data_offset < TCP_HEADER || ip.l4 + data_offset > ip.end {
-        return Err(Reason::Malformed);
+    // Of a first fragment the flags do: the rest of the header may come with the next.
+    let needed = if matches!(ip.piece, Piece::Whole) { data_offset } else { FLAGS_END };
+    if data_offset < TCP_HEADER || !ip.has(packet, needed) {
+        return Ok(unreadable(packet, ip, Protocol::Tcp));
     }
     let tuple =
         Tuple { src: ip.src, dst: ip.dst, sport: [header[0], header[1]], dport: [header[2], header[3]] };
@@ -318,12 +408,18 @@ fn parse_tcp<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Result<Packet, Reason> 
 
 #[inline(always)]
 fn parse_udp<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Result<Packet, Reason> {
-    let header: [u8; UDP_HEADER] = packet.read(ip.l4).ok_or(Reason::Malformed)?;
-    let length = u16::from_be_bytes([header[4], header[5]]) as usize;
+    let Some(header) = packet.read::<UDP_HEADER>(ip.l4) else {
+        return Ok(unreadable(packet, ip, Protocol::Udp));
+    };
+    let length = match u16::from_be_bytes([header[4], header[5]]) {
+        // All there is (RFC 2675, 4), which receivers do not ask a jumbogram for (`__udp6_lib_rcv`).
+        0 if !ip.src.is_v4() => UDP_HEADER,
+        length => length as usize,
+    };
     // A first fragment holds a part of what the length counts.
     let needed = if matches!(ip.piece, Piece::Whole) { length } else { UDP_HEADER };
-    if length < UDP_HEADER || ip.l4 + needed > ip.end {
-        return Err(Reason::Malformed);
+    if length < UDP_HEADER || !ip.has(packet, needed) {
+        return Ok(unreadable(packet, ip, Protocol::Udp));
     }
     let tuple =
         Tuple { src: ip.src, dst: ip.dst, sport: [header[0], header[1]], dport: [header[2], header[3]] };
@@ -433,10 +529,11 @@ mod tests {
     }
 
     #[test]
-    fn more_extension_headers_than_there_are_kinds_are_not_looked_through() {
-        assert_eq!(behind_extensions(7).map(|packet| packet.l4), Ok(40 + 7 * 8));
+    fn what_is_behind_more_extension_headers_than_there_are_kinds_is_hidden() {
+        let of = |count| behind_extensions(count).map(|packet| (packet.kind, packet.l4));
+        assert_eq!(of(7), Ok((Kind::Syn, 40 + 7 * 8)));
         for count in [8, 9, 20] {
-            assert_eq!(behind_extensions(count), Err(Reason::OtherProtocol), "{count}");
+            assert_eq!(of(count), Ok((Kind::Hidden, 40)), "{count}");
         }
     }
 
@@ -452,14 +549,61 @@ mod tests {
             assert_eq!(packet.map(|packet| packet.l4), Ok(40 + size), "{kind}");
         }
         let to_the_end = v6(43, &[6, 255, 0, 0]);
-        assert_eq!(parse(&to_the_end[..], 0), Err(Reason::Malformed), "a header longer than the packet");
+        let hidden = parse(&to_the_end[..], 0).map(|packet| packet.kind);
+        assert_eq!(hidden, Ok(Kind::Hidden), "a header longer than the packet");
     }
 
     #[test]
-    fn a_jumbogram_is_left_alone() {
-        let mut jumbo = v6(6, &tcp(tcp_flag::SYN, 5));
-        jumbo[4..6].copy_from_slice(&[0, 0]);
-        assert_eq!(parse(&jumbo[..], 0), Err(Reason::Malformed));
+    fn a_packet_without_a_length_is_as_long_as_it_is() {
+        let (mut four, mut six) = (v4(6, 2, &tcp(tcp_flag::SYN, 5)), v6(6, &tcp(tcp_flag::SYN, 5)));
+        let whole = (parse(&four[..], 0).unwrap(), parse(&six[..], 0).unwrap());
+        four[2..4].copy_from_slice(&[0, 0]);
+        six[4..6].copy_from_slice(&[0, 0]);
+        assert_eq!((parse(&four[..], 0).unwrap(), parse(&six[..], 0).unwrap()), whole);
+        for cut in [four, six] {
+            assert_eq!(parse(&cut[..cut.len() - 1], 0).unwrap().kind, Kind::Unreadable);
+        }
+    }
+
+    #[test]
+    fn a_datagram_without_a_length_is_one_in_ipv6_only() {
+        assert_eq!(parse(&v6(17, &udp(0, 9))[..], 0).unwrap().kind, Kind::Datagram);
+        assert_eq!(parse(&v4(17, 0, &udp(0, 9))[..], 0).unwrap().kind, Kind::Unreadable);
+    }
+
+    #[test]
+    fn a_first_fragment_without_the_flags_is_not_read() {
+        let header = tcp(tcp_flag::SYN, 6);
+        for (length, kind) in [(2, Kind::Unreadable), (8, Kind::Unreadable), (16, Kind::Syn), (24, Kind::Syn)]
+        {
+            let mut four = v4(6, 0, &header[..length]);
+            four[6] = 0x20;
+            let mut six = vec![6, 0, 0, 0x01, 0, 0, 0, 1];
+            six.extend(&header[..length]);
+            for packet in [four, v6(44, &six)] {
+                let parsed = parse(&packet[..], 0).unwrap();
+                let port = if length < 4 { [0, 0] } else { [0, 80] };
+                assert_eq!((parsed.kind, parsed.tuple.dport), (kind, port), "{length}");
+                assert!(parsed.fragment().is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn a_tag_of_vlan_0_is_none() {
+        let tagged = |tags: &[[u8; 4]]| {
+            let mut frame = vec![0; 12];
+            frame.extend(tags.concat());
+            frame.extend([0x08, 0x00]);
+            frame.extend(v4(6, 0, &tcp(tcp_flag::SYN, 5)));
+            assert_eq!(parse(&frame[..], 14), Err(Reason::OtherProtocol));
+            parse_tagged(&frame[..], 14).map(|packet| (packet.kind, packet.tuple.dst.v4()))
+        };
+        let hidden = Ok((Kind::Hidden, [8, 8, 8, 8]));
+        assert_eq!(tagged(&[[0x81, 0, 0xe0, 0]]), hidden);
+        assert_eq!(tagged(&[[0x88, 0xa8, 0, 0], [0x81, 0, 0, 0]]), hidden);
+        assert_eq!(tagged(&[[0x81, 0, 0, 5]]), Err(Reason::OtherProtocol));
+        assert_eq!(tagged(&[[0x81, 0, 0, 0], [0x81, 0, 0, 5]]), Err(Reason::OtherProtocol));
     }
 
     #[test]
@@ -531,14 +675,15 @@ mod tests {
             }
         }
         for (length, payload) in [(7, 10), (0, 10), (19, 10), (0xffff, 10)] {
-            assert_eq!(parse(&v4(17, 0, &udp(length, payload))[..], 0), Err(Reason::Malformed), "{length}");
+            let packet = parse(&v4(17, 0, &udp(length, payload))[..], 0).unwrap();
+            assert_eq!((packet.kind, packet.tuple.dport), (Kind::Unreadable, [0, 53]), "{length}");
         }
     }
 
     #[test]
     fn a_first_fragment_holds_a_part_of_its_datagram() {
         let mut first = v4(17, 0, &udp(4008, 1472));
-        assert_eq!(parse(&first[..], 0), Err(Reason::Malformed));
+        assert_eq!(parse(&first[..], 0).unwrap().kind, Kind::Unreadable);
         first[6] = 0x20;
         assert_eq!(parse(&first[..], 0).unwrap().kind, Kind::Datagram);
     }
@@ -578,12 +723,12 @@ mod tests {
         let broken = |at: usize, value: u8| {
             let mut packet = good.clone();
             packet[at] = value;
-            parse(&packet[..], 0)
+            parse(&packet[..], 0).map(|packet| packet.kind)
         };
         assert_eq!(broken(0, 0x44), Err(Reason::Malformed), "header shorter than 20 bytes");
         assert_eq!(broken(3, 19), Err(Reason::Malformed), "total length shorter than the header");
-        assert_eq!(broken(3, 39), Err(Reason::Malformed), "TCP header past the total length");
-        assert_eq!(broken(32, 0x40), Err(Reason::Malformed), "TCP header shorter than 20 bytes");
+        assert_eq!(broken(3, 39), Ok(Kind::Unreadable), "TCP header past the total length");
+        assert_eq!(broken(32, 0x40), Ok(Kind::Unreadable), "TCP header shorter than 20 bytes");
         assert_eq!(broken(0, 0x55), Err(Reason::OtherProtocol), "version 5");
         let mut mapped = v6(6, &tcp(tcp_flag::SYN, 5));
         mapped[8..24].copy_from_slice(&Addr::from_v4([10, 0, 0, 1]).0);
@@ -596,7 +741,7 @@ mod tests {
             let whole = if v6_packet { v6(6, &tcp(tcp_flag::SYN, 6)) } else { v4(6, options, &tcp(tcp_flag::SYN, 6)) };
             let ports_end = parse(&whole[..], 0).unwrap().l4 + TCP_FLAGS + 1;
             let parsed = parse(&whole[..cut.min(whole.len())], 0);
-            prop_assert_eq!(parsed.is_ok(), cut >= ports_end);
+            prop_assert_eq!(parsed.is_ok_and(|packet| packet.kind == Kind::Syn), cut >= ports_end);
         }
 
         #[test]

@@ -4,6 +4,7 @@
 use crate::{
     addr::Addr,
     flow::{Flow, Protocol, Tuple},
+    packet::{Kind, Packet, Piece},
     rule::{ActionKind, RuleIndex, RuleSet, Scope, first_common},
     verdict::{Reason, Verdict},
 };
@@ -27,6 +28,10 @@ pub trait Lookups {
     fn by_uid(&self, uid: u32) -> Option<&RuleSet>;
     /// Rules that the sender's cgroup, or one above it, satisfies.
     fn by_cgroup(&self) -> Option<&RuleSet>;
+    /// Rules for any destination port.
+    fn for_any_port(&self) -> Option<&RuleSet>;
+    /// Rules that must not be got round: see [`STRICT_SET`](crate::abi::STRICT_SET).
+    fn strict(&self) -> Option<&RuleSet>;
     /// What a rule does.
     fn action(&self, rule: RuleIndex) -> ActionKind;
 }
@@ -50,6 +55,14 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
         return Verdict::Pass(Reason::NoRule);
     };
     match tables.action(rule) {
+        // Nobody can be answered at port 0, but a server may not want to.
+        ActionKind::Steer if matches!(flow.protocol, Protocol::Udp) && flow.tuple.sport == [0, 0] => {
+            if is_strict(rule, tables) {
+                Verdict::Unreadable
+            } else {
+                Verdict::Pass(Reason::NeverIntercepted)
+            }
+        }
         ActionKind::Steer => Verdict::Steer(rule),
         ActionKind::Reject => Verdict::Reject,
         ActionKind::Drop => Verdict::Drop,
@@ -61,10 +74,97 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
 #[inline(always)]
 #[must_use]
 pub fn is_never_intercepted(flow: &Flow) -> bool {
-    let Tuple { src, dst, sport, dport } = flow.tuple;
+    let Tuple { src, dst, dport, .. } = flow.tuple;
+    // Nobody can listen on port 0.
     let is_special = src.is_special() || dst.is_special() || dport == [0, 0];
-    // Nobody can answer to port 0.
-    is_special || matches!(flow.protocol, Protocol::Udp) && (sport == [0, 0] || is_dhcp(&dst, dport))
+    is_special || matches!(flow.protocol, Protocol::Udp) && is_dhcp(&dst, dport)
+}
+
+#[inline(always)]
+fn is_strict<L: Lookups>(rule: RuleIndex, tables: &L) -> bool {
+    tables.strict().is_some_and(|strict| strict.contains(rule))
+}
+
+/// How much of a packet can be read that is [`Kind::Unreadable`] or [`Kind::Hidden`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Readable {
+    /// Its ports.
+    Ports,
+    /// Its ports; and it is the first part of a TCP header, which is parted for no other end than to get by (RFC 1858).
+    PartedHeader,
+    /// TCP or UDP, and no more.
+    Protocol,
+    /// Its addresses.
+    Addresses,
+}
+
+impl Readable {
+    /// That of a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(packet: &Packet) -> Self {
+        match (packet.kind, packet.tuple.dport, packet.protocol, packet.piece) {
+            (Kind::Hidden, ..) => Self::Addresses,
+            (_, [0, 0], ..) => Self::Protocol,
+            (.., Protocol::Tcp, Piece::First { .. }) => Self::PartedHeader,
+            _ => Self::Ports,
+        }
+    }
+}
+
+/// What becomes of a packet of which not all can be read. Whoever receives it may see more in it than we do, so that it passes
+/// only where no rule is got round.
+#[inline(always)]
+pub fn decide_unreadable<L: Lookups>(
+    scope: Scope,
+    flow: &mut Flow,
+    readable: Readable,
+    tables: &L,
+) -> Verdict {
+    let Tuple { src, dst, .. } = &flow.tuple;
+    let passes = src.is_special()
+        || dst.is_special()
+        || tables.is_host_address(dst)
+        || !matches!(scope, Scope::Outbound) && tables.is_host_address(src);
+    if !passes && is_caught(scope, flow, readable, tables) {
+        Verdict::Unreadable
+    } else {
+        Verdict::Pass(Reason::Malformed)
+    }
+}
+
+#[inline(always)]
+fn is_caught<L: Lookups>(scope: Scope, flow: &mut Flow, readable: Readable, tables: &L) -> bool {
+    match readable {
+        Readable::Ports | Readable::PartedHeader => match first_match(scope, flow, tables) {
+            None => false,
+            Some(rule) if is_strict(rule, tables) => true,
+            Some(rule) => {
+                matches!(readable, Readable::PartedHeader) && !matches!(tables.action(rule), ActionKind::Pass)
+            }
+        },
+        Readable::Protocol => may_be_strict(scope, flow, tables),
+        Readable::Addresses => {
+            let [tcp, udp] = Protocol::ALL;
+            flow.protocol = tcp;
+            if may_be_strict(scope, flow, tables) {
+                return true;
+            }
+            flow.protocol = udp;
+            may_be_strict(scope, flow, tables)
+        }
+    }
+}
+
+/// Whether the flow could be one, had it the right port, that a strict rule selects.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+#[cfg_attr(not(target_arch = "bpf"), inline(always))]
+fn may_be_strict<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> bool {
+    let (Some(strict), Some(any_port)) = (tables.strict(), tables.for_any_port()) else { return false };
+    let Some(rule) = first_match_among(scope, flow, tables, strict) else { return false };
+    // One that comes before it and does not look at ports would select the flow anyway.
+    first_match_among(scope, flow, tables, any_port).is_none_or(|before| rule <= before)
 }
 
 /// RFC 2131, 4.1; RFC 8415, 7.2
@@ -107,10 +207,16 @@ fn first_addressed<L: Lookups>(flow: &Flow, tables: &L) -> Option<RuleIndex> {
 
 #[inline(always)]
 fn first_match<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Option<RuleIndex> {
+    first_match_among(scope, flow, tables, tables.by_port(u16::from_be_bytes(flow.tuple.dport))?)
+}
+
+/// The first rule of these that selects a flow, whatever its ports. A function of its own where the stack is small.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+#[cfg_attr(not(target_arch = "bpf"), inline(always))]
+fn first_match_among<L: Lookups>(scope: Scope, flow: &Flow, tables: &L, port: &RuleSet) -> Option<RuleIndex> {
     let scoped = tables.by_scope(scope, flow.protocol)?;
     let source = tables.by_source(&flow.tuple.src)?;
     let destination = tables.by_destination(&flow.tuple.dst)?;
-    let port = tables.by_port(u16::from_be_bytes(flow.tuple.dport))?;
     let interface = tables.by_interface(flow.ifindex)?;
     if !matches!(scope, Scope::Outbound) {
         return first_common(&[scoped, source, destination, port, interface]);

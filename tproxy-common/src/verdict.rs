@@ -13,6 +13,8 @@ pub enum Verdict {
     Reject,
     /// Discard it.
     Drop,
+    /// Discard it: a rule that must not be got round selects it, or may, and it cannot be treated as that rule says.
+    Unreadable,
 }
 
 impl Verdict {
@@ -25,6 +27,7 @@ impl Verdict {
             Self::Steer(_) => Reason::RuleSteer,
             Self::Reject => Reason::RuleReject,
             Self::Drop => Reason::RuleDrop,
+            Self::Unreadable => Reason::Unreadable,
         }
     }
 }
@@ -106,6 +109,8 @@ reasons! {
     Carried = 23 => "steer_carried",
     /// Rejected: a rule selects the flow, but the instance stops or is gone, and is to be survived by its rules.
     Unserved = 24 => "reject_unserved",
+    /// Dropped: its headers cannot be read, or it cannot be answered, and it may be of a flow that a rule selects.
+    Unreadable = 25 => "drop_unreadable",
 }
 
 #[cfg(test)]

@@ -16,11 +16,11 @@ use tproxy_common::{
 };
 
 use crate::{
-    fragments,
+    first, fragments,
     maps::{self, count},
     memory::{self, Known},
     outcome::{History, Outcome, deliver, pass, redirected, shot},
-    ownership::{self, Owner, Socket},
+    ownership::{self, Owner, Receiver, Socket},
     packet::{self, ETHERNET, LinkLayer, Meta, NO_LINK_LAYER},
     reject, settings,
 };
@@ -31,7 +31,7 @@ const LOOPBACK_IFINDEX: u32 = 1;
 #[inline(always)]
 pub(crate) fn is_of_others(ctx: &TcContext, link: LinkLayer) -> bool {
     let meta = Meta::of(ctx);
-    !settings::is_own(meta.mark) && meta.vlan_present == 0 && packet::is_of_others(ctx, link)
+    !settings::is_own(meta.mark) && !meta.is_tagged && packet::is_of_others(ctx, link)
 }
 
 /// As on ingress; and what is forwarded is no flow of this host's processes.
@@ -49,7 +49,7 @@ fn outcome(ctx: &TcContext, link: LinkLayer) -> Outcome {
         remember_own(ctx, link);
         return pass(Reason::OwnMark);
     }
-    if meta.vlan_present != 0 {
+    if meta.is_tagged {
         // Tagged by a VLAN device above this one; on `lo` nobody would take the tag off.
         return pass(Reason::NotForUs);
     }
@@ -61,6 +61,10 @@ fn outcome(ctx: &TcContext, link: LinkLayer) -> Outcome {
         // An ICMP error that this host sends is about a packet it received, never about one of ours.
         (Kind::IcmpError, _) => pass(Reason::NotOurs),
         (Kind::LaterFragment, _) => later_fragment(&parsed),
+        (Kind::Unreadable | Kind::Hidden, _) if was_sent_here(ctx, &meta, &parsed) => {
+            first::unreadable(Scope::Outbound, Reason::Malformed)
+        }
+        (Kind::Unreadable | Kind::Hidden, _) => pass(Reason::Malformed),
         (_, Protocol::Tcp) => segment(ctx, &meta, &parsed),
         (_, Protocol::Udp) => datagram(ctx, &meta, &parsed),
     }
@@ -89,7 +93,7 @@ fn remember_own(ctx: &TcContext, link: LinkLayer) {
         && ownership::sender_is_unconnected(ctx)
         && memory::recall(&tuple) == Known::Nothing
     {
-        memory::passed(&tuple);
+        memory::passed(&tuple, 0);
     }
 }
 
@@ -97,7 +101,7 @@ fn remember_own(ctx: &TcContext, link: LinkLayer) {
 #[inline(always)]
 fn segment(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
     let begin = |history| {
-        if was_sent_here(meta) { Outcome::First(history) } else { pass(Reason::NotOurs) }
+        if was_sent_here(ctx, meta, parsed) { Outcome::First(history) } else { pass(Reason::NotOurs) }
     };
     match (ownership::owner(ctx, &parsed.tuple), parsed.kind) {
         (Owner::Connection(_), _) => deliver(Reason::SocketOwned),
@@ -118,7 +122,7 @@ fn datagram(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
             fragments::follow(parsed, FragmentCourse::Pass);
             return pass(Reason::Remembered);
         }
-        Known::Steered(worker) if was_sent_here(meta) => {
+        Known::Steered(worker) if was_sent_here(ctx, meta, parsed) => {
             let listener = Socket::listener(worker, Protocol::Udp, ownership::family(&parsed.tuple.dst));
             if listener.is_none() {
                 return reject::unserved(parsed, Reason::ListenerGone);
@@ -126,18 +130,16 @@ fn datagram(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
             fragments::follow(parsed, FragmentCourse::Steer);
             return deliver(Reason::Decided);
         }
-        Known::Steered(_) | Known::Nothing => {}
+        Known::Steered(_) | Known::Elsewhere | Known::Left | Known::Heard | Known::Nothing => {}
     }
-    if ownership::datagram_owner(ctx, &parsed.tuple).is_some() {
+    if matches!(ownership::datagram_owner(ctx, &parsed.tuple), Receiver::Ours(_)) {
         fragments::follow(parsed, FragmentCourse::Steer);
         return deliver(Reason::SocketOwned);
     }
-    if was_sent_here(meta) {
+    if was_sent_here(ctx, meta, parsed) {
         return Outcome::First(History::Nothing);
     }
-    if !memory::is_reply(&parsed.tuple) {
-        memory::passed(&parsed.tuple);
-    }
+    memory::passed(&parsed.tuple, meta.ingress_ifindex);
     fragments::follow(parsed, FragmentCourse::Pass);
     pass(Reason::NotOurs)
 }
@@ -152,10 +154,11 @@ fn later_fragment(parsed: &Packet) -> Outcome {
     }
 }
 
-/// What is forwarded came in by another interface, and no process of this host sent it.
+/// What is forwarded came in by another interface, and no process of this host sent it; nor did one send what a tunnel device
+/// does.
 #[inline(always)]
-const fn was_sent_here(meta: &Meta) -> bool {
-    meta.ingress_ifindex == 0
+fn was_sent_here(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> bool {
+    meta.ingress_ifindex == 0 && ownership::is_of_its_sender(ctx, parsed)
 }
 
 /// `lo` is a device with Ethernet headers, and `bpf_redirect` to such a one frees a packet that has none.

@@ -4,10 +4,10 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use tproxy_common::{
-    abi::{Decision, FragmentCourse, RuleNumber},
+    abi::{Decision, FragmentCourse, NO_RULE, RuleNumber},
     flow::{Flow, Protocol},
-    packet::{Packet, Piece},
-    policy::decide,
+    packet::{Kind, Packet, Piece},
+    policy::{Readable, decide, decide_unreadable},
     rule::Scope,
     verdict::{Reason, Verdict},
 };
@@ -25,12 +25,34 @@ use crate::{
 /// What becomes of a packet, after the rules were asked if it is its flow's first.
 #[inline(always)]
 pub(crate) fn ask_if_first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome {
-    let Outcome::First(_) = Outcome::from_number(known) else { return Outcome::from_number(known) };
     let link = link.0 as u32;
+    match Outcome::from_number(known) {
+        Outcome::First(_) => {}
+        Outcome::Unreadable => {
+            return Outcome::from_number(tproxy_unread(
+                ctx.skb.skb,
+                link,
+                u32::from(scope == Scope::Outbound),
+            ));
+        }
+        settled => return settled,
+    }
     Outcome::from_number(match scope {
         Scope::Outbound => tproxy_first_outbound(ctx.skb.skb, link, known),
         Scope::Forwarded | Scope::Inbound => tproxy_first_forwarded(ctx.skb.skb, link, known),
     })
+}
+
+/// A packet of which not all can be read: the rules are asked if there are any of its scope; else it passes for this reason.
+#[inline(always)]
+pub(crate) fn unreadable(scope: Scope, reason: Reason) -> Outcome {
+    let control = maps::control();
+    let has = |protocol| control.has(scope, protocol);
+    if control.asks() && (has(Protocol::Tcp) || has(Protocol::Udp)) {
+        Outcome::Unreadable
+    } else {
+        pass(reason)
+    }
 }
 
 /// External linkage has the verifier check this function once, by itself, and with a stack of its own; the packet is parsed
@@ -48,6 +70,44 @@ extern "C" fn tproxy_first_outbound(skb: *mut __sk_buff, link: u32, known: u32) 
     first(&TcContext::new(skb), LinkLayer(link as usize), Scope::Outbound, known).to_number()
 }
 
+/// As above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_unread(skb: *mut __sk_buff, link: u32, is_outbound: u32) -> u32 {
+    let scope = if is_outbound == 0 { Scope::Forwarded } else { Scope::Outbound };
+    unread(&TcContext::new(skb), LinkLayer(link as usize), scope).to_number()
+}
+
+#[inline(always)]
+fn unread(ctx: &TcContext, link: LinkLayer, scope: Scope) -> Outcome {
+    let mut parsed = Packet::NOTHING;
+    let failed = if Meta::of(ctx).has_inner_tag() {
+        packet::read_tagged(ctx, link, &mut parsed)
+    } else {
+        packet::read_to(ctx, link, &mut parsed)
+    };
+    if failed != 0 {
+        return pass(Reason::OtherProtocol);
+    }
+    if !is_caught(ctx, &parsed, scope) {
+        return pass(Reason::Malformed);
+    }
+    if !question::is_asked(ctx) {
+        fragments::follow(&parsed, FragmentCourse::Drop);
+    }
+    shot(Reason::Unreadable)
+}
+
+/// Not inlined, for the sake of the stack.
+#[inline(never)]
+fn is_caught(ctx: &TcContext, parsed: &Packet, scope: Scope) -> bool {
+    let (ifindex, uid) = (Meta::of(ctx).ifindex, uid(scope, ctx));
+    let mut flow = Flow { protocol: parsed.protocol, tuple: parsed.tuple, ifindex, uid };
+    let sender = if scope == Scope::Outbound { Some(ctx) } else { None };
+    let tables = Tables::of(maps::control(), sender);
+    decide_unreadable(scope, &mut flow, Readable::of(parsed), &tables) == Verdict::Unreadable
+}
+
 #[inline(always)]
 fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome {
     let Outcome::First(history) = Outcome::from_number(known) else { return pass(Reason::NotOurs) };
@@ -56,7 +116,7 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
         Err(reason) => return pass(reason),
     };
     let sender = matches!(scope, Scope::Outbound).then_some(ctx);
-    let tables = Tables { packet: Some(ctx), ..Tables::of(maps::control(), sender) };
+    let tables = Tables::of(maps::control(), sender);
     let verdict = match parsed.protocol {
         Protocol::Tcp => of_segment(scope, ctx, &parsed, &tables, history),
         Protocol::Udp => of_datagram(scope, ctx, &parsed, &tables),
@@ -71,12 +131,19 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
             fragments::follow(&parsed, FragmentCourse::Drop);
             shot(Reason::RuleDrop)
         }
-        Verdict::Pass(reason) => fragments::leave_alone(&parsed, reason),
+        Verdict::Unreadable => {
+            fragments::follow(&parsed, FragmentCourse::Drop);
+            shot(Reason::Unreadable)
+        }
+        Verdict::Pass(reason) => fragments::leave_alone(&parsed, Meta::of(ctx).ifindex, reason),
     };
     let Outcome::Settled(course, reason, _) = outcome else { return outcome };
     let rule = tables.decided.get();
     if !question::is_asked(ctx) {
-        remember(&parsed, verdict, reason, history);
+        if rule != NO_RULE {
+            maps::hit(tables.hits());
+        }
+        remember(ctx, scope, &parsed, verdict, reason, history);
         // Asked for once more: what is kept meanwhile takes of the stack.
         let place = || (Meta::of(ctx).ifindex, uid(scope, ctx));
         trace::tell(scope, parsed.protocol, &parsed.tuple, place, reason, rule);
@@ -103,7 +170,7 @@ fn of_segment(
 /// What only answers a flow that passed passes.
 #[inline(always)]
 fn of_datagram(scope: Scope, ctx: &TcContext, parsed: &Packet, tables: &Tables<'_>) -> Verdict {
-    if memory::answers(&parsed.tuple) {
+    if memory::answers(&parsed.tuple, arrived_by(scope, ctx)) {
         return Verdict::Pass(Reason::Remembered);
     }
     if !tables.control.asks() {
@@ -119,6 +186,15 @@ fn ask_the_rules(scope: Scope, ctx: &TcContext, parsed: &Packet, tables: &Tables
     decide(scope, &Flow { protocol: parsed.protocol, tuple: parsed.tuple, ifindex, uid }, tables)
 }
 
+/// The interface that a packet came in by; 0 for one that this host sends.
+#[inline(always)]
+fn arrived_by(scope: Scope, ctx: &TcContext) -> u32 {
+    match scope {
+        Scope::Outbound => 0,
+        Scope::Forwarded | Scope::Inbound => Meta::of(ctx).ifindex,
+    }
+}
+
 /// The sender's; only egress knows it.
 #[inline(always)]
 fn uid(scope: Scope, ctx: &TcContext) -> u32 {
@@ -131,13 +207,24 @@ fn uid(scope: Scope, ctx: &TcContext) -> u32 {
 
 /// A UDP flow that passes is remembered; of TCP, a decision that no longer holds is forgotten, lest `sk_lookup` follow it.
 #[inline(always)]
-fn remember(parsed: &Packet, verdict: Verdict, reason: u32, history: History) {
+fn remember(ctx: &TcContext, scope: Scope, parsed: &Packet, verdict: Verdict, reason: u32, history: History) {
     const PASSED: [u32; 3] = [Reason::NoRule as u32, Reason::RulePass as u32, Reason::Remembered as u32];
     match parsed.protocol {
         Protocol::Tcp if history == History::Decided && !matches!(verdict, Verdict::Steer(_)) => {
             let _ = maps::DECISIONS.remove(parsed.tuple);
         }
-        Protocol::Udp if PASSED.contains(&reason) => memory::passed(&parsed.tuple),
+        Protocol::Udp if history == History::Elsewhere || parsed.kind != Kind::Datagram => {}
+        Protocol::Udp if PASSED.contains(&reason) => memory::passed(&parsed.tuple, arrived_by(scope, ctx)),
+        // Scope `outbound` must not take the replies for new flows.
+        Protocol::Udp
+            if history == History::Heard
+                && reason == Reason::HostAddress as u32
+                && maps::control().has(Scope::Outbound, Protocol::Udp)
+                && ownership::is_host_address(&parsed.tuple.dst)
+                && !memory::answers(&parsed.tuple, arrived_by(scope, ctx)) =>
+        {
+            memory::heard(&parsed.tuple, arrived_by(scope, ctx));
+        }
         Protocol::Tcp | Protocol::Udp => {}
     }
 }
@@ -171,7 +258,7 @@ fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleNumber, history: History) -
                 maps::give(worker);
             }
         }
-        Protocol::Udp => memory::steered(&parsed.tuple, rule, worker),
+        Protocol::Udp => memory::steered(&parsed.tuple, rule, worker, Meta::of(ctx).ifindex),
     }
     fragments::follow(parsed, FragmentCourse::Steer);
     deliver(Reason::RuleSteer)

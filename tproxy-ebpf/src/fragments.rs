@@ -41,14 +41,14 @@ pub(crate) fn settle(parsed: &Packet, course: FragmentCourse) -> FragmentCourse 
 /// goes to a worker, who sends it on. What is for the host itself is delivered anyway, and `sk_lookup` still asks the rules
 /// about it; sent on, it would come back here.
 #[inline(always)]
-pub(crate) fn leave_alone(parsed: &Packet, reason: Reason) -> Outcome {
+pub(crate) fn leave_alone(parsed: &Packet, ifindex: u32, reason: Reason) -> Outcome {
     match settle(parsed, FragmentCourse::Pass) {
         FragmentCourse::Steer
             if parsed.kind == Kind::Datagram
                 && !ownership::is_host_address(&parsed.tuple.dst)
                 && ownership::is_served(parsed) =>
         {
-            memory::carried(&parsed.tuple);
+            memory::carried(&parsed.tuple, ifindex);
             return deliver(Reason::Carried);
         }
         FragmentCourse::Pass => {}

@@ -7,15 +7,16 @@ use tproxy_common::{
     flow::{Flow, Protocol},
     packet::{Kind, Packet, Piece},
     policy::{may_be_reply, may_select},
+    rule::Scope,
     verdict::Reason,
 };
 
 use crate::{
-    fragments, maps,
+    first, fragments, maps,
     memory::{self, Known},
     outcome::{History, NEXT, Outcome, deliver, pass, shot},
-    ownership::{self, Owner, Socket},
-    packet::{self, LinkLayer, Meta},
+    ownership::{self, Owner, Receiver, Socket},
+    packet::{self, ETHERNET, LinkLayer, Meta},
     reject, settings,
     tables::Tables,
 };
@@ -41,12 +42,16 @@ fn outcome(ctx: &TcContext, link: LinkLayer) -> Outcome {
     let meta = Meta::of(ctx);
     let parsed = match addressed_to_us(&meta).and_then(|()| packet::read(ctx, link)) {
         Ok(parsed) => parsed,
+        Err(Reason::OtherProtocol) if link == ETHERNET && meta.has_inner_tag() => {
+            return first::unreadable(Scope::Forwarded, Reason::OtherProtocol);
+        }
         Err(reason) => return pass(reason),
     };
     match (parsed.kind, parsed.protocol) {
         (Kind::LaterFragment, _) => later_fragment(&meta, &parsed),
+        (Kind::Unreadable | Kind::Hidden, _) => first::unreadable(Scope::Forwarded, Reason::Malformed),
         (_, Protocol::Tcp) => segment(ctx, &parsed),
-        (_, Protocol::Udp) => datagram(ctx, &parsed),
+        (_, Protocol::Udp) => datagram(ctx, &meta, &parsed),
     }
 }
 
@@ -61,7 +66,7 @@ pub(crate) fn steer(ctx: &TcContext) -> i32 {
 /// Not for another host of the link, and not still tagged for a VLAN device above this one.
 #[inline(always)]
 fn addressed_to_us(meta: &Meta) -> Result<(), Reason> {
-    if meta.pkt_type != PACKET_HOST || meta.vlan_present != 0 {
+    if meta.pkt_type != PACKET_HOST || meta.is_tagged {
         return Err(Reason::NotForUs);
     }
     if settings::is_own(meta.mark) { Err(Reason::OwnMark) } else { Ok(()) }
@@ -84,11 +89,12 @@ fn segment(ctx: &TcContext, parsed: &Packet) -> Outcome {
 
 /// The first datagram decides; then the flow is remembered, until a socket of its own does.
 #[inline(always)]
-fn datagram(ctx: &TcContext, parsed: &Packet) -> Outcome {
+fn datagram(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
+    let mut new = History::Nothing;
     if parsed.kind == Kind::Datagram {
-        match memory::recall(&parsed.tuple) {
-            Known::Passed | Known::Carried(_) | Known::Application => {
-                return fragments::leave_alone(parsed, Reason::Remembered);
+        match memory::recall_at(&parsed.tuple, meta.ifindex) {
+            Known::Passed | Known::Left | Known::Heard | Known::Carried(_) | Known::Application => {
+                return fragments::leave_alone(parsed, meta.ifindex, Reason::Remembered);
             }
             // The socket of its own may be there already, and the kernel looks for that first.
             Known::Steered(worker) => {
@@ -99,15 +105,19 @@ fn datagram(ctx: &TcContext, parsed: &Packet) -> Outcome {
                 fragments::follow(parsed, FragmentCourse::Steer);
                 return deliver(Reason::Decided);
             }
+            Known::Elsewhere => new = History::Elsewhere,
             Known::Nothing => {}
         }
     }
     match (ownership::datagram_owner(ctx, &parsed.tuple), parsed.kind) {
-        (Some(socket), _) => deliver_to(ctx, parsed, socket),
-        (None, Kind::IcmpError) => pass(Reason::NotOurs),
+        (Receiver::Ours(socket), _) => deliver_to(ctx, parsed, socket),
+        (_, Kind::IcmpError) => pass(Reason::NotOurs),
         // Forwarding ends here; the kernel says so to the sender, who may be tracing the route.
-        (None, _) if parsed.hops <= 1 => pass(Reason::Expiring),
-        (None, _) => Outcome::First(History::Nothing),
+        (_, _) if parsed.hops <= 1 && !ownership::is_host_address(&parsed.tuple.dst) => {
+            pass(Reason::Expiring)
+        }
+        (Receiver::Others, _) if new == History::Nothing => Outcome::First(History::Heard),
+        (Receiver::Others | Receiver::Nobody, _) => Outcome::First(new),
     }
 }
 

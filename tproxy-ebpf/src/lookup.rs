@@ -1,16 +1,17 @@
 //! `sk_lookup`: which listener receives a flow. For one that tc decided, the worker's it chose; in scope `inbound` the
-//! rules are asked here. Also runs for lookups that tc itself makes (see `ownership`).
+//! rules are asked here. It also runs where there is no packet (see [`Finding`]), so that it changes nothing by itself: what
+//! comes of its answer is for `arrival` to carry out.
 
 use aya_ebpf::{
-    bindings::{bpf_sk_lookup, sk_action},
+    bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup, sk_action},
     programs::SkLookupContext,
 };
 use tproxy_common::{
-    abi::{APPLICATION, Control, Decision, black_hole_index, listener_index},
+    abi::{APPLICATION, Control, Decision, Finding, NO_RULE, black_hole_index, listener_index},
     addr::Addr,
     flow::{Flow, Protocol, Tuple},
     policy::decide,
-    rule::Scope,
+    rule::{RuleIndex, Scope},
     verdict::{Reason, Verdict},
 };
 
@@ -18,6 +19,7 @@ use crate::{
     maps::{self, count},
     memory::{self, Known},
     ownership::{family, is_host_address, worker_of_client, worker_of_connection},
+    settings,
     tables::Tables,
     trace,
 };
@@ -26,15 +28,24 @@ const PASS: u32 = sk_action::SK_PASS;
 /// The lookup finds no socket, and the kernel answers with RST or ICMP port unreachable.
 const REFUSE: u32 = sk_action::SK_DROP;
 
+/// The listener gets the packet without `arrival` being asked.
+const NO_ARRIVAL: u64 = BPF_SK_LOOKUP_F_NO_REUSEPORT as u64;
+
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = Protocol::Tcp.number() as u32;
 const IPPROTO_UDP: u32 = Protocol::Udp.number() as u32;
 
+/// Not the number of one.
+const NO_WORKER: u32 = u32::MAX;
+
 /// Who receives the flow.
 enum Receiver {
+    /// This worker, to which it was given before.
     Worker(u32),
+    /// This worker; it is for the packet to say so (see `arrival`).
+    NewTo(u32),
+    /// Nobody: the packet is discarded, or refused.
     BlackHole,
-    Nobody,
     /// Whoever would without us.
     NotOurs,
 }
@@ -48,108 +59,143 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
         _ => return PASS,
     };
     // Without an interface there is no packet: somebody asks sock_diag who would receive one.
-    if lookup.ingress_ifindex == 0 {
+    let (false, Some(finding)) = (lookup.ingress_ifindex == 0, maps::FINDING.get_ptr_mut(0)) else {
         return PASS;
-    }
+    };
+    // SAFETY: the slot is this CPU's own. Where a softirq interrupts a look-up without a packet, what that one has written is
+    // overwritten, and nobody asks for it.
+    let finding = unsafe { &mut *finding };
+    finding.reason = 0;
     let flow = Flow { protocol, tuple: tuple(lookup), ifindex: lookup.ingress_ifindex, uid: 0 };
+    let sought = finding.sought == flow.tuple.ports();
     let receiver = match protocol {
-        Protocol::Tcp => connection(&flow),
-        Protocol::Udp => datagram(&flow),
+        Protocol::Tcp => connection(&flow, finding, sought),
+        // tc asks for sockets of a flow's own; a listener is none.
+        Protocol::Udp if sought => Receiver::NotOurs,
+        Protocol::Udp => datagram(&flow, finding),
     };
     let family = family(&flow.tuple.dst);
     match receiver {
         Receiver::NotOurs => PASS,
-        Receiver::Nobody => REFUSE,
-        Receiver::Worker(worker) => assign(ctx, listener_index(worker, protocol, family)),
-        Receiver::BlackHole => assign(ctx, black_hole_index(protocol, family)),
+        Receiver::Worker(worker) => assign(ctx, listener_index(worker, protocol, family), NO_ARRIVAL),
+        Receiver::NewTo(worker) => assign(ctx, listener_index(worker, protocol, family), 0),
+        Receiver::BlackHole => {
+            let refused = is_refused(finding.reason);
+            let answer = assign(ctx, black_hole_index(protocol, family), 0);
+            if refused && finding.reason == 0 { REFUSE } else { answer }
+        }
     }
 }
 
+/// Whether what arrives for this reason is refused and not only discarded.
 #[inline(always)]
-fn connection(flow: &Flow) -> Receiver {
-    match maps::decision(&flow.tuple) {
-        Some(Decision { worker: APPLICATION, .. }) => return Receiver::NotOurs,
-        Some(Decision { worker, .. }) => return Receiver::Worker(worker),
-        None => {}
-    }
+pub(crate) const fn is_refused(reason: u32) -> bool {
+    reason == Reason::RuleReject as u32 || reason == Reason::Unserved as u32
+}
+
+#[inline(always)]
+fn connection(flow: &Flow, finding: &mut Finding, sought: bool) -> Receiver {
     let control = maps::control();
-    if !control.has(Scope::Inbound, Protocol::Tcp) || !control.asks() {
+    let asks = !sought && control.has(Scope::Inbound, Protocol::Tcp) && control.asks();
+    let mut before = NO_WORKER;
+    if let Some(Decision { worker, rule, .. }) = maps::decision(&flow.tuple) {
+        if worker == APPLICATION {
+            return Receiver::NotOurs;
+        }
+        // Of what is for the host itself, the rules that hold now decide; tc has asked them about all else.
+        if !asks || control.is_latest(rule) || !is_host_address(&flow.tuple.dst) {
+            return Receiver::Worker(worker);
+        }
+        before = worker;
+    }
+    if !asks {
         return Receiver::NotOurs;
     }
-    ask_the_rules(control, flow).unwrap_or(Receiver::NotOurs)
+    ask_the_rules(control, flow, before, finding).unwrap_or(Receiver::NotOurs)
 }
 
 #[inline(always)]
-fn datagram(flow: &Flow) -> Receiver {
-    match memory::recall(&flow.tuple) {
-        Known::Passed | Known::Application => return Receiver::NotOurs,
-        Known::Steered(worker) => return Receiver::Worker(worker),
+fn datagram(flow: &Flow, finding: &mut Finding) -> Receiver {
+    let known = memory::look_up(&flow.tuple);
+    match known {
+        Known::Passed | Known::Application | Known::Left | Known::Elsewhere => return Receiver::NotOurs,
+        Known::Steered(worker) => {
+            // It is renewed where the packet arrives.
+            note(finding, flow, Reason::Decided as u32, NO_RULE, 0);
+            return Receiver::NewTo(worker);
+        }
         // Sent on, it would come back here if the address has become the host's since.
         Known::Carried(_) if is_host_address(&flow.tuple.dst) => return Receiver::NotOurs,
         Known::Carried(worker) => return Receiver::Worker(worker),
-        Known::Nothing => {}
+        Known::Heard | Known::Nothing => {}
     }
     let control = maps::control();
-    let inbound = control.has(Scope::Inbound, Protocol::Udp);
-    if !inbound && !control.has(Scope::Outbound, Protocol::Udp) || memory::is_reply(&flow.tuple) {
+    if !control.has(Scope::Inbound, Protocol::Udp)
+        || !control.asks()
+        || memory::answers(&flow.tuple, flow.ifindex)
+    {
         return Receiver::NotOurs;
     }
-    if inbound
-        && control.asks()
-        && let Ok(receiver) = ask_the_rules(control, flow)
-    {
-        return receiver;
+    match ask_the_rules(control, flow, NO_WORKER, finding) {
+        Ok(receiver) => receiver,
+        Err(Reason::HostAddress) => Receiver::NotOurs,
+        Err(_) => {
+            memory::left(&flow.tuple, known, flow.ifindex);
+            Receiver::NotOurs
+        }
     }
-    // What the host's own sockets receive; scope `outbound` must not take their replies for new flows. tc's own lookups are
-    // about other addresses.
-    if is_host_address(&flow.tuple.dst) {
-        memory::passed(&flow.tuple);
-    }
-    Receiver::NotOurs
+}
+
+/// What the rules say is noted in `finding`, for the packet to carry out. Only what passes has no listener of ours to arrive
+/// at, and is told of and counted here.
+#[inline(always)]
+fn ask_the_rules(
+    control: Control,
+    flow: &Flow,
+    before: u32,
+    finding: &mut Finding,
+) -> Result<Receiver, Reason> {
+    let tables = Tables::of(control, None);
+    let verdict = decide(Scope::Inbound, flow, &tables);
+    let rule = tables.decided.get();
+    let (reason, receiver) = match verdict {
+        Verdict::Pass(reason) => {
+            // What is for others is tc's to tell of.
+            if reason != Reason::HostAddress {
+                if rule != NO_RULE {
+                    maps::hit(tables.hits());
+                }
+                let place = || (flow.ifindex, 0);
+                trace::tell(Scope::Inbound, flow.protocol, &flow.tuple, place, reason as u32, rule);
+            }
+            return Err(reason);
+        }
+        Verdict::Steer(_) | Verdict::Drop if control.deciding == 0 => (Reason::Unserved, Receiver::BlackHole),
+        Verdict::Steer(rule) => {
+            finding.number = control.number(rule);
+            finding.worker = match (flow.protocol, before) {
+                // A SYN that is repeated goes to who had the first: see `first`.
+                (Protocol::Tcp, worker) if worker < settings::workers() => worker,
+                (Protocol::Tcp, _) => worker_of_connection(),
+                (Protocol::Udp, _) => worker_of_client(&flow.tuple),
+            };
+            (Reason::RuleSteer, Receiver::NewTo(finding.worker))
+        }
+        Verdict::Reject => (Reason::RuleReject, Receiver::BlackHole),
+        Verdict::Drop => (Reason::RuleDrop, Receiver::BlackHole),
+        Verdict::Unreadable => (Reason::Unreadable, Receiver::BlackHole),
+    };
+    note(finding, flow, reason as u32, rule, tables.hits());
+    Ok(receiver)
 }
 
 #[inline(always)]
-fn ask_the_rules(control: Control, flow: &Flow) -> Result<Receiver, Reason> {
-    let tables = Tables::of(control, None);
-    let verdict = decide(Scope::Inbound, flow, &tables);
-    // What is for others is tc's to tell of, whose own lookups come here.
-    if verdict != Verdict::Pass(Reason::HostAddress) {
-        let (reason, rule) = (verdict.reason() as u32, tables.decided.get());
-        trace::tell(Scope::Inbound, flow.protocol, &flow.tuple, || (flow.ifindex, 0), reason, rule);
-    }
-    match verdict {
-        Verdict::Pass(reason) => Err(reason),
-        Verdict::Steer(_) | Verdict::Drop if control.deciding == 0 => {
-            count(Reason::Unserved);
-            Ok(Receiver::Nobody)
-        }
-        Verdict::Steer(rule) => {
-            let rule = control.number(rule);
-            let worker = match flow.protocol {
-                Protocol::Tcp => {
-                    let worker = worker_of_connection();
-                    maps::decided(&flow.tuple, rule, worker);
-                    maps::give(worker);
-                    worker
-                }
-                Protocol::Udp => {
-                    let worker = worker_of_client(&flow.tuple);
-                    memory::steered(&flow.tuple, rule, worker);
-                    worker
-                }
-            };
-            count(Reason::RuleSteer);
-            Ok(Receiver::Worker(worker))
-        }
-        Verdict::Reject => {
-            count(Reason::RuleReject);
-            Ok(Receiver::Nobody)
-        }
-        Verdict::Drop => {
-            count(Reason::RuleDrop);
-            Ok(Receiver::BlackHole)
-        }
-    }
+fn note(finding: &mut Finding, flow: &Flow, reason: u32, rule: RuleIndex, hits: u32) {
+    finding.tuple = flow.tuple;
+    finding.ifindex = flow.ifindex;
+    finding.rule = rule;
+    finding.hits = hits;
+    finding.reason = reason;
 }
 
 /// The packet's addresses and ports.
@@ -176,10 +222,16 @@ fn v6(words: *const [u32; 4]) -> Addr {
     Addr([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
 }
 
+/// `PASS`; where the listener is gone and flows are to be refused without it, `REFUSE`. What was found out then has nobody to
+/// arrive at.
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, listener: u32) -> u32 {
-    if maps::LISTENERS.redirect_sk_lookup(ctx, listener, 0).is_ok() {
+fn assign(ctx: &SkLookupContext, listener: u32, flags: u64) -> u32 {
+    if maps::LISTENERS.redirect_sk_lookup(ctx, listener, flags).is_ok() {
         return PASS;
+    }
+    if let Some(finding) = maps::FINDING.get_ptr_mut(0) {
+        // SAFETY: the slot is this CPU's own.
+        unsafe { (*finding).reason = 0 };
     }
     if maps::control().rejecting == 0 {
         count(Reason::ListenerGone);

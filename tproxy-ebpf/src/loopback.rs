@@ -14,7 +14,7 @@ use crate::{
     maps::{self, count},
     memory::{self, Known},
     outcome::NEXT,
-    ownership::{self, Owner},
+    ownership::{self, Owner, Receiver},
     packet::{self, ETHERNET, Meta},
     settings,
 };
@@ -85,7 +85,7 @@ fn assign_redirected(ctx: &TcContext, parsed: &Packet) {
             _ => {}
         },
         Protocol::Udp => {
-            if let Some(socket) = ownership::datagram_owner(ctx, &parsed.tuple) {
+            if let Receiver::Ours(socket) = ownership::datagram_owner(ctx, &parsed.tuple) {
                 socket.assign(ctx);
             }
         }

@@ -3,12 +3,15 @@
 //! The way of a packet: an entry point below → `packet` parses it → `ownership` asks whether a socket of ours
 //! owns its flow, and of UDP `memory` whether the flow is known → for a first packet `first` asks the policy, whose
 //! questions `tables` answers → `ingress` or `egress` carries the verdict out, and `fragments` has the rest of a
-//! fragmented packet follow → in the network namespace's listener lookup, `lookup` picks the listener. Of what the rules were asked about, `trace` tells whoever looks; and
-//! `question` is for those who ask about a packet that does not exist.
+//! fragmented packet follow → in the network namespace's listener lookup, `lookup` picks the listener, and where a packet really arrives there,
+//! `arrival` remembers what scope `inbound` made of it. Of what the rules were asked about, `trace` tells whoever looks;
+//! and `question` is for those who ask about a packet that does not exist.
 //!
 //! Only built for the bpf target; the policy and the parser live in `tproxy-common`, where they are tested.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+#[cfg(target_arch = "bpf")]
+mod arrival;
 #[cfg(target_arch = "bpf")]
 mod egress;
 #[cfg(target_arch = "bpf")]

@@ -3,13 +3,13 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
     macros::btf_map,
 };
 use tproxy_common::{
     abi::{
-        CgroupKey, Control, Decision, FragmentKey, Given, MAX_LISTENERS, MAX_SETS, MAX_WORKERS, Memory,
-        PortBits, SLOTS, SlotAddr, SlotKey, TRACE_SIZE, Told,
+        CgroupKey, Control, Decision, Finding, FragmentKey, Given, MAX_LISTENERS, MAX_SETS, MAX_WORKERS,
+        Memory, PortBits, SLOTS, SlotAddr, SlotKey, TRACE_SIZE, Told,
     },
     addr::Addr,
     flow::Tuple,
@@ -62,6 +62,8 @@ pub(crate) static HITS: PerCpuArray<u64, { MAX_RULES * SLOTS as usize }> = PerCp
 pub(crate) static TRACE: RingBuf<Told, { TRACE_SIZE as usize }> = RingBuf::new();
 #[btf_map]
 pub(crate) static WATCH: Array<u64, 2> = Array::new();
+#[btf_map]
+pub(crate) static FINDING: PerCpuArray<Finding, 1> = PerCpuArray::new();
 
 /// The loader's word, read once a packet.
 #[inline(always)]
@@ -72,8 +74,9 @@ pub(crate) fn control() -> Control {
 /// Who gets a connection whose first packet was seen before, unless it is long ago.
 #[inline(always)]
 pub(crate) fn decision(tuple: &Tuple) -> Option<Decision> {
-    // SAFETY: the value is copied at once.
-    unsafe { DECISIONS.get(tuple) }.copied()
+    // SAFETY: the value is copied at once; and no arguments, no failure.
+    let (decision, now) = unsafe { (DECISIONS.get(tuple).copied()?, bpf_ktime_get_coarse_ns()) };
+    decision.is_obeyed(now).then_some(decision)
 }
 
 /// Notes who gets a connection whose first packet this is.

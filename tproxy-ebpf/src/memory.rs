@@ -3,7 +3,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use tproxy_common::{
-    abi::{APPLICATION, CARRY, Memory, PASSED, RuleNumber},
+    abi::{APPLICATION, CARRY, HEARD, LEFT, Memory, PASSED, RuleNumber},
     flow::Tuple,
 };
 
@@ -16,80 +16,136 @@ pub(crate) enum Known {
     Nothing,
     /// It was left alone.
     Passed,
+    /// Scope `inbound` left it to the host's own sockets, perhaps asked by somebody who had no datagram to show.
+    Left,
+    /// It arrived for a socket of the host's, whatever scope `inbound` will make of it.
+    Heard,
     /// The same, but what of it was delivered this worker sends on.
     Carried(u32),
     /// It is our own, to an application of this host.
     Application,
+    /// A worker's listener receives what of it comes in by another interface.
+    Elsewhere,
     /// This worker's listener receives it.
     Steered(u32),
 }
 
-/// What is known of the flow that a datagram belongs to; from now on for as long as if it had been new.
-#[inline(never)]
-pub(crate) fn recall(tuple: &Tuple) -> Known {
-    let Some(memory) = maps::MEMORY.get_ptr_mut(tuple) else { return Known::Nothing };
-    let now = now();
-    // SAFETY: the entry stays readable while the program runs (RCU). Another CPU may write `seen` at the same time, an
-    // aligned word, and the same time as good as.
-    let (rule, worker) = unsafe {
-        if now.wrapping_sub((*memory).seen) > settings::memory_lifetime() {
-            return Known::Nothing;
+impl Known {
+    /// In one register, which is what a BPF function can return: bit of [`Self::Carried`], beside the worker.
+    const CARRIED: u32 = 1 << 30;
+    const NOTHING: u32 = u32::MAX - 4;
+
+    #[inline(always)]
+    const fn from_number(number: u32) -> Self {
+        match number {
+            Self::NOTHING => Self::Nothing,
+            PASSED => Self::Passed,
+            LEFT => Self::Left,
+            HEARD => Self::Heard,
+            APPLICATION => Self::Application,
+            worker if worker & Self::CARRIED != 0 => Self::Carried(worker & !Self::CARRIED),
+            worker => Self::Steered(worker),
         }
-        (*memory).seen = now;
-        ((*memory).rule, (*memory).worker)
-    };
-    match (rule, worker) {
-        (_, PASSED) => Known::Passed,
-        (_, APPLICATION) => Known::Application,
-        (CARRY, worker) => Known::Carried(worker),
-        (_, worker) => Known::Steered(worker),
     }
 }
 
-/// Remembers that a flow is left alone.
+/// What is known of the flow that a datagram belongs to; from now on for as long as if it had been new.
 #[inline(always)]
-pub(crate) fn passed(tuple: &Tuple) {
-    remember(tuple, 0, PASSED);
+pub(crate) fn recall(tuple: &Tuple) -> Known {
+    Known::from_number(numbers(tuple, 1) as u32)
+}
+
+/// What is known of it; not for a moment longer.
+#[inline(always)]
+pub(crate) fn look_up(tuple: &Tuple) -> Known {
+    Known::from_number(numbers(tuple, 0) as u32)
+}
+
+/// What is known of the flow of a datagram that came in by an interface. What is known of it as it came in by another is not
+/// said of this one: a bridge's port, where no rule selects it, sees it before the bridge does, where one may.
+#[inline(always)]
+pub(crate) fn recall_at(tuple: &Tuple, ifindex: u32) -> Known {
+    let numbers = numbers(tuple, 1);
+    let known = Known::from_number(numbers as u32);
+    if (numbers >> 32) as u32 == ifindex {
+        return known;
+    }
+    match known {
+        Known::Passed | Known::Heard | Known::Carried(_) => Known::Nothing,
+        Known::Steered(_) => Known::Elsewhere,
+        known => known,
+    }
+}
+
+/// The number of what is known, and above it the interface by which it came in.
+#[inline(never)]
+fn numbers(tuple: &Tuple, renew: u32) -> u64 {
+    let Some(memory) = maps::MEMORY.get_ptr_mut(tuple) else { return Known::NOTHING.into() };
+    let now = now();
+    // SAFETY: the entry stays readable while the program runs (RCU). Another CPU may write `seen` at the same time, an
+    // aligned word, and the same time as good as.
+    unsafe {
+        if now.wrapping_sub((*memory).seen) > settings::memory_lifetime() {
+            return Known::NOTHING.into();
+        }
+        if renew != 0 {
+            (*memory).seen = now;
+        }
+        let carried = if (*memory).rule == CARRY { Known::CARRIED } else { 0 };
+        u64::from((*memory).ifindex) << 32 | u64::from((*memory).worker | carried)
+    }
+}
+
+/// Remembers that a flow that came in by an interface is left alone; 0 is none, and this host's.
+#[inline(always)]
+pub(crate) fn passed(tuple: &Tuple, ifindex: u32) {
+    remember(tuple, 0, PASSED, ifindex);
+}
+
+/// Remembers that a flow has arrived for a socket of the host's: what that sends back is no new flow of scope `outbound`.
+#[inline(always)]
+pub(crate) fn heard(tuple: &Tuple, ifindex: u32) {
+    remember(tuple, 0, HEARD, ifindex);
+}
+
+/// Remembers that scope `inbound` leaves a flow alone of which this is known.
+#[inline(always)]
+pub(crate) fn left(tuple: &Tuple, known: Known, ifindex: u32) {
+    remember(tuple, 0, if known == Known::Heard { PASSED } else { LEFT }, ifindex);
 }
 
 /// Remembers that a flow is left alone, although fragments of it were delivered.
 #[inline(always)]
-pub(crate) fn carried(tuple: &Tuple) {
-    remember(tuple, CARRY, ownership::worker_of_client(tuple));
+pub(crate) fn carried(tuple: &Tuple, ifindex: u32) {
+    remember(tuple, CARRY, ownership::worker_of_client(tuple), ifindex);
 }
 
 /// Remembers that a flow is our own, to an application of this host.
 #[inline(always)]
 pub(crate) fn application(tuple: &Tuple) {
-    remember(tuple, 0, APPLICATION);
+    remember(tuple, 0, APPLICATION, 0);
 }
 
 /// Remembers that a rule gave a flow to a worker.
 #[inline(always)]
-pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32) {
-    remember(tuple, rule, worker);
+pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, ifindex: u32) {
+    remember(tuple, rule, worker, ifindex);
 }
 
-/// Whether a datagram replies to one that was left alone.
+/// Whether a datagram that came in by an interface, or that this host sends (0), replies to one that was left alone. That one
+/// came in by another: who is at this interface cannot speak for who is beyond it, and might for a neighbour.
 #[inline(never)]
-pub(crate) fn answers(tuple: &Tuple) -> bool {
-    matches!(recall(&tuple.reversed()), Known::Passed | Known::Carried(_))
-}
-
-/// The same; then it is remembered as well.
-#[inline(never)]
-pub(crate) fn is_reply(tuple: &Tuple) -> bool {
-    let replies = answers(tuple);
-    if replies {
-        passed(tuple);
-    }
-    replies
+pub(crate) fn answers(tuple: &Tuple, ifindex: u32) -> bool {
+    let numbers = numbers(&tuple.reversed(), 1);
+    let is_elsewhere = (numbers >> 32) as u32 != ifindex;
+    is_elsewhere
+        && matches!(Known::from_number(numbers as u32), Known::Passed | Known::Heard | Known::Carried(_))
 }
 
 #[inline(never)]
-fn remember(tuple: &Tuple, rule: RuleNumber, worker: u32) {
+fn remember(tuple: &Tuple, rule: RuleNumber, worker: u32, ifindex: u32) {
     // It fails only when the map has no memory left; the flow is then asked about again.
-    let _ = maps::MEMORY.insert(tuple, Memory { seen: now(), rule, worker }, 0);
+    let _ = maps::MEMORY.insert(tuple, Memory { seen: now(), rule, worker, ifindex, rest: 0 }, 0);
 }
 
 #[inline(always)]

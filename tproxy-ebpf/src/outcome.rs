@@ -15,6 +15,8 @@ use crate::{maps::count_number, question};
 pub(crate) enum Outcome {
     /// It is its flow's first, as far as is known: the rules are to be asked.
     First(History),
+    /// Not all of it can be read: the rules are to be asked whether one is got round.
+    Unreadable,
     /// What becomes of it, the number of the reason, and the rule that says so, or `NO_RULE`.
     Settled(Course, u32, RuleIndex),
 }
@@ -42,6 +44,10 @@ pub(crate) enum History {
     Decided,
     /// A connection of ours is in TIME_WAIT.
     TimeWait,
+    /// A socket of the host's would receive the datagram, if it is for the host.
+    Heard,
+    /// The flow was steered as it came in by another interface: by this one it may come on its way there.
+    Elsewhere,
 }
 
 /// TCX_NEXT, which is TC_ACT_UNSPEC.
@@ -106,6 +112,9 @@ impl Outcome {
             Self::First(History::Nothing) => return 0,
             Self::First(History::Decided) => return 1,
             Self::First(History::TimeWait) => return 2,
+            Self::First(History::Heard) => return 8,
+            Self::First(History::Elsewhere) => return 9,
+            Self::Unreadable => return 10,
             Self::Settled(Course::Deliver, reason, rule) => (3, reason, rule),
             Self::Settled(Course::Reset, reason, rule) => (4, reason, rule),
             Self::Settled(Course::Unreachable, reason, rule) => (5, reason, rule),
@@ -122,6 +131,9 @@ impl Outcome {
             0 => return Self::First(History::Nothing),
             1 => return Self::First(History::Decided),
             2 => return Self::First(History::TimeWait),
+            8 => return Self::First(History::Heard),
+            9 => return Self::First(History::Elsewhere),
+            10 => return Self::Unreadable,
             3 => Course::Deliver,
             4 => Course::Reset,
             5 => Course::Unreachable,

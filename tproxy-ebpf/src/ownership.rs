@@ -15,7 +15,7 @@ use tproxy_common::{
     abi::{Family, listener_index},
     addr::Addr,
     flow::{Protocol, Tuple},
-    packet::Packet,
+    packet::{Kind, Packet},
 };
 
 use crate::{maps, settings};
@@ -51,8 +51,9 @@ impl Drop for Socket {
 }
 
 impl Socket {
-    /// The socket that would receive a packet with this tuple, listeners included (which runs our own
-    /// `sk_lookup` program: `__inet_lookup_listener` and `__udp4_lib_lookup` call it for lookups by tc, too).
+    /// The socket that would receive a packet with this tuple. Of listeners only one of ours to which the flow was given: the
+    /// kernel runs our own `sk_lookup` program for lookups by tc, too (`__inet_lookup_listener`, `__udp4_lib_lookup`),
+    /// which is told of this one, and asks no rules.
     #[inline(always)]
     fn receiving(ctx: &TcContext, protocol: Protocol, tuple: &Tuple) -> Option<Self> {
         /// `bpf_sock_tuple.ipv4`
@@ -73,12 +74,21 @@ impl Socket {
                 }
             }
         };
+        let finding = maps::FINDING.get_ptr_mut(0);
+        let note = |ports| {
+            if let Some(finding) = finding {
+                // SAFETY: the slot is this CPU's own; an aligned word.
+                unsafe { (&raw mut (*finding).sought).write_volatile(ports) };
+            }
+        };
+        note(tuple.ports());
         let found = if tuple.dst.is_v4() {
             let key = V4 { src: tuple.src.v4(), dst: tuple.dst.v4(), ports: [tuple.sport, tuple.dport] };
             lookup(ptr::from_ref(&key).cast(), size_of::<V4>())
         } else {
             lookup(ptr::from_ref(tuple).cast(), size_of::<Tuple>())
         };
+        note(0);
         NonNull::new(found).map(Self)
     }
 
@@ -213,12 +223,26 @@ pub(crate) fn is_host_address(addr: &Addr) -> bool {
     maps::HOST_ADDRESSES.get(&aya_ebpf::btf_maps::lpm_trie::Key::new(128, *addr)).is_some()
 }
 
-/// Our socket that a datagram with this tuple belongs to. Not a listener: whom those receive is remembered.
+/// What the kernel's socket table says of a datagram.
+pub(crate) enum Receiver {
+    /// This socket of ours.
+    Ours(Socket),
+    /// A socket of the host's.
+    Others,
+    /// None.
+    Nobody,
+}
+
+/// The socket that a datagram with this tuple belongs to. Not a listener of ours: whom those receive is remembered.
 #[inline(always)]
-pub(crate) fn datagram_owner(ctx: &TcContext, tuple: &Tuple) -> Option<Socket> {
-    let socket = Socket::receiving(ctx, Protocol::Udp, tuple)?;
-    let ours = socket.mark().is_some_and(settings::is_own) && socket.is_for(tuple);
-    if ours { Some(socket) } else { None }
+pub(crate) fn datagram_owner(ctx: &TcContext, tuple: &Tuple) -> Receiver {
+    let Some(socket) = Socket::receiving(ctx, Protocol::Udp, tuple) else { return Receiver::Nobody };
+    let is_own = socket.mark().is_some_and(settings::is_own);
+    match is_own {
+        true if socket.is_for(tuple) => Receiver::Ours(socket),
+        true => Receiver::Nobody,
+        false => Receiver::Others,
+    }
 }
 
 /// Whether a UDP socket that is not connected sends this packet.
@@ -234,6 +258,44 @@ pub(crate) fn sender_is_unconnected(ctx: &TcContext) -> bool {
         }
         let full = bpf_sk_fullsock(sender);
         !full.is_null() && (*full).type_ == SOCK_DGRAM && (*full).state != TCP_ESTABLISHED
+    }
+}
+
+/// Whether a packet that leaves is one of the socket that it comes from. A tunnel device wraps what a socket sent in a packet of
+/// its own and leaves the socket to it (`iptunnel_xmit`, `wg_socket_send_skb_to_peer`), if there was one. Where NAT has
+/// given the packet another source port, a connected socket is known by its peer.
+#[inline(always)]
+pub(crate) fn is_of_its_sender(ctx: &TcContext, parsed: &Packet) -> bool {
+    const AF_INET: u32 = 2;
+    const AF_INET6: u32 = 10;
+    const SOCK_RAW: u32 = 3;
+    const IPPROTO_RAW: u32 = 255;
+    let protocol = u32::from(parsed.protocol.number());
+    // SAFETY: as in `sender_is_unconnected`.
+    unsafe {
+        let sender = (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile();
+        if sender.is_null() {
+            return false;
+        }
+        let full = bpf_sk_fullsock(sender);
+        if full.is_null() {
+            return false;
+        }
+        // A packet socket sends what it likes; and that of a test run has no type.
+        if (*full).family != AF_INET && (*full).family != AF_INET6 || (*full).type_ == 0 {
+            return true;
+        }
+        if (*full).type_ == SOCK_RAW && (*full).protocol == IPPROTO_RAW {
+            return true;
+        }
+        if (*full).protocol != protocol && parsed.kind != Kind::Hidden {
+            return false;
+        }
+        if parsed.protocol == Protocol::Tcp || (*full).type_ == SOCK_RAW {
+            return true;
+        }
+        let (own, peer) = ((*full).src_port, (&raw const (*full).dst_port).read_volatile());
+        own == u32::from(u16::from_be_bytes(parsed.tuple.sport)) || peer.to_ne_bytes() == parsed.tuple.dport
     }
 }
 

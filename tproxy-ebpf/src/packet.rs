@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use tproxy_common::{
-    packet::{Packet, Reader, parse, ports_of_segment},
+    packet::{ETHER_TYPE_TAG, Packet, Reader, parse, parse_tagged, ports_of_segment},
     verdict::Reason,
 };
 
@@ -16,6 +16,9 @@ pub(crate) struct LinkLayer(pub(crate) usize);
 pub(crate) const ETHERNET: LinkLayer = LinkLayer(14);
 /// tun, WireGuard, and other devices that carry IP packets.
 pub(crate) const NO_LINK_LAYER: LinkLayer = LinkLayer(0);
+
+/// In a tag: which VLAN.
+const VLAN_ID: u32 = 0xfff;
 
 /// Bytes that hold all headers of practically every packet.
 const HEADERS: u32 = 256;
@@ -41,18 +44,50 @@ impl Reader for Linear<'_> {
         // address: link-layer headers are 14 bytes or none, all others multiples of four.
         Some(unsafe { &*(start as *const Halfwords<N>) }.0)
     }
+
+    #[inline(always)]
+    fn size(&self) -> usize {
+        self.0.len() as usize
+    }
 }
 
 /// Parses the packet, after making its headers linear where a driver left them in fragments.
 #[inline(always)]
 pub(crate) fn read(ctx: &TcContext, link: LinkLayer) -> Result<Packet, Reason> {
     let mut packet = Packet::NOTHING;
-    match tproxy_parse(ctx.skb.skb, link.0 as u32, &raw mut packet) {
+    match read_to(ctx, link, &mut packet) {
         0 => Ok(packet),
         failed if failed == number(Reason::OtherProtocol) => Err(Reason::OtherProtocol),
         failed if failed == number(Reason::Fragment) => Err(Reason::Fragment),
         _ => Err(Reason::Malformed),
     }
+}
+
+/// The same, into a place that is there already; 0 when done.
+#[inline(always)]
+pub(crate) fn read_to(ctx: &TcContext, link: LinkLayer, packet: &mut Packet) -> u32 {
+    tproxy_parse(ctx.skb.skb, link.0 as u32, packet)
+}
+
+/// The addresses of a packet behind tags of VLAN 0.
+#[inline(always)]
+pub(crate) fn read_tagged(ctx: &TcContext, link: LinkLayer, packet: &mut Packet) -> u32 {
+    tproxy_parse_tagged(ctx.skb.skb, link.0 as u32, packet)
+}
+
+/// As [`tproxy_parse`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_parse_tagged(skb: *mut __sk_buff, link: u32, packet: *mut Packet) -> u32 {
+    if packet.is_null() {
+        return number(Reason::Malformed);
+    }
+    match parse_tagged(&Linear(&TcContext::new(skb)), link as usize) {
+        // SAFETY: as in `tproxy_parse`.
+        Ok(parsed) => unsafe { packet.write(parsed) },
+        Err(reason) => return number(reason),
+    }
+    0
 }
 
 /// Whether this is a TCP segment of a connection that cannot be ours, as most packets are that pass: neither of its ports is
@@ -79,7 +114,7 @@ extern "C" fn tproxy_parse(skb: *mut __sk_buff, link: u32, packet: *mut Packet) 
         return number(Reason::Malformed);
     }
     match parse_linear(&TcContext::new(skb), link as usize) {
-        // SAFETY: the one caller, `read`, hands over a packet of its own.
+        // SAFETY: the one caller, `read_to`, hands over a packet of its own.
         Ok(parsed) => unsafe { packet.write(parsed) },
         Err(reason) => return number(reason),
     }
@@ -109,12 +144,19 @@ pub(crate) struct Meta {
     /// Interface the packet came in by; zero for one that this host sends.
     pub(crate) ingress_ifindex: u32,
     pub(crate) pkt_type: u32,
-    pub(crate) vlan_present: u32,
+    /// With a tag; that of VLAN 0, which only tells of a priority, is none.
+    pub(crate) is_tagged: bool,
     /// EtherType, as it lies in memory.
     pub(crate) protocol: u32,
 }
 
 impl Meta {
+    /// Whether there is a tag within the packet, perhaps of VLAN 0.
+    #[inline(always)]
+    pub(crate) fn has_inner_tag(&self) -> bool {
+        ETHER_TYPE_TAG.contains(&(self.protocol as u16).to_ne_bytes())
+    }
+
     /// Read once, first thing, and volatile: the verifier takes context accesses at constant offsets only, and the
     /// compiler would otherwise compute a pointer to a field now and read it later.
     #[inline(always)]
@@ -130,7 +172,7 @@ impl Meta {
             ifindex: field!(ifindex),
             ingress_ifindex: field!(ingress_ifindex),
             pkt_type: field!(pkt_type),
-            vlan_present: field!(vlan_present),
+            is_tagged: field!(vlan_present) != 0 && field!(vlan_tci) & VLAN_ID != 0,
             protocol: field!(protocol),
         }
     }

@@ -3,13 +3,13 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
-    macros::{classifier, sk_lookup},
-    programs::{SkLookupContext, TcContext},
+    macros::{classifier, sk_lookup, sk_reuseport},
+    programs::{SkLookupContext, SkReuseportContext, TcContext},
 };
 use tproxy_common::{rule::Scope, verdict::Reason};
 
 use crate::{
-    egress,
+    arrival, egress,
     first::ask_if_first,
     ingress, lookup, loopback,
     maps::count,
@@ -76,6 +76,11 @@ pub(crate) fn tproxy_lo(ctx: TcContext) -> i32 {
 #[sk_lookup]
 pub(crate) fn tproxy_lookup(ctx: SkLookupContext) -> u32 {
     lookup::run(&ctx)
+}
+
+#[sk_reuseport]
+pub(crate) fn tproxy_arrival(ctx: SkReuseportContext) -> u32 {
+    arrival::run(&ctx)
 }
 
 #[panic_handler]

@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use tproxy_common::{
     abi::{
-        CgroupKey, Control, NO_RULE, SLOT_BITS, SlotAddr, SlotKey, Unrestricted, action_index, port_index,
-        scope_set, set_index,
+        CgroupKey, Control, NO_RULE, SLOT_BITS, STRICT_SET, SlotAddr, SlotKey, Unrestricted, action_index,
+        port_index, scope_set, set_index,
     },
     addr::Addr,
     flow::Protocol,
@@ -20,7 +20,7 @@ use tproxy_common::{
 
 use crate::{
     maps::{self, PrefixTable},
-    ownership, question,
+    ownership,
 };
 
 /// Deepest cgroup that a rule can name.
@@ -32,15 +32,19 @@ pub(crate) struct Tables<'a> {
     pub(crate) sender: Option<&'a TcContext>,
     /// The rule whose action was asked for, or `NO_RULE`.
     pub(crate) decided: Cell<RuleIndex>,
-    /// The packet, where it may be a question, and then does not count.
-    pub(crate) packet: Option<&'a TcContext>,
 }
 
 impl<'a> Tables<'a> {
     /// The generation that `control` says is active.
     #[inline(always)]
     pub(crate) const fn of(control: Control, sender: Option<&'a TcContext>) -> Self {
-        Self { control, sender, decided: Cell::new(NO_RULE), packet: None }
+        Self { control, sender, decided: Cell::new(NO_RULE) }
+    }
+
+    /// Place in `HITS` of the rule that decided.
+    #[inline(always)]
+    pub(crate) fn hits(&self) -> u32 {
+        action_index(self.control.slot(), self.decided.get())
     }
 
     #[inline(always)]
@@ -126,14 +130,21 @@ impl Lookups for Tables<'_> {
         self.set(set)
     }
 
+    #[inline(always)]
+    fn for_any_port(&self) -> Option<&RuleSet> {
+        self.set(Unrestricted::Port as SetId)
+    }
+
+    #[inline(always)]
+    fn strict(&self) -> Option<&RuleSet> {
+        self.set(STRICT_SET)
+    }
+
     /// Asked once, of the rule that decides a flow.
     #[inline(always)]
     fn action(&self, rule: RuleIndex) -> ActionKind {
         let index = action_index(self.control.slot(), rule);
         self.decided.set(rule);
-        if !self.packet.is_some_and(question::is_asked) {
-            maps::hit(index);
-        }
         maps::ACTIONS.get(index).map_or(ActionKind::Pass, |byte| ActionKind::from_byte(*byte))
     }
 }

@@ -21,7 +21,7 @@ mod usage;
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd as _, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
     time::Duration,
 };
@@ -31,7 +31,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod, VerifierLogLevel,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap},
     pin::PinError,
-    programs::{ProgramError, SkLookup, links::FdLink},
+    programs::{ProgramError, SkLookup, SkReuseport, links::FdLink},
     sys::{Stats, enable_stats},
 };
 pub use decisions::DecisionMap;
@@ -187,6 +187,7 @@ impl Datapath {
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(OBJECT)?;
         with_program(&mut ebpf, program::SK_LOOKUP, |lookup: &mut SkLookup| patiently(|| lookup.load()))?;
+        with_program(&mut ebpf, program::ARRIVAL, |arrival: &mut SkReuseport| patiently(|| arrival.load()))?;
         let capacities = usage::capacities(&ebpf)?;
         Ok(Self {
             settings,
@@ -221,13 +222,13 @@ impl Datapath {
     /// Makes `socket` the listener of a worker. The kernel clears the place when the socket is closed.
     ///
     /// # Errors
-    /// When a TCP socket does not listen, or a UDP socket is not bound.
+    /// When a TCP socket does not listen, a UDP socket is not bound, or either is not of a group (`SO_REUSEPORT`).
     pub fn set_listener(
         &mut self,
         worker: u32,
         protocol: Protocol,
         family: Family,
-        socket: &impl AsRawFd,
+        socket: &(impl AsFd + AsRawFd),
     ) -> Result<(), DatapathError> {
         self.set_socket(abi::listener_index(worker, protocol, family.into()), socket)
     }
@@ -240,12 +241,13 @@ impl Datapath {
         &mut self,
         protocol: Protocol,
         family: Family,
-        socket: &impl AsRawFd,
+        socket: &(impl AsFd + AsRawFd),
     ) -> Result<(), DatapathError> {
         self.set_socket(abi::black_hole_index(protocol, family.into()), socket)
     }
 
-    fn set_socket(&mut self, index: u32, socket: &impl AsRawFd) -> Result<(), DatapathError> {
+    fn set_socket(&mut self, index: u32, socket: &(impl AsFd + AsRawFd)) -> Result<(), DatapathError> {
+        with_program(&mut self.ebpf, program::ARRIVAL, |arrival: &mut SkReuseport| arrival.attach(socket))?;
         self.listeners.set(index, socket, 0).map_err(in_map(map::LISTENERS))
     }
 

@@ -74,7 +74,8 @@ impl Surroundings {
     #[must_use]
     pub fn plan<'a>(&self, rules: impl IntoIterator<Item = &'a Rule>) -> Plan {
         let mut hooks = BTreeSet::new();
-        // Where UDP flows that leave on their own are seen, lest their replies be taken for new ones.
+        // Where UDP flows are seen that leave, or in scope `outbound` arrive, on their own, lest their replies be taken for
+        // new ones.
         let mut remembering = BTreeSet::new();
         let mut loopback = BTreeSet::new();
         for rule in rules {
@@ -90,6 +91,10 @@ impl Surroundings {
                     // Only there do packets with a source address of `lo` leave.
                     if limit.contains(&self.loopback()) {
                         loopback.insert(LoopbackSysctl::RouteLocalnet);
+                    }
+                    if rule.protocols.include(Protocol::Udp) {
+                        let arriving = limit.iter().filter(|index| **index != self.loopback());
+                        remembering.extend(arriving.map(|index| (*index, Direction::Ingress)));
                     }
                     hooks.extend(limit.into_iter().map(|index| (index, Direction::Egress)));
                 }
@@ -208,7 +213,10 @@ mod tests {
         };
         assert_eq!(both(Scope::Forwarded, &["eth0"]), [(2, Ingress), (2, Egress)]);
         assert_eq!(both(Scope::Inbound, &[]), [(2, Egress), (3, Egress)]);
-        assert_eq!(both(Scope::Outbound, &[]), hooks(rule(Scope::Outbound, &[], Source::Host)));
+        assert_eq!(
+            both(Scope::Outbound, &[]),
+            [(1, Ingress), (2, Ingress), (2, Egress), (3, Ingress), (3, Egress)]
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub use cgroup::{Cgroup, CgroupError};
 use ipnet::IpNet;
 pub use sets::Sets;
 use tproxy_common::{
-    abi::{PortBits, Unrestricted, scope_bit, scope_set},
+    abi::{PortBits, STRICT_SET, Unrestricted, scope_bit, scope_set},
     addr::Addr,
     flow::Protocol,
     policy::Lookups,
@@ -103,6 +103,7 @@ impl Compiled {
             let is_about = |rule: &Rule| rule.scope == scope && rule.protocols.include(protocol);
             sets.fix(scope_set(scope, protocol), select(indexed(), is_about));
         }
+        sets.fix(STRICT_SET, select(indexed(), |rule| is_strict(&rule.action)));
         let limited = indexed().flat_map(|(index, rule)| {
             interfaces(rule).into_iter().flatten().map(move |ifindex| (ifindex, index))
         });
@@ -159,6 +160,16 @@ const fn kind(action: &Action) -> ActionKind {
         Action::Reject => ActionKind::Reject,
         Action::Drop => ActionKind::Drop,
         Action::Pass => ActionKind::Pass,
+    }
+}
+
+/// Whether what the rule is for is lost when a flow gets by: it reaches whom it should not.
+const fn is_strict(action: &Action) -> bool {
+    match action {
+        Action::Upstream(_) | Action::Respond(_) | Action::Reject | Action::Drop | Action::HandOver(_) => {
+            true
+        }
+        Action::Direct | Action::Pass => false,
     }
 }
 
@@ -229,6 +240,14 @@ impl Lookups for HostLookups<'_> {
     fn by_cgroup(&self) -> Option<&RuleSet> {
         let named = self.sender_cgroups.iter().find_map(|cgroup| self.compiled.cgroups.get(cgroup));
         self.compiled.set(named.copied().unwrap_or(Unrestricted::Cgroup as SetId))
+    }
+
+    fn for_any_port(&self) -> Option<&RuleSet> {
+        self.compiled.set(Unrestricted::Port as SetId)
+    }
+
+    fn strict(&self) -> Option<&RuleSet> {
+        self.compiled.set(STRICT_SET)
     }
 
     fn action(&self, rule: RuleIndex) -> ActionKind {

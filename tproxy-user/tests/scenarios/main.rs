@@ -6,6 +6,7 @@ mod check;
 mod clean;
 mod config;
 mod control;
+mod deciding;
 mod doctor;
 mod errors;
 mod explain;

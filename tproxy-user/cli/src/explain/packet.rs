@@ -70,6 +70,10 @@ mod tests {
         fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
             self.0.get(offset..)?.first_chunk().copied()
         }
+
+        fn size(&self) -> usize {
+            self.0.len()
+        }
     }
 
     fn endpoints() -> impl Strategy<Value = (SocketAddr, SocketAddr)> {

@@ -2,7 +2,7 @@
 
 use aya::maps::{HashMap, MapData};
 use tproxy_common::{
-    abi::{CARRY, Memory, PASSED, map},
+    abi::{CARRY, HEARD, Memory, map},
     flow::Tuple,
 };
 
@@ -29,8 +29,8 @@ impl Datapath {
 impl udp::Memory for MemoryMap {
     fn selected(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<Selected> {
         match self.0.get(&tuple(client, dst), 0).ok()? {
-            // Above it are those that no worker has.
-            Memory { worker: PASSED.., .. } => None,
+            // From there on are those that no worker has.
+            Memory { worker: HEARD.., .. } => None,
             Memory { rule: CARRY, .. } => Some(Selected::Carry),
             Memory { rule, .. } => Some(Selected::By(RuleNumber(rule))),
         }

@@ -238,6 +238,8 @@ impl Running {
             interface: number(map::INTERFACES, flow.ifindex, Unrestricted::Interface)?,
             uid: number(map::UIDS, flow.uid, Unrestricted::Uid)?,
             cgroup: set(Some(cgroup)),
+            any_port: set(Some(Unrestricted::Port as SetId)),
+            strict: set(Some(abi::STRICT_SET)),
             actions: self.typed(map::ACTIONS)?,
             slot,
         })
@@ -310,6 +312,8 @@ pub struct FlowTables {
     interface: Option<RuleSet>,
     uid: Option<RuleSet>,
     cgroup: Option<RuleSet>,
+    any_port: Option<RuleSet>,
+    strict: Option<RuleSet>,
     actions: Array<MapData, u8>,
     slot: u32,
 }
@@ -345,6 +349,14 @@ impl Lookups for FlowTables {
 
     fn by_cgroup(&self) -> Option<&RuleSet> {
         self.cgroup.as_ref()
+    }
+
+    fn for_any_port(&self) -> Option<&RuleSet> {
+        self.any_port.as_ref()
+    }
+
+    fn strict(&self) -> Option<&RuleSet> {
+        self.strict.as_ref()
     }
 
     fn action(&self, rule: RuleIndex) -> ActionKind {

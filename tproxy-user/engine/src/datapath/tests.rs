@@ -115,9 +115,9 @@ impl Rig {
         timeless.collect::<Result<_, _>>().unwrap()
     }
 
-    fn memory(&self) -> HashMap<Tuple, (RuleIndex, u32)> {
+    fn memory(&self) -> HashMap<Tuple, (RuleIndex, u32, u32)> {
         let map = self.datapath.share::<Tuple, Memory>(map::MEMORY).unwrap();
-        let entries = map.iter().map(|entry| entry.map(|(tuple, m)| (tuple, (m.rule, m.worker))));
+        let entries = map.iter().map(|entry| entry.map(|(tuple, m)| (tuple, (m.rule, m.worker, m.ifindex))));
         entries.collect::<Result<_, _>>().unwrap()
     }
 }
@@ -125,6 +125,7 @@ impl Rig {
 fn unconnected(family: Family, mark: Mark) -> socket2::Socket {
     let socket = socket2::Socket::new(family.into(), socket2::Type::DGRAM, None).unwrap();
     socket.set_mark(mark.own()).unwrap();
+    socket.set_reuse_port(true).unwrap();
     socket.bind(&std::net::SocketAddr::new(family.loopback(), 0).into()).unwrap();
     socket
 }
@@ -265,7 +266,7 @@ impl Rig {
         let rules =
             HostLookups { compiled: &compiled, is_host_address: &is_host_address, sender_cgroups: &[] };
         let settings = self.datapath.settings;
-        let mut reference = Reference::new(rules, settings.mark, settings.steer, case.deciding);
+        let mut reference = Reference::new(rules, settings.mark, case.deciding);
         for sighting in &case.sightings {
             let (link, packet) = self.spell_out(sighting);
             let Sighting { hook, mark, ingress_ifindex, ref frame, .. } = *sighting;

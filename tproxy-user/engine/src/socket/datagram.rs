@@ -64,7 +64,7 @@ pub fn datagram_listener(family: Family, mark: Mark) -> Result<Socket, SocketErr
         }
     }
     receive_buffer(&socket, LISTENER_BUFFER)?;
-    socket.bind(&SocketAddr::new(family.loopback(), 0).into()).map_err(os("bind"))?;
+    bind_alone(&socket, family)?;
     Ok(socket)
 }
 
@@ -77,8 +77,14 @@ pub fn datagram_black_hole(family: Family, mark: Mark) -> Result<Socket, SocketE
     own(&socket, mark)?;
     transparent(&socket, family)?;
     discard_all(&socket)?;
-    socket.bind(&SocketAddr::new(family.loopback(), 0).into()).map_err(os("bind"))?;
+    bind_alone(&socket, family)?;
     Ok(socket)
+}
+
+/// To a port of the kernel's choice. See `stream::bind_and_listen` on `SO_REUSEPORT`.
+fn bind_alone(socket: &Socket, family: Family) -> Result<(), SocketError> {
+    socket.set_reuse_port(true).map_err(os("SO_REUSEPORT"))?;
+    socket.bind(&SocketAddr::new(family.loopback(), 0).into()).map_err(os("bind"))
 }
 
 /// A socket with a flow of its own: it sends from the original destination to the client, and from now on the kernel's

@@ -197,6 +197,8 @@ fn marked(family: Family, mark: Mark) -> Result<Socket, SocketError> {
 }
 
 fn bind_and_listen(socket: &Socket, family: Family) -> Result<(), SocketError> {
+    // The datapath has a program run for what arrives, which the kernel does for groups of sockets, be they of one.
+    socket.set_reuse_port(true).map_err(os("SO_REUSEPORT"))?;
     socket.bind(&SocketAddr::new(family.loopback(), 0).into()).map_err(os("bind"))?;
     // For what it accepts: those connections hold the ports of original destinations, and without the option no daemon
     // of this host could be started on one of them. Set only now, so that the port just bound is nobody else's.

@@ -6,15 +6,14 @@ use tproxy_common::{
     abi::{APPLICATION, CARRY, Decision, FragmentCourse, FragmentKey, PASSED, scope_bit},
     addr::Addr,
     flow::{Flow, Protocol, Tuple},
-    packet::{self, Kind, Packet, Piece},
-    policy::{Lookups, decide, may_be_reply, may_select},
+    packet::{self, Kind, Packet},
+    policy::{Lookups, Readable, decide, decide_unreadable, may_be_reply, may_select},
     rule::{ActionKind, RuleIndex, RuleSet, Scope},
     verdict::{Reason, Verdict},
 };
 
 use super::frames::ETHERNET;
 use crate::{
-    config::Steer,
     datapath::{Course, Seen},
     host::{
         Direction,
@@ -40,12 +39,11 @@ pub(super) struct Expected {
 pub(super) struct Reference<'a> {
     pub(super) rules: HostLookups<'a>,
     pub(super) mark: Mark,
-    pub(super) steer: Steer,
     pub(super) deciding: bool,
     /// What is remembered of the TCP flows seen.
     pub(super) decisions: HashMap<Tuple, Decision>,
-    /// What is remembered of the UDP flows seen: rule and worker.
-    pub(super) memory: HashMap<Tuple, (RuleIndex, u32)>,
+    /// What is remembered of the UDP flows seen: rule, worker and interface.
+    pub(super) memory: HashMap<Tuple, (RuleIndex, u32, u32)>,
     /// How many flows each rule has decided.
     pub(super) hits: HashMap<RuleIndex, u64>,
     fragments: HashMap<FragmentKey, FragmentCourse>,
@@ -59,10 +57,10 @@ const WORKER: u32 = 0;
 type Decided = Result<(Course, Reason), Reason>;
 
 impl<'a> Reference<'a> {
-    pub(super) fn new(rules: HostLookups<'a>, mark: Mark, steer: Steer, deciding: bool) -> Self {
+    pub(super) fn new(rules: HostLookups<'a>, mark: Mark, deciding: bool) -> Self {
         let (decisions, memory, fragments) = (HashMap::new(), HashMap::new(), HashMap::new());
         let hits = HashMap::new();
-        Self { rules, mark, steer, deciding, decisions, memory, hits, fragments, counted: vec![] }
+        Self { rules, mark, deciding, decisions, memory, hits, fragments, counted: vec![] }
     }
 
     /// `to_us`: as the link layer says.
@@ -72,11 +70,12 @@ impl<'a> Reference<'a> {
         let parsed = packet::parse(seen.packet, link_header);
         let own = seen.mark & self.mark.mask() == self.mark.own();
         let decided = match (hook, link.layer) {
-            (Direction::Ingress, Layer::Loopback) => return self.loopback(link, own, parsed, seen.mark),
+            (Direction::Ingress, Layer::Loopback) => return self.loopback(own, parsed, seen.mark),
             (Direction::Ingress, _) if !to_us => Err(Reason::NotForUs),
             _ if own => Err(Reason::OwnMark),
             _ => parsed.and_then(|parsed| match (parsed.kind, parsed.protocol) {
                 (Kind::LaterFragment, _) => self.later_fragment(link, hook, &parsed),
+                (Kind::Unreadable | Kind::Hidden, _) => self.unreadable(link, hook, &parsed, seen),
                 (_, Protocol::Tcp) => self.segment(link, hook, &parsed, seen),
                 (_, Protocol::Udp) => self.datagram(link, hook, &parsed, seen),
             }),
@@ -104,13 +103,8 @@ impl<'a> Reference<'a> {
         self.rules.compiled.extent.scopes & scope_bit(scope, protocol) != 0
     }
 
-    fn loopback(&mut self, link: &Link, own: bool, parsed: Result<Packet, Reason>, mark: u32) -> Expected {
+    fn loopback(&mut self, own: bool, parsed: Result<Packet, Reason>, mark: u32) -> Expected {
         if self.mark.is_steered(mark) {
-            if let (Steer::SkAssign, Ok(Packet { piece: Piece::Whole, protocol, tuple, .. })) =
-                (self.steer, parsed)
-            {
-                self.lookup(protocol, link, &tuple);
-            }
             return Expected { course: Course::Steered, mark, reasons: self.counted.clone() };
         }
         if !own {
@@ -126,7 +120,7 @@ impl<'a> Reference<'a> {
             Ok(Packet { kind: Kind::Datagram, tuple, .. })
                 if datagrams && !(self.rules.is_host_address)(&tuple.src) =>
             {
-                self.memory.insert(tuple, (0, APPLICATION));
+                self.memory.insert(tuple, (0, APPLICATION, 0));
             }
             _ => {}
         }
@@ -138,9 +132,7 @@ impl<'a> Reference<'a> {
         if hook == Direction::Egress && parsed.kind == Kind::IcmpError {
             return Err(Reason::NotOurs);
         }
-        self.lookup(Protocol::Tcp, link, &parsed.tuple);
-        let waits_for_ack = self.decisions.get(&parsed.tuple).is_some_and(|d| d.worker != APPLICATION)
-            || self.is_dropped_inbound(link, &parsed.tuple);
+        let waits_for_ack = self.decisions.get(&parsed.tuple).is_some_and(|d| d.worker != APPLICATION);
         match parsed.kind {
             Kind::Syn if hook == Direction::Egress && seen.ingress_ifindex != 0 => Err(Reason::NotOurs),
             Kind::Syn => {
@@ -148,18 +140,11 @@ impl<'a> Reference<'a> {
                 if !matches!(verdict, Verdict::Steer(_)) && waits_for_ack {
                     self.decisions.remove(&parsed.tuple);
                 }
-                self.first(verdict, parsed, seen)
+                self.first(link, verdict, parsed, seen)
             }
             Kind::Ack if waits_for_ack => Ok((Course::Steered, Reason::Decided)),
             _ => Err(Reason::NotOurs),
         }
-    }
-
-    /// `sk_lookup` gives it to the black hole, which is a socket of ours as well.
-    fn is_dropped_inbound(&self, link: &Link, tuple: &Tuple) -> bool {
-        !self.decisions.contains_key(tuple)
-            && self.has(Scope::Inbound, Protocol::Tcp)
-            && self.verdict(Scope::Inbound, Protocol::Tcp, link, tuple).0 == Verdict::Drop
     }
 
     /// The first datagram decides, then the flow is remembered.
@@ -167,57 +152,83 @@ impl<'a> Reference<'a> {
         let sent_here = hook == Direction::Ingress || seen.ingress_ifindex == 0;
         let tuple = &parsed.tuple;
         if parsed.kind == Kind::IcmpError {
-            if hook == Direction::Ingress {
-                self.lookup(Protocol::Udp, link, tuple);
-            }
             return Err(Reason::NotOurs);
         }
+        // By which interface this one comes in; what is remembered of another is not said of it.
+        let arrival = if hook == Direction::Ingress { link.index } else { seen.ingress_ifindex };
+        let mut elsewhere = false;
         match self.memory.get(tuple) {
-            Some((CARRY, _) | (_, PASSED | APPLICATION)) if hook == Direction::Ingress => {
-                return self.leave_alone(parsed, Reason::Remembered);
+            Some((_, APPLICATION, _)) if hook == Direction::Ingress => {
+                return self.leave_alone(link, parsed, Reason::Remembered);
             }
-            Some((CARRY, _) | (_, PASSED | APPLICATION)) => {
+            Some((CARRY, _, at) | (_, PASSED, at)) if hook == Direction::Ingress => {
+                if *at == link.index {
+                    return self.leave_alone(link, parsed, Reason::Remembered);
+                }
+            }
+            Some((CARRY, ..) | (_, PASSED | APPLICATION, _)) => {
                 self.follow(parsed, FragmentCourse::Pass);
                 return Err(Reason::Remembered);
             }
+            Some((_, _, at)) if hook == Direction::Ingress && *at != link.index => elsewhere = true,
             Some(_) if sent_here => {
                 self.follow(parsed, FragmentCourse::Steer);
                 return Ok((Course::Steered, Reason::Decided));
             }
             _ => {}
         }
-        self.lookup(Protocol::Udp, link, tuple);
-        if hook == Direction::Ingress && parsed.hops <= 1 {
+        if hook == Direction::Ingress && parsed.hops <= 1 && !(self.rules.is_host_address)(&tuple.dst) {
             return Err(Reason::Expiring);
         }
         if !sent_here {
-            self.is_reply(tuple);
-            self.memory.insert(*tuple, (0, PASSED));
+            self.memory.insert(*tuple, (0, PASSED, arrival));
             self.follow(parsed, FragmentCourse::Pass);
             return Err(Reason::NotOurs);
         }
-        let verdict = if self.is_reply(tuple) {
+        let verdict = if self.is_reply(tuple, arrival) {
             Verdict::Pass(Reason::Remembered)
         } else {
             self.ask(scope_of(hook), Protocol::Udp, link, tuple)
         };
-        if matches!(verdict, Verdict::Pass(Reason::NoRule | Reason::RulePass)) {
-            self.memory.insert(*tuple, (0, PASSED));
+        let course = self.first(link, verdict, parsed, seen);
+        // One that is carried after all is remembered as passed, too.
+        let passes = matches!(course, Err(Reason::NoRule | Reason::RulePass | Reason::Remembered));
+        if passes && !elsewhere {
+            self.memory.insert(*tuple, (0, PASSED, arrival));
         }
-        self.first(verdict, parsed, seen)
+        course
     }
 
-    fn first(&mut self, verdict: Verdict, parsed: &Packet, seen: Seen<'_>) -> Decided {
+    fn unreadable(&mut self, link: &Link, hook: Direction, parsed: &Packet, seen: Seen<'_>) -> Decided {
+        let (protocol, tuple, scope) = (parsed.protocol, parsed.tuple, scope_of(hook));
+        if !self.deciding || hook == Direction::Egress && seen.ingress_ifindex != 0 {
+            return Err(Reason::Malformed);
+        }
+        let mut flow = Flow { protocol, tuple, ifindex: link.index, uid: SUPERUSER };
+        match decide_unreadable(scope, &mut flow, Readable::of(parsed), &self.rules) {
+            Verdict::Pass(reason) => Err(reason),
+            _ => {
+                self.follow(parsed, FragmentCourse::Drop);
+                Ok((Course::Dropped, Reason::Unreadable))
+            }
+        }
+    }
+
+    fn first(&mut self, link: &Link, verdict: Verdict, parsed: &Packet, seen: Seen<'_>) -> Decided {
         match verdict {
-            Verdict::Pass(reason) => self.leave_alone(parsed, reason),
+            Verdict::Pass(reason) => self.leave_alone(link, parsed, reason),
             Verdict::Steer(rule) => {
                 self.follow(parsed, FragmentCourse::Steer);
-                self.remember(rule, parsed.protocol, &parsed.tuple);
+                self.remember(rule, parsed.protocol, &parsed.tuple, link);
                 Ok((Course::Steered, Reason::RuleSteer))
             }
             Verdict::Drop => {
                 self.follow(parsed, FragmentCourse::Drop);
                 Ok((Course::Dropped, Reason::RuleDrop))
+            }
+            Verdict::Unreadable => {
+                self.follow(parsed, FragmentCourse::Drop);
+                Ok((Course::Dropped, Reason::Unreadable))
             }
             Verdict::Reject => {
                 self.follow(parsed, FragmentCourse::Drop);
@@ -231,11 +242,11 @@ impl<'a> Reference<'a> {
         }
     }
 
-    fn leave_alone(&mut self, parsed: &Packet, reason: Reason) -> Decided {
+    fn leave_alone(&mut self, link: &Link, parsed: &Packet, reason: Reason) -> Decided {
         let course = parsed.fragment().and_then(|key| self.fragments.get(&key).copied());
         let is_forwarded = !(self.rules.is_host_address)(&parsed.tuple.dst);
         if parsed.kind == Kind::Datagram && course == Some(FragmentCourse::Steer) && is_forwarded {
-            self.memory.insert(parsed.tuple, (CARRY, WORKER));
+            self.memory.insert(parsed.tuple, (CARRY, WORKER, link.index));
             return Ok((Course::Steered, Reason::Carried));
         }
         self.follow(parsed, FragmentCourse::Pass);
@@ -269,42 +280,11 @@ impl<'a> Reference<'a> {
         self.fragments.extend(parsed.fragment().map(|key| (key, course)));
     }
 
-    fn is_reply(&mut self, tuple: &Tuple) -> bool {
-        let replies = matches!(self.memory.get(&tuple.reversed()), Some((CARRY, _) | (_, PASSED)));
-        if replies {
-            self.memory.insert(*tuple, (0, PASSED));
-        }
-        replies
-    }
-
-    /// tc asks the kernel for the packet's socket, and the kernel asks `sk_lookup`, which decides in scope `inbound`.
-    fn lookup(&mut self, protocol: Protocol, link: &Link, tuple: &Tuple) {
-        let inbound = self.has(Scope::Inbound, protocol);
-        match protocol {
-            Protocol::Tcp if self.decisions.contains_key(tuple) || !inbound => return,
-            Protocol::Udp if self.memory.contains_key(tuple) => return,
-            Protocol::Udp if !inbound && !self.has(Scope::Outbound, protocol) => return,
-            Protocol::Udp if self.is_reply(tuple) => return,
-            _ => {}
-        }
-        let verdict = if inbound {
-            self.ask(Scope::Inbound, protocol, link, tuple)
-        } else {
-            Verdict::Pass(Reason::NoRule)
-        };
-        match verdict {
-            Verdict::Pass(_) => {
-                if protocol == Protocol::Udp && (self.rules.is_host_address)(&tuple.dst) {
-                    self.memory.insert(*tuple, (0, PASSED));
-                }
-            }
-            Verdict::Steer(rule) => {
-                self.remember(rule, protocol, tuple);
-                self.counted.push(Reason::RuleSteer);
-            }
-            Verdict::Reject => self.counted.push(Reason::RuleReject),
-            Verdict::Drop => self.counted.push(Reason::RuleDrop),
-        }
+    fn is_reply(&self, tuple: &Tuple, arrival: u32) -> bool {
+        matches!(
+            self.memory.get(&tuple.reversed()),
+            Some((CARRY, _, at) | (_, PASSED, at)) if *at != arrival
+        )
     }
 
     fn ask(&mut self, scope: Scope, protocol: Protocol, link: &Link, tuple: &Tuple) -> Verdict {
@@ -330,10 +310,10 @@ impl<'a> Reference<'a> {
         (decide(scope, &flow, &asked), asked.decider.get())
     }
 
-    fn remember(&mut self, rule: RuleIndex, protocol: Protocol, tuple: &Tuple) {
+    fn remember(&mut self, rule: RuleIndex, protocol: Protocol, tuple: &Tuple, link: &Link) {
         match protocol {
             Protocol::Tcp => drop(self.decisions.insert(*tuple, Decision { seen: 0, rule, worker: WORKER })),
-            Protocol::Udp => drop(self.memory.insert(*tuple, (rule, WORKER))),
+            Protocol::Udp => drop(self.memory.insert(*tuple, (rule, WORKER, link.index))),
         }
     }
 }
@@ -375,6 +355,14 @@ impl Lookups for Asked<'_> {
 
     fn by_cgroup(&self) -> Option<&RuleSet> {
         self.rules.by_cgroup()
+    }
+
+    fn for_any_port(&self) -> Option<&RuleSet> {
+        self.rules.for_any_port()
+    }
+
+    fn strict(&self) -> Option<&RuleSet> {
+        self.rules.strict()
     }
 
     fn action(&self, rule: RuleIndex) -> ActionKind {
