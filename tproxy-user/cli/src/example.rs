@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tproxy::{
     config::{Action, Rule, Scope},
     host::{Direction, Identity},
-    instance::Look,
+    instance::{Health, Look},
     latency::Latency,
     mark::Mark,
     tcp::{self, End, TcpCounters},
@@ -43,5 +43,6 @@ pub(crate) fn look() -> Look {
         udp: udp::Snapshot { sessions: 3, ..UdpCounters::default().snapshot() },
         packets: vec![(Reason::RuleSteer, 7), (Reason::RuleReject, 5)],
         generation: 2,
+        health: Health { missing: vec!["cannot add the IPv4 rule: no".into()], failures: 2, restored: 1 },
     }
 }

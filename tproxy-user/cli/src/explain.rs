@@ -213,7 +213,8 @@ pub fn explain(args: &Args, config: Option<&Config>) -> Result<Vec<Explanation>,
     let local = LocalTable::load(table)?;
     let case = case(args, &links, &local)?;
     if let Some(config) = config {
-        let surroundings = Surroundings { links, routed: local_table::routed_interfaces()? };
+        let surroundings =
+            Surroundings { links, routed: local_table::routed_interfaces()?, families: Vec::new() };
         return Ok(vec![of_rules(&case, &config.rules, &surroundings, &local)?]);
     }
     let alive: Vec<_> =
@@ -234,9 +235,12 @@ fn of_rules(
     surroundings: &Surroundings,
     local: &LocalTable,
 ) -> Result<Explanation, ExplainError> {
-    let cgroups: Result<Vec<Vec<_>>, _> =
-        rules.iter().map(|rule| rule.cgroups.iter().map(|path| Cgroup::resolve(path)).collect()).collect();
-    let compiled = Compiled::new(rules, |rule| surroundings.limit(rule), &cgroups?);
+    let mut cgroups = Vec::new();
+    for rule in rules {
+        let found: Result<Vec<_>, _> = rule.cgroups.iter().map(|path| Cgroup::find(path)).collect();
+        cgroups.push(found?.into_iter().flat_map(|found| found.cgroups).collect());
+    }
+    let compiled = Compiled::new(rules, |rule| surroundings.limit(rule), &cgroups);
     let lookups = HostLookups {
         compiled: &compiled,
         is_host_address: &|addr| local.contains((*addr).into()),

@@ -1,5 +1,6 @@
 //! `tproxy run` and `tproxy cleanup`, from start to end.
 
+mod cgroups;
 mod commands;
 mod descriptors;
 mod manager;
@@ -15,11 +16,16 @@ use tokio::{
 };
 use tproxy::{
     config::{Config, OnExit},
-    host::{self, Report, links::Monitor, preflight},
+    host::{
+        self, Report,
+        links::{Changed, Monitor},
+        preflight,
+    },
     instance::Instance,
 };
 
 use crate::control::Seat;
+use cgroups::CgroupWatch;
 use commands::{Course, Executor};
 use watch::FileWatch;
 
@@ -62,6 +68,8 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         OnExit::Pass => "the host is as it was",
         OnExit::Reject => "flows that a rule selects are rejected until the next start, or `tproxy cleanup`",
     };
+    let cannot_watch_cgroups = |error: io::Error| anyhow!("cannot watch cgroups (inotify): {error}");
+    let mut cgroups = CgroupWatch::new().map_err(cannot_watch_cgroups)?;
     let mut instance = Instance::start(config, verbose)?;
     tokio::spawn(manager::say_alive(commands.clone(), instance.pulses()));
     let served =
@@ -70,6 +78,10 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     tracing::info!("ready: steering is in place");
     manager::ready("steering is in place");
     loop {
+        let in_cgroups = Changed { cgroups: true, ..Changed::NOTHING };
+        if cgroups.watch(instance.cgroup_directories()) {
+            instance.follow(in_cgroups);
+        }
         tokio::select! {
             signal = signals.next() => match signal {
                 Signalled::Stop => break,
@@ -84,22 +96,18 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
                 }
             }
             () = executor.too_late() => executor.roll_back(&mut instance),
-            () = instance.outlived() => {
-                if let Err(error) = instance.retire() {
-                    tracing::error!("cannot give up what earlier rules needed: {error}");
-                }
+            () = instance.outlived() => instance.retire(),
+            () = instance.unsettled() => instance.reconcile(),
+            changed = cgroups.changed() => {
+                changed.map_err(cannot_watch_cgroups)?;
+                instance.follow(in_cgroups);
             }
             () = instance.worker_ended() => {
                 descriptors::release_reserve();
                 instance.stop()?;
                 anyhow::bail!("a worker ended by itself, which is a bug; {left}");
             }
-            changed = monitor.next() => {
-                let changed = changed.map_err(cannot_watch)?;
-                if let Err(error) = instance.follow(changed) {
-                    tracing::error!("cannot follow a change of the host: {error}");
-                }
-            }
+            changed = monitor.next() => instance.follow(changed.map_err(cannot_watch)?),
         }
     }
     descriptors::release_reserve();
@@ -112,6 +120,8 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
                 drained = &mut drained => break drained?,
                 () = signals.stop() => break tracing::info!("second signal: stopping now"),
                 Some(command) = sent.recv() => executor.answer(command, &instance),
+                () = instance.unsettled() => instance.reconcile(),
+                changed = monitor.next() => instance.follow(changed.map_err(cannot_watch)?),
             }
         }
     }

@@ -11,6 +11,7 @@ mod memory;
 mod pins;
 pub mod running;
 mod sizes;
+mod standing;
 pub mod support;
 mod tables;
 mod test_run;

@@ -24,7 +24,14 @@ impl Family {
     /// Both, in the order in which they are worked through.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    /// Those that `lo` of the calling thread's network namespace speaks: a kernel or a namespace may have no IPv6.
+    /// Those that the kernel has at all, of which sockets can be made, also where `disable_ipv6` is set for now: it may be
+    /// booted with `ipv6.disable=1`, or built without IPv6.
+    pub fn supported() -> impl Iterator<Item = Self> {
+        let has_v6 = fs::exists("/proc/sys/net/ipv6/conf").unwrap_or_default();
+        Self::BOTH.into_iter().filter(move |family| *family == Self::V4 || has_v6)
+    }
+
+    /// Those that `lo` of the calling thread's network namespace speaks at the moment.
     pub fn available() -> impl Iterator<Item = Self> {
         let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
         let has_v6 = disabled.is_ok_and(|disabled| disabled.trim() == "0");

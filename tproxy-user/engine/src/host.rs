@@ -13,6 +13,7 @@ pub mod clsact;
 pub mod connections;
 pub mod control_socket;
 mod directory;
+pub(crate) mod fault;
 pub mod journal;
 pub mod lingering;
 pub mod links;
@@ -24,7 +25,7 @@ pub mod preflight;
 pub mod sysctl;
 
 pub use control_socket::{BadInstanceName, ControlSocket, InstanceName};
-pub use journal::{Change, Identity, Journal, OnRecord, Report, Standing, cleanup, on_record};
+pub use journal::{Change, Ensured, Identity, Journal, OnRecord, Report, Standing, cleanup, on_record};
 
 /// Side of an interface, seen from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -58,6 +59,24 @@ pub enum HostError {
         pid: u32,
         /// What both want.
         what: Owned,
+    },
+    /// A running instance whose journal is elsewhere, as that of a container is, has what this one was given.
+    #[error(
+        "another tproxy runs in this network namespace with the mark {mark} (it made the {change}), and keeps its journal in a /run of its own; stop it, or choose another mark and table"
+    )]
+    InUseElsewhere {
+        /// What it made.
+        change: String,
+        /// What both want.
+        mark: Mark,
+    },
+    /// A running instance of another version has the mark.
+    #[error(
+        "another tproxy, of another version, runs in this network namespace with the mark {mark}; stop it, or choose another mark and table"
+    )]
+    Strange {
+        /// What both want.
+        mark: Mark,
     },
     /// An instance that is gone has flows rejected, and this one does not take over from it.
     #[error(

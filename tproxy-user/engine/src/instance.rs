@@ -2,6 +2,7 @@
 
 mod changes;
 mod follow;
+mod health;
 mod look;
 mod reload;
 #[cfg(test)]
@@ -9,7 +10,9 @@ mod tests;
 mod workers;
 
 use std::{
+    collections::BTreeSet,
     io,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +21,12 @@ pub use changes::Changes;
 use follow::look_around;
 use futures_util::future::join_all;
 #[doc(hidden)]
+pub use health::Health;
+use health::{Attempt, Convergence};
+#[doc(hidden)]
 pub use look::Look;
+#[doc(hidden)]
+pub use reload::Before;
 use reload::Superseded;
 use socket2::Socket;
 use tokio::sync::Notify;
@@ -28,22 +36,29 @@ use crate::{
     config::{Config, OnExit, Rule},
     counts::counts,
     datapath::{Attachment, Datapath, DatapathError, Settings, Sizes},
-    family::Family,
     flows::Flows,
     generation::{Generation, Generations},
-    host::{Change, HostError, Identity, Journal, lingering, local_table::LocalTable, pins, preflight},
-    plan::{Plan, Surroundings},
+    host::{
+        Change, HostError, Identity, Journal, lingering, links, local_table::LocalTable, pins, preflight,
+    },
+    mark::Mark,
+    plan::{Misnamed, Plan, Surroundings},
     policy::{Cgroup, CgroupError, Compiled},
     socket::SocketError,
-    worker::{Pulse, Worker},
+    worker::{Liveness, Pulse, Worker},
 };
 
 /// Why an instance could not start, or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
-    /// A rule names an interface that does not exist.
-    #[error("interface '{0}' does not exist; `ip link` shows those that do")]
-    NoSuchInterface(String),
+    /// A rule names an interface that packets are not routed from.
+    #[error("rule '{rule}': {misnamed}")]
+    Misnamed {
+        /// The rule's name.
+        rule: String,
+        /// What it names.
+        misnamed: Misnamed,
+    },
     /// A reload asks for what is made at the start.
     #[error("{} cannot change while tproxy runs: restart it, or leave that as it is", .0.join(", "))]
     Fixed(Vec<&'static str>),
@@ -76,12 +91,15 @@ pub struct Instance {
     _sockets: LingeringSockets,
     journal: Journal,
     config: Config,
-    cgroups: Vec<Vec<Cgroup>>,
+    cgroups: Cgroups,
     generations: Generations,
     superseded: Vec<Superseded>,
     ended: Arc<Notify>,
     surroundings: Surroundings,
     plan: Plan,
+    convergence: Convergence,
+    /// The listener lookup was attached, and has to stay so.
+    is_steering: bool,
 }
 
 impl Instance {
@@ -101,16 +119,18 @@ impl Instance {
             )
             .into());
         }
-        let surroundings = look_around()?;
-        require_interfaces(&config.rules, &surroundings, |_| false)?;
-        let cgroups = resolve_cgroups(&config.rules)?;
+        let surroundings = look_around(&config.rules)?;
+        require_interfaces(&config.rules, &surroundings)?;
+        announce_absent(&config.rules, &surroundings);
+        let cgroups = Cgroups::find(&config.rules)?;
+        announce_no_cgroup(&config.rules, &cgroups);
         let Config { mark, table, priority, steer, .. } = config;
         let journal = Journal::begin(Identity { mark, table, priority })?;
         let sockets = LingeringSockets { config: config.clone() };
         let workers = config.workers as u32;
         let memory = config.timeouts.udp_stream;
-        let sets = Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups).sets.len();
-        let sizes = Sizes::of(&config, sets);
+        let compiled = Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups.of_rules);
+        let sizes = Sizes::of(&config, compiled.sets.len());
         let settings = Settings { mark, steer, attachment, workers, memory, sizes, verbose };
         let mut datapath = Datapath::load(settings)?;
         if verbose {
@@ -136,16 +156,27 @@ impl Instance {
             ended,
             surroundings,
             plan: Plan::default(),
+            convergence: Convergence::new(Instant::now()),
+            is_steering: false,
         };
         instance.set_host_addresses()?;
-        for family in Family::available() {
-            instance.journal.apply(Change::LocalRoute { family })?;
+        let mut attempt = Attempt::default();
+        instance.converge(&mut attempt);
+        if let Some(error) = attempt.errors.into_iter().next() {
+            return Err(error);
         }
-        instance.carry_out()?;
         instance.datapath.attach_lookup()?;
+        instance.is_steering = true;
         instance.datapath.start_deciding()?;
         instance.provide_for_exit()?;
         Ok(instance)
+    }
+
+    /// Directories of cgroups in which something may happen that matters to rules.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn cgroup_directories(&self) -> &BTreeSet<PathBuf> {
+        &self.cgroups.looked_in
     }
 
     /// The live flows.
@@ -211,32 +242,19 @@ impl Instance {
         Ok(())
     }
 
-    /// Waits until the live flows have ended, at most [`Self::drain_limit`].
+    /// Waits until the live flows have ended, at most [`Self::drain_limit`]. The host can be followed meanwhile.
     ///
     /// # Errors
     /// When the host cannot be asked.
-    pub async fn drained(&self) -> Result<(), InstanceError> {
+    pub fn drained(&self) -> impl Future<Output = Result<(), InstanceError>> + use<> {
         let deadline = Instant::now() + self.drain_limit();
-        match tokio::time::timeout_at(deadline.into(), self.finished()).await {
-            Ok(finished) => finished,
-            Err(_elapsed) => Ok(()),
-        }
-    }
-
-    /// Waits until no connection or session is live or about to be, and what closed ones still had to send is acknowledged. Of the
-    /// latter two the kernel gives no word, so it is asked.
-    async fn finished(&self) -> Result<(), InstanceError> {
-        const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
-        let local = LocalTable::load(self.config.table)?;
-        loop {
-            join_all(self.workers.iter().map(Worker::drained)).await;
-            match lingering::unfinished(self.config.mark, &local) {
-                // Where the kernel does not tell, connections have ended all the same.
-                Ok(0) | Err(HostError::NoSockDiag) => return Ok(()),
-                Ok(_) => {}
-                Err(error) => return Err(error.into()),
+        let pulses: Vec<_> = self.workers.iter().map(Worker::liveness).collect();
+        let finished = finished(pulses, self.config.mark, self.config.table);
+        async move {
+            match tokio::time::timeout_at(deadline.into(), finished).await {
+                Ok(finished) => finished,
+                Err(_elapsed) => Ok(()),
             }
-            tokio::time::sleep(BETWEEN_LOOKS).await;
         }
     }
 
@@ -273,6 +291,23 @@ impl Instance {
     }
 }
 
+/// Waits until no connection or session is live or about to be, and what closed ones still had to send is acknowledged. Of the
+/// latter two the kernel gives no word, so it is asked.
+async fn finished(workers: Vec<Liveness>, mark: Mark, table: u32) -> Result<(), InstanceError> {
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+    let local = LocalTable::load(table)?;
+    loop {
+        join_all(workers.iter().map(Liveness::none)).await;
+        match lingering::unfinished(mark, &local) {
+            // Where the kernel does not tell, connections have ended all the same.
+            Ok(0) | Err(HostError::NoSockDiag) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+}
+
 /// Sockets of ours that are left when an instance ends would swallow packets that are to pass: those in TIME_WAIT and
 /// FIN_WAIT still own their foreign addresses, and `ip_forward()` drops a packet that early demux gave a socket.
 struct LingeringSockets {
@@ -292,18 +327,61 @@ impl Drop for LingeringSockets {
     }
 }
 
-fn require_interfaces(
-    rules: &[Rule],
-    surroundings: &Surroundings,
-    may_be_gone: impl Fn(&String) -> bool,
-) -> Result<(), InstanceError> {
-    let missing = rules
-        .iter()
-        .flat_map(|rule| &rule.interfaces)
-        .find(|name| !may_be_gone(name) && !surroundings.links.iter().any(|link| link.name == **name));
-    missing.map_or(Ok(()), |name| Err(InstanceError::NoSuchInterface(name.clone())))
+/// Refuses what is named by mistake.
+fn require_interfaces(rules: &[Rule], surroundings: &Surroundings) -> Result<(), InstanceError> {
+    let addressed = if surroundings.names_parents(rules) { links::addressed()? } else { BTreeSet::new() };
+    let misnamed = |rule: &Rule| {
+        let misnamed = surroundings.misnamed(rule, &addressed)?;
+        Some(InstanceError::Misnamed { rule: rule.name.to_string(), misnamed })
+    };
+    rules.iter().find_map(misnamed).map_or(Ok(()), Err)
 }
 
-fn resolve_cgroups(rules: &[Rule]) -> Result<Vec<Vec<Cgroup>>, CgroupError> {
-    rules.iter().map(|rule| rule.cgroups.iter().map(|path| Cgroup::resolve(path)).collect()).collect()
+/// Says which interfaces have to come before a rule is about them.
+fn announce_absent(rules: &[Rule], surroundings: &Surroundings) {
+    for rule in rules {
+        for name in surroundings.absent(rule) {
+            tracing::warn!(
+                rule = &*rule.name,
+                "there is no interface '{name}' (`ip link` shows those that there are): steering begins when it comes"
+            );
+        }
+    }
+}
+
+/// Says which rules wait for a cgroup.
+fn announce_no_cgroup(rules: &[Rule], cgroups: &Cgroups) {
+    for (rule, found) in rules.iter().zip(&cgroups.of_rules) {
+        if found.is_empty() && !rule.cgroups.is_empty() {
+            let named: Vec<_> = rule.cgroups.iter().map(|path| path.display().to_string()).collect();
+            tracing::warn!(
+                rule = &*rule.name,
+                "there is no cgroup {}: the rule selects nothing until there is",
+                named.join(", ")
+            );
+        }
+    }
+}
+
+/// The cgroups of each rule, as they are at the moment, and where others may appear.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Cgroups {
+    of_rules: Vec<Vec<Cgroup>>,
+    looked_in: BTreeSet<PathBuf>,
+}
+
+impl Cgroups {
+    fn find(rules: &[Rule]) -> Result<Self, CgroupError> {
+        let mut all = Self::default();
+        for rule in rules {
+            let mut of_rule = Vec::new();
+            for named in &rule.cgroups {
+                let found = Cgroup::find(named)?;
+                of_rule.extend(found.cgroups);
+                all.looked_in.extend(found.looked_in);
+            }
+            all.of_rules.push(of_rule);
+        }
+        Ok(all)
+    }
 }

@@ -32,6 +32,7 @@ mod limits;
 mod live;
 #[doc(hidden)]
 pub mod mark;
+mod pattern;
 #[doc(hidden)]
 pub mod plan;
 #[doc(hidden)]

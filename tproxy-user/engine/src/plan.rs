@@ -7,19 +7,35 @@ use tproxy_common::{flow::Protocol, rule::Scope};
 
 use crate::{
     config::{Action, Rule},
+    datapath::Attachment,
+    family::Family,
     host::{
-        Direction,
+        Change, Direction, HostError,
         links::{Layer, Link},
+        policy::Common,
+        sysctl::Sysctl,
     },
+    pattern,
 };
+
+/// So many interfaces have an `ip rule` each; for more there are common ones, which every route look-up of the host has to
+/// go through too.
+const RULES_EACH: usize = 3;
 
 /// What there is at the moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// All interfaces.
     pub links: Vec<Link>,
-    /// Indices of those with a default or connected route.
+    /// Indices of those with a default or connected route, where a rule asks for them ([`follows_routes`]).
     pub routed: BTreeSet<u32>,
+    /// The families that `lo` speaks.
+    pub families: Vec<Family>,
+}
+
+/// Whether one of the rules is about the interfaces that have routes, whichever these are.
+pub fn follows_routes<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> bool {
+    rules.into_iter().any(|rule| rule.scope == Scope::Outbound && rule.interfaces.is_empty())
 }
 
 /// What the rules need of it.
@@ -31,6 +47,46 @@ pub struct Plan {
     pub delivering: BTreeSet<String>,
     /// sysctls of `lo` that redirected packets need.
     pub loopback: BTreeSet<LoopbackSysctl>,
+}
+
+impl Plan {
+    /// The changes of the host that it asks for, in the order in which they are to be made.
+    ///
+    /// # Errors
+    /// Never, in fact: the names are those of the kernel.
+    pub fn changes(
+        &self,
+        surroundings: &Surroundings,
+        attachment: Attachment,
+    ) -> Result<Vec<Change>, HostError> {
+        let mut changes = Vec::new();
+        for family in surroundings.families.iter().copied() {
+            changes.push(Change::LocalRoute { family });
+            if self.delivering.len() <= RULES_EACH {
+                changes.extend(self.delivering.iter().map(|iif| Change::Rule { family, iif: iif.clone() }));
+                continue;
+            }
+            let common: &[Common] = if self.delivering.contains("lo") {
+                &[Common::All]
+            } else {
+                &[Common::Landing, Common::PastLoopback, Common::All]
+            };
+            changes.extend(common.iter().map(|rule| Change::CommonRule { family, rule: *rule }));
+        }
+        for sysctl in &self.loopback {
+            let sysctl = Sysctl::new("lo", Family::V4, sysctl.key())?;
+            changes.push(Change::Sysctl { sysctl, value: "1".into() });
+        }
+        if attachment == Attachment::Clsact {
+            let links: BTreeMap<u32, &Link> =
+                surroundings.links.iter().map(|link| (link.index, link)).collect();
+            changes.extend(self.hooks.iter().filter_map(|(index, direction)| {
+                let interface = links.get(index)?.name.clone();
+                Some(Change::TcFilter { interface, index: *index, direction: *direction })
+            }));
+        }
+        Ok(changes)
+    }
 }
 
 /// A sysctl of `lo`, to be 1.
@@ -64,10 +120,46 @@ impl Surroundings {
                 Some(routed.filter(|link| is_hookable(link)).map(|link| link.index).collect())
             }
             Scope::Forwarded | Scope::Outbound => {
-                let named = self.links.iter().filter(|link| rule.interfaces.contains(&link.name));
+                let named = self.links.iter().filter(|link| is_named(link, rule) && link.master.is_none());
                 Some(named.map(|link| link.index).collect())
             }
         }
+    }
+
+    /// What a rule names that there is not, patterns included.
+    pub fn absent<'a>(&self, rule: &'a Rule) -> impl Iterator<Item = &'a str> {
+        let names = |name: &&String| !self.links.iter().any(|link| names(name, link));
+        rule.interfaces.iter().filter(names).map(String::as_str)
+    }
+
+    /// An interface whose packets are somebody else's, and which a rule names all the same. `addressed` are the interfaces
+    /// that have addresses.
+    #[must_use]
+    pub fn misnamed(&self, rule: &Rule, addressed: &BTreeSet<u32>) -> Option<Misnamed> {
+        // What a pattern matches beside others is nobody's mistake.
+        let named = self.links.iter().filter(|link| rule.interfaces.contains(&link.name));
+        let name_of = |index| {
+            let found = self.links.iter().find(|link| link.index == index);
+            found.map_or_else(|| format!("interface {index}"), |link| link.name.clone())
+        };
+        named.into_iter().find_map(|link| {
+            let port = link.name.clone();
+            if let Some(master) = link.master {
+                return Some(Misnamed::Port { port, master: name_of(master) });
+            }
+            let parts = self.links.iter().filter(|part| part.parent == Some(link.index));
+            let parts: Vec<_> = parts.map(|part| part.name.clone()).collect();
+            let is_bare = !parts.is_empty() && !addressed.contains(&link.index);
+            is_bare.then_some(Misnamed::Parent { parent: port, parts })
+        })
+    }
+
+    /// Whether an interface that a rule names has parts.
+    #[must_use]
+    pub fn names_parents(&self, rules: &[Rule]) -> bool {
+        let is_parent = |link: &Link| self.links.iter().any(|part| part.parent == Some(link.index));
+        let is_named = |link: &Link| rules.iter().any(|rule| rule.interfaces.contains(&link.name));
+        self.links.iter().any(|link| is_named(link) && is_parent(link))
     }
 
     /// What `rules` need.
@@ -143,8 +235,42 @@ impl Surroundings {
     }
 }
 
+/// Where routing sees packets arrive or leave.
 fn is_hookable(link: &Link) -> bool {
-    matches!(link.layer, Layer::Ethernet | Layer::Ip)
+    matches!(link.layer, Layer::Ethernet | Layer::Ip) && link.master.is_none()
+}
+
+fn is_named(link: &Link, rule: &Rule) -> bool {
+    rule.interfaces.iter().any(|name| names(name, link))
+}
+
+/// Whether what a rule says is the interface; no pattern is `lo`.
+pub fn names(name: &str, link: &Link) -> bool {
+    name == link.name || (link.layer != Layer::Loopback && pattern::matches(name, &link.name))
+}
+
+/// An interface that a rule names by mistake.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Misnamed {
+    /// A port of a bridge, bond or team.
+    #[error("'{port}' is a port of '{master}', and packets arrive on that one: name '{master}'")]
+    Port {
+        /// What is named.
+        port: String,
+        /// What is meant.
+        master: String,
+    },
+    /// An interface without an address, whose parts are what packets arrive on.
+    #[error(
+        "'{parent}' has no address, and packets arrive on what it is divided into: name {}, or give '{parent}' an address",
+        parts.join(" or ")
+    )]
+    Parent {
+        /// What is named.
+        parent: String,
+        /// What may be meant.
+        parts: Vec<String>,
+    },
 }
 
 #[cfg(test)]
@@ -154,7 +280,7 @@ mod tests {
     use Direction::{Egress, Ingress};
 
     fn link(index: u32, name: &str, layer: Layer) -> Link {
-        Link { index, name: name.into(), layer, up: true }
+        Link { index, name: name.into(), layer, up: true, master: None, parent: None }
     }
 
     fn surroundings() -> Surroundings {
@@ -164,7 +290,7 @@ mod tests {
             link(3, "tun0", Layer::Ip),
             link(4, "can0", Layer::Other),
         ];
-        Surroundings { links, routed: [2, 3].into() }
+        Surroundings { links, routed: [2, 3].into(), families: Family::BOTH.into() }
     }
 
     fn rule(scope: Scope, interfaces: &[&str], source: Source) -> Rule {
@@ -178,6 +304,78 @@ mod tests {
 
     fn hooks(rule: Rule) -> Vec<(u32, Direction)> {
         surroundings().plan(&[rule]).hooks.into_iter().collect()
+    }
+
+    /// The changes but for those of IPv6.
+    fn changes(delivering: &[&str]) -> Vec<Change> {
+        let delivering = delivering.iter().map(|name| (*name).to_owned()).collect();
+        let plan = Plan { delivering, loopback: [LoopbackSysctl::AcceptLocal].into(), ..Plan::default() };
+        let surroundings = Surroundings { families: vec![Family::V4], ..surroundings() };
+        plan.changes(&surroundings, Attachment::Tcx).unwrap()
+    }
+
+    #[test]
+    fn a_few_interfaces_have_a_rule_each_and_many_have_common_ones() {
+        let family = Family::V4;
+        let sysctl = Sysctl::new("lo", family, "accept_local").unwrap();
+        let around = |rules: Vec<Change>| {
+            let route = [Change::LocalRoute { family }];
+            let sysctl = [Change::Sysctl { sysctl: sysctl.clone(), value: "1".into() }];
+            route.into_iter().chain(rules).chain(sysctl).collect::<Vec<_>>()
+        };
+        let each = |names: &[&str]| {
+            around(names.iter().map(|iif| Change::Rule { family, iif: (*iif).into() }).collect())
+        };
+        let common = |rules: &[Common]| {
+            around(rules.iter().map(|rule| Change::CommonRule { family, rule: *rule }).collect())
+        };
+        assert_eq!(changes(&[]), each(&[]));
+        assert_eq!(changes(&["a", "b", "lo"]), each(&["a", "b", "lo"]));
+        // Where the rule for what leaves leads has to be there before it, and it has to come before the one for all.
+        let past_loopback = common(&[Common::Landing, Common::PastLoopback, Common::All]);
+        assert_eq!(changes(&["a", "b", "c", "d"]), past_loopback);
+        assert_eq!(changes(&["a", "b", "c", "lo"]), common(&[Common::All]));
+    }
+
+    #[test]
+    fn patterns_name_what_is_there_but_neither_lo_nor_ports() {
+        let mut surroundings = surroundings();
+        let hooks = |surroundings: &Surroundings, name: &str| -> Vec<_> {
+            surroundings.plan(&[rule(Scope::Forwarded, &[name], Source::Host)]).hooks.into_iter().collect()
+        };
+        assert_eq!(hooks(&surroundings, "*0"), [(2, Ingress), (3, Ingress), (4, Ingress)]);
+        assert_eq!(hooks(&surroundings, "eth?"), [(2, Ingress)]);
+        surroundings.links[1].master = Some(3);
+        assert_eq!(hooks(&surroundings, "eth?"), []);
+        assert_eq!(hooks(&surroundings, "eth0"), []);
+        let named = rule(Scope::Forwarded, &["eth?", "wg*", "tun0", "br0"], Source::Host);
+        assert_eq!(surroundings.absent(&named).collect::<Vec<_>>(), ["wg*", "br0"]);
+    }
+
+    #[test]
+    fn what_is_named_by_mistake_is_told_with_what_is_meant() {
+        let mut surroundings = surroundings();
+        let misnamed = |surroundings: &Surroundings, name: &str, addressed: &[u32]| {
+            let rule = rule(Scope::Forwarded, &[name], Source::Host);
+            surroundings.misnamed(&rule, &addressed.iter().copied().collect())
+        };
+        assert_eq!(misnamed(&surroundings, "eth0", &[]), None);
+        surroundings.links.push(Link { parent: Some(2), ..link(5, "eth0.7", Layer::Ethernet) });
+        let parent = misnamed(&surroundings, "eth0", &[]).unwrap();
+        assert!(parent.to_string().contains("eth0.7"), "{parent}");
+        assert_eq!(misnamed(&surroundings, "eth0", &[2]), None, "it has packets of its own");
+        assert_eq!(misnamed(&surroundings, "eth0.7", &[]), None);
+        surroundings.links[1].master = Some(3);
+        let port = misnamed(&surroundings, "eth0", &[2]).unwrap();
+        assert!(port.to_string().contains("name 'tun0'"), "{port}");
+        assert_eq!(misnamed(&surroundings, "eth*", &[]), None, "a pattern means others");
+    }
+
+    #[test]
+    fn routes_matter_only_to_rules_that_name_no_interface() {
+        assert!(follows_routes(&[rule(Scope::Outbound, &[], Source::Host)]));
+        assert!(!follows_routes(&[rule(Scope::Outbound, &["eth0"], Source::Host)]));
+        assert!(!follows_routes(&[rule(Scope::Inbound, &[], Source::Host)]));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-pub use cgroup::{Cgroup, CgroupError};
+pub use cgroup::{Cgroup, CgroupError, Found};
 use ipnet::IpNet;
 pub use sets::Sets;
 use tproxy_common::{
@@ -123,10 +123,10 @@ impl Compiled {
         }
     }
 
-    /// Bit `n` set: some rule names a cgroup at depth `n`.
+    /// Bit `n` set: some rule names a cgroup that may be at depth `n`.
     #[must_use]
     pub fn cgroup_depths(&self) -> u32 {
-        self.cgroups.keys().fold(0, |depths, cgroup| depths | 1 << cgroup.depth())
+        self.cgroups.keys().fold(0, |depths, cgroup| depths | cgroup.depths())
     }
 
     fn set(&self, id: SetId) -> Option<&RuleSet> {

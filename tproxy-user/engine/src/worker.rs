@@ -105,12 +105,10 @@ impl Worker {
         self.draining.cancel();
     }
 
-    /// Waits until no connection or session is live, or the worker has ended.
-    pub async fn drained(&self) {
-        tokio::select! {
-            () = self.live.none() => {}
-            () = self.ended() => {}
-        }
+    /// What tells when it has nothing left to do.
+    #[must_use]
+    pub fn liveness(&self) -> Liveness {
+        Liveness { live: self.live.clone(), ended: self.ended.clone() }
     }
 
     /// Waits until the worker has ended: by [`Worker::stop_now`], or by a panic, which [`Worker::join`]
@@ -130,6 +128,23 @@ impl Worker {
     /// The payload of the panic that ended it.
     pub fn join(self) -> thread::Result<()> {
         self.thread.join()
+    }
+}
+
+/// The connections and sessions of a worker.
+#[derive(Debug)]
+pub struct Liveness {
+    live: Live,
+    ended: CancellationToken,
+}
+
+impl Liveness {
+    /// Waits until none is live, or the worker has ended.
+    pub async fn none(&self) {
+        tokio::select! {
+            () = self.live.none() => {}
+            () = self.ended.cancelled() => {}
+        }
     }
 }
 

@@ -41,6 +41,7 @@ fn what_a_reload_would_change_is_said_and_is_what_it_then_changes() {
 #[test]
 fn what_a_reload_would_refuse_is_said_and_the_rules_stay() {
     let world = World::new();
+    add_port(&world.net.gateway);
     let good = answering("one", 80, "one");
     let file = File::new(&good);
     let tproxy = world.tproxy(&file.flags());
@@ -49,7 +50,7 @@ fn what_a_reload_would_refuse_is_said_and_the_rules_stay() {
             format!("table = 77\nworkers = 7\n{good}"),
             "refused: table, workers cannot change while tproxy runs: restart it",
         ),
-        (good.replace("\"lan\"", "\"nowhere\""), "refused: interface 'nowhere' does not exist"),
+        (good.replace("\"lan\"", "\"gw-port\""), "refused: rule 'one': 'gw-port' is a port of 'br0'"),
     ] {
         file.replace(&text);
         let Ended { status, said } = check(&world, &file, "");

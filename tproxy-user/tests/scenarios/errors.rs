@@ -3,9 +3,7 @@
 use crate::{clean::Snapshot, support::*};
 
 /// Arguments, and the words the one line has to have.
-const ROWS: [(&str, &[&str]); 28] = [
-    ("run --scope forwarded --interface nosuch0 --action direct", &["nosuch0"]),
-    ("run --scope outbound --interface nosuch0 --action direct", &["nosuch0"]),
+const ROWS: [(&str, &[&str]); 26] = [
     ("run --scope forwarded --action direct", &["--interface"]),
     ("run --scope forwarded --interface lan --to 10.0.0.0/33 --action direct", &["10.0.0.0/33"]),
     ("run --scope forwarded --interface lan --to 10.0.0.256 --action direct", &["10.0.0.256"]),
@@ -31,7 +29,7 @@ const ROWS: [(&str, &[&str]); 28] = [
     ("run --scope inbound --interface lan --action direct", &["--interface", "inbound"]),
     ("run --scope outbound --action direct --source client", &["--source", "outbound"]),
     ("run --scope outbound --action direct --source client-port", &["--source", "outbound"]),
-    ("run --scope outbound --cgroup /no/such/cgroup --action direct", &["/no/such/cgroup"]),
+    ("run --scope outbound --cgroup container:0123 --action direct", &["container:0123", "12"]),
     ("run --scope outbound --action upstream=nowhere", &["nowhere"]),
     ("run --scope outbound --action explode", &["explode"]),
     ("run --scope sideways --action direct", &["sideways"]),

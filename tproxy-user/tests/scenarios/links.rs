@@ -70,3 +70,59 @@ fn outbound_follows_the_interfaces_with_a_route() {
         }
     }
 }
+
+#[test]
+fn interfaces_are_named_by_patterns_and_may_come_later() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    for names in ["--interface la*", "--interface wg0 --interface la?"] {
+        gateway.ip("link del lan").unwrap();
+        let tproxy = world.tproxy(&format!("--scope forwarded {names} --action respond=hello"));
+        tproxy.wait_line(&["WARN", "no interface"], PATIENCE).unwrap();
+        let position = tproxy.position();
+        world.net.plug_lan().unwrap();
+        tproxy.wait_line_from(position, &["lan", "appeared"], PATIENCE).unwrap();
+        for family in Family::ALL {
+            world.curl(family.public(), 80).assert_body("hello", &*tproxy);
+        }
+    }
+}
+
+#[test]
+fn a_port_of_a_bridge_is_refused_with_the_name_of_the_bridge() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    add_port(gateway);
+    for scope in ["forwarded", "outbound"] {
+        let ended = tproxy_output(
+            gateway,
+            &format!("run --scope {scope} --interface gw-port --action respond=hello"),
+        );
+        assert!(!ended.status.success() && ended.said.contains("port of 'br0'"), "{}", ended.said);
+    }
+    // What a pattern matches beside others is left out.
+    let tproxy = world.tproxy("--scope forwarded --interface lan --interface gw-* --action respond=hello");
+    for family in Family::ALL {
+        world.curl(family.public(), 80).assert_body("hello", &*tproxy);
+    }
+    let status = tproxy_output(gateway, "status");
+    assert!(!status.said.contains("gw-port"), "{}", status.said);
+}
+
+#[test]
+fn routing_that_others_flush_is_put_back_with_a_warning() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    let tproxy = world.tproxy(&format!("{FORWARDED} --action respond=hello"));
+    let flushed = ["ip rule del pref 100", "ip -6 rule del pref 100", "ip route flush table 29808"];
+    for command in flushed {
+        let position = tproxy.position();
+        gateway.run(command).unwrap();
+        tproxy.wait_line_from(position, &["WARN", "somebody removed"], PATIENCE).unwrap();
+        for family in Family::ALL {
+            world.curl(family.public(), 80).assert_body("hello", &*tproxy);
+        }
+    }
+    let status = tproxy_output(gateway, "status --json");
+    assert!(status.said.contains("\"restored\": 3"), "{}", status.said);
+}

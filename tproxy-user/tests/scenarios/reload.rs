@@ -203,12 +203,13 @@ fn a_rule_that_drops_what_is_for_the_host_can_come_later() {
 #[test]
 fn nothing_changes_when_anything_is_wrong() {
     let world = World::new();
+    add_port(&world.net.gateway);
     let good = answering("a", 80, "good");
     let file = File::new(&good);
     let tproxy = world.tproxy(&file.flags());
     for (text, says) in [
         (good.clone() + "x = 1\n", &["tproxy.toml:7:1", "x", "not known"][..]),
-        (good.replace("\"lan\"", "\"nowhere\""), &["interface 'nowhere' does not exist"]),
+        (good.replace("\"lan\"", "\"gw-port\""), &["'gw-port' is a port of 'br0'"]),
         ("table = 77\n".to_owned() + &good, &["table cannot change while tproxy runs", "restart"]),
         (format!("{good}{}", "uid = [1]\n"), &["tproxy.toml:7:7", "uid"]),
     ] {

@@ -280,3 +280,10 @@ pub(crate) fn counted_at_the_end(tproxy: &mut Tproxy, name: &str) -> u64 {
         .find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
         .unwrap_or_else(|| panic!("no counter {name}\n{}", **tproxy))
 }
+
+/// A bridge `br0` with the port `gw-port`.
+pub(crate) fn add_port(namespace: &Namespace) {
+    namespace
+        .ip("link add br0 type bridge\nlink add gw-port type veth peer name port-peer\nlink set gw-port master br0")
+        .unwrap();
+}

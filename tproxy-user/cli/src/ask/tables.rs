@@ -20,6 +20,7 @@ pub(super) fn status(status: &Status) -> String {
         ("table", status.table.to_string()),
         ("workers", status.workers.to_string()),
         ("rules", format!("{}, generation {}", status.rules, status.generation)),
+        ("missing", if status.missing.is_empty() { "nothing".into() } else { status.missing.join("; ") }),
         ("hooks", if hooks.is_empty() { "none".into() } else { hooks.join(", ") }),
         ("live", format!("{} connections, {} sessions", status.live.connections, status.live.sessions)),
         ("connections", counts(&status.connections)),

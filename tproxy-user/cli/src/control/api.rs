@@ -44,6 +44,12 @@ pub struct Status {
     pub rules: usize,
     /// Which generation of the rules holds: each reload that changes something makes another.
     pub generation: u32,
+    /// What is missing of what the rules need, and why; it is tried again until it is there.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub missing: Vec<String>,
+    /// How often something was put back that others had taken away.
+    #[serde(default)]
+    pub restored: u64,
     /// Where it sees packets, besides at the listener lookup.
     pub hooks: Vec<Hook>,
     /// Where Prometheus can ask.
@@ -198,6 +204,8 @@ impl Status {
             workers: look.workers,
             rules: look.rules.len(),
             generation: look.generation,
+            missing: look.health.missing.clone(),
+            restored: look.health.restored,
             hooks: look.hooks.iter().map(hook).collect(),
             metrics: shown.metrics,
             live: Live { connections: look.tcp.active(), sessions: look.udp.active() },

@@ -6,6 +6,7 @@ use tproxy::{
     config::{self, Config, OnExit},
     datapath::support,
     host::{links, pins},
+    plan::{Surroundings, names},
     policy::Cgroup,
 };
 
@@ -39,15 +40,21 @@ fn interfaces(config: &Config) -> Vec<Finding> {
         Ok(links) => links,
         Err(error) => return vec![Finding::unknown(CHECK, &error)],
     };
-    let mut names: Vec<_> = config.rules.iter().flat_map(|rule| &rule.interfaces).collect();
-    names.sort_unstable();
-    names.dedup();
-    let look = |name: &String| match links.iter().find(|link| link.name == *name) {
-        None => Finding::fail(
+    let surroundings = Surroundings { links, ..Surroundings::default() };
+    let addressed = links::addressed().unwrap_or_default();
+    let misnamed = config.rules.iter().filter_map(|rule| surroundings.misnamed(rule, &addressed));
+    let misnamed = misnamed.map(|misnamed| {
+        Finding::fail(CHECK, misnamed.to_string(), NO_START, "name that one in the rule's interfaces")
+    });
+    let mut named: Vec<_> = config.rules.iter().flat_map(|rule| &rule.interfaces).collect();
+    named.sort_unstable();
+    named.dedup();
+    let look = |name: &String| match surroundings.links.iter().find(|link| names(name, link)) {
+        None => Finding::warn(
             CHECK,
             format!("{name} does not exist, and a rule names it"),
-            NO_START,
-            "name one that `ip link` shows, or make it before the start",
+            "nothing is taken there until it comes",
+            "name one that `ip link` shows, unless it comes later",
         ),
         Some(link) if !link.up => Finding::warn(
             CHECK,
@@ -57,7 +64,7 @@ fn interfaces(config: &Config) -> Vec<Finding> {
         ),
         Some(_) => Finding::ok(CHECK, format!("{name} exists, and is up")),
     };
-    names.into_iter().map(look).collect()
+    misnamed.chain(named.into_iter().map(look)).collect()
 }
 
 fn cgroups(config: &Config) -> Vec<Finding> {
@@ -65,8 +72,14 @@ fn cgroups(config: &Config) -> Vec<Finding> {
     let mut paths: Vec<_> = config.rules.iter().flat_map(|rule| &rule.cgroups).collect();
     paths.sort_unstable();
     paths.dedup();
-    let look = |path: &PathBuf| match Cgroup::resolve(path) {
-        Ok(_) => Finding::ok(CHECK, format!("{} is one", path.display())),
+    let look = |path: &PathBuf| match Cgroup::find(path) {
+        Ok(found) if found.cgroups.is_empty() => Finding::warn(
+            CHECK,
+            format!("there is no cgroup {}", path.display()),
+            "rules that name it select nothing until there is",
+            format!("mkdir {}, unless it comes later", path.display()),
+        ),
+        Ok(found) => Finding::ok(CHECK, format!("{}: {} of them", path.display(), found.cgroups.len())),
         Err(error) => Finding::fail(CHECK, error.to_string(), NO_START, format!("mkdir {}", path.display())),
     };
     paths.into_iter().map(look).collect()

@@ -43,12 +43,7 @@ pub(super) fn examine(identity: &Identity) -> Vec<Finding> {
 }
 
 fn is_on_record(rule: &Rule, known: &[OnRecord]) -> bool {
-    let owns = |identity: &Identity| {
-        rule.table == Some(identity.table)
-            && rule.priority == identity.priority
-            && rule.mark == Some((identity.mark.steer(), identity.mark.mask()))
-    };
-    known.iter().any(|instance| owns(&instance.identity))
+    known.iter().any(|instance| rule.change(&instance.identity).is_some())
 }
 
 fn instances(known: &[OnRecord], wanted: &Identity) -> Vec<Finding> {
@@ -163,6 +158,9 @@ mod tests {
             inverted: false,
             narrowed: false,
             table: Some(table),
+            goto: None,
+            idle: false,
+            by_kernel: false,
         }
     }
 

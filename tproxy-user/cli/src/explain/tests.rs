@@ -14,7 +14,7 @@ fn parse(line: &str) -> Result<Args, String> {
 }
 
 fn links() -> Vec<Link> {
-    vec![Link { index: 3, name: "eth1".into(), layer: Layer::Ethernet, up: true }]
+    vec![Link { index: 3, name: "eth1".into(), layer: Layer::Ethernet, up: true, master: None, parent: None }]
 }
 
 fn local() -> LocalTable {
@@ -71,7 +71,7 @@ fn rules() -> Vec<Rule> {
 
 fn verdict(line: &str) -> Explanation {
     let case = of(&format!("tproxy explain {line}")).unwrap();
-    let surroundings = Surroundings { links: links(), routed: [3].into() };
+    let surroundings = Surroundings { links: links(), routed: [3].into(), families: Vec::new() };
     of_rules(&case, &rules(), &surroundings, &local()).unwrap()
 }
 
@@ -111,7 +111,7 @@ proptest! {
             }
             Ok(Cli { command: Command::Explain(args), .. }) => match case(&args, &links(), &local()) {
                 Ok(case) => {
-                    let surroundings = Surroundings { links: links(), routed: [3].into() };
+                    let surroundings = Surroundings { links: links(), routed: [3].into(), families: Vec::new() };
                     let explained = of_rules(&case, &rules(), &surroundings, &local()).unwrap();
                     prop_assert!(["steer", "pass", "reject", "drop"].contains(&explained.verdict));
                     prop_assert!(serde_json::to_string(&explained).is_ok());

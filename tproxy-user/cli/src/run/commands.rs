@@ -14,7 +14,7 @@ use tokio::{
 use tproxy::{
     config::{self, Config},
     datapath::MapUse,
-    instance::{Changes, Instance, Look},
+    instance::{Before, Changes, Instance, Look},
 };
 
 use super::manager;
@@ -130,7 +130,7 @@ pub(super) struct Executor {
 
 /// A reload that waits to be confirmed.
 struct Unconfirmed {
-    before: Config,
+    before: Before,
     until: Instant,
 }
 
@@ -214,7 +214,7 @@ impl Executor {
             ));
         }
         let config = load(file)?;
-        let before = confirm.map(|within| (instance.config().clone(), within));
+        let before = confirm.map(|within| (instance.before(), within));
         let changes = instance.reload(config).map_err(Refused::because)?;
         self.unconfirmed =
             before.map(|(before, within)| Unconfirmed { before, until: Instant::now() + within });
@@ -245,7 +245,7 @@ impl Executor {
         let Some(Unconfirmed { before, .. }) = self.unconfirmed.take() else { return };
         self.reloads.rolled_back += 1;
         manager::reloading();
-        match instance.reload(before) {
+        match instance.roll_back(before) {
             Ok(changes) => {
                 tracing::warn!(%changes, "rolled back: the reload was not confirmed in time");
                 manager::ready(&format!("rolled back: {changes}"));
@@ -265,6 +265,8 @@ fn load(file: &Path) -> Result<Config, Refused> {
 #[cfg(test)]
 mod tests {
     use std::{fs, net::TcpStream};
+
+    use tproxy::host::links::Changed;
 
     use super::*;
     use tproxy_netns::{Family, Topology};
@@ -339,6 +341,21 @@ mod tests {
         rig.net.gateway.enter(|| rig.executor.roll_back(rig.instance.as_mut().unwrap()));
         assert_eq!(rig.told(), "first");
         assert!(rig.confirm().unwrap_err().to_string().contains("rolled back"));
+    }
+
+    #[test]
+    fn a_roll_back_asks_for_nothing_anew() {
+        let mut rig = Rig::new();
+        rig.reload("second", Some(Duration::from_millis(1))).unwrap();
+        // What the rules before name is a port by now, with which no reload would be taken.
+        rig.net.gateway.ip("link add br0 type bridge\nlink set lan master br0").unwrap();
+        rig.runtime.block_on(rig.executor.too_late());
+        rig.net.gateway.enter(|| rig.executor.roll_back(rig.instance.as_mut().unwrap()));
+        assert_eq!(rig.executor.reloads.rolled_back, 1);
+        rig.net.gateway.ip("link set lan nomaster").unwrap();
+        let instance = rig.instance.as_mut().unwrap();
+        rig.net.gateway.enter(|| instance.follow(Changed::EVERYTHING));
+        assert_eq!(rig.told(), "first");
     }
 
     #[test]

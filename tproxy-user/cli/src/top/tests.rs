@@ -56,6 +56,8 @@ fn sample_after(seconds: u64) -> Sample {
             workers: 2,
             rules: 3,
             generation: 0,
+            missing: vec![],
+            restored: 0,
             hooks: vec![],
             metrics: None,
             live: Live { connections: 3, sessions: 1 },

@@ -16,7 +16,8 @@ use super::{Datapath, DatapathError, patiently, pins, with_program};
 use crate::{
     host::{
         Direction, clsact,
-        links::{Layer, Link},
+        fault::{self, Step},
+        links::{self, Layer, Link},
     },
     mark::Mark,
 };
@@ -89,6 +90,7 @@ impl Datapath {
         if self.links.0.contains_key(&(link.index, hook)) {
             return Ok(());
         }
+        fault::check(Step::Attach)?;
         let name = program_for(link, hook)?;
         let attachment = self.settings.attachment;
         if attachment == Attachment::Clsact
@@ -99,11 +101,17 @@ impl Datapath {
         }
         require_loaded(&mut self.ebpf, name)?;
         let options = attachment.options(self.settings.mark);
+        // aya knows interfaces by their names only, and those change: what is called so has to be the one before and after.
+        let gone = || DatapathError::from(AttachError::Gone(link.name.clone()));
+        let called = links::name_of(link.index).ok_or_else(gone)?;
         let attached = with_program(&mut self.ebpf, name, |program: &mut SchedClassifier| {
-            let id = program.attach_with_options(&link.name, attach_type(hook), options)?;
+            let id = program.attach_with_options(&called, attach_type(hook), options)?;
             program.take_link(id)
         });
         let mut attached = attached.map_err(|error| refused(attachment, link, hook, error))?;
+        if links::name_of(link.index).is_none_or(|now| now != called) {
+            return Err(gone());
+        }
         if let Some(directory) = &self.pins {
             attached = pins::pin_hook(directory, link.index, hook, attached)?;
         }

@@ -16,7 +16,10 @@ use tproxy_common::{
 };
 
 use super::{Datapath, DatapathError, in_map, take};
-use crate::policy::{Compiled, Extent};
+use crate::{
+    host::fault::{self, Step},
+    policy::{Compiled, Extent},
+};
 
 pub(super) struct RuleTables {
     host_addresses: LpmTrie<MapData, Addr, u32>,
@@ -143,6 +146,7 @@ impl Datapath {
         lasting: Extent,
     ) -> Result<(), DatapathError> {
         self.require_room(rules)?;
+        fault::check(Step::Install)?;
         let next = (self.state.slot() + 1) % SLOTS;
         if self.tables.held.contains_key(&next) {
             wait_for_programs();
@@ -186,14 +190,18 @@ impl Datapath {
         prefixes: impl IntoIterator<Item = IpNet>,
     ) -> Result<(), DatapathError> {
         let wanted: BTreeSet<IpNet> = prefixes.into_iter().collect();
-        let map = &mut self.tables.host_addresses;
-        for prefix in wanted.difference(&self.tables.known_host_addresses) {
-            map.insert(&host_prefix(prefix), 1, 0).map_err(in_map(map::HOST_ADDRESSES))?;
+        let (map, known) = (&mut self.tables.host_addresses, &mut self.tables.known_host_addresses);
+        let surplus: Vec<IpNet> = known.difference(&wanted).copied().collect();
+        // First, since they may be what there is no room for.
+        for prefix in surplus {
+            gone(map.remove(&host_prefix(&prefix))).map_err(in_map(map::HOST_ADDRESSES))?;
+            known.remove(&prefix);
         }
-        for prefix in self.tables.known_host_addresses.difference(&wanted) {
-            gone(map.remove(&host_prefix(prefix))).map_err(in_map(map::HOST_ADDRESSES))?;
+        for prefix in wanted.into_iter().filter(|prefix| !known.contains(prefix)).collect::<Vec<_>>() {
+            fault::check(Step::Address)?;
+            map.insert(&host_prefix(&prefix), 1, 0).map_err(in_map(map::HOST_ADDRESSES))?;
+            known.insert(prefix);
         }
-        self.tables.known_host_addresses = wanted;
         Ok(())
     }
 }

@@ -52,6 +52,18 @@ pub fn only_ingress(interface: u32) -> io::Result<bool> {
     Ok(only)
 }
 
+/// Whether the interface has the filter of the instance with this mark.
+///
+/// # Errors
+/// The kernel's.
+pub fn has_filter(interface: u32, direction: Direction, mark: Mark) -> io::Result<bool> {
+    match request(RouteNetlinkMessage::GetTrafficFilter(own_filter(interface, direction, mark)), 0) {
+        Ok(()) => Ok(true),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Adds the qdisc; that there is one already, or no such interface any more, is no error.
 pub(super) fn add(interface: u32) -> io::Result<()> {
     let mut message = qdisc(interface);
@@ -77,10 +89,15 @@ pub(super) fn remove_unused(interface: u32) -> io::Result<()> {
 
 /// Removes the filter of the instance with this mark.
 pub(super) fn remove_filter(interface: u32, direction: Direction, mark: Mark) -> io::Result<()> {
+    request(RouteNetlinkMessage::DelTrafficFilter(own_filter(interface, direction, mark)), 0)
+}
+
+fn own_filter(interface: u32, direction: Direction, mark: Mark) -> TcMessage {
     let mut message = filter(interface, direction);
     message.header.handle = handle(mark).into();
     message.header.info = u32::from(PRIORITY) << 16 | u32::from((libc::ETH_P_ALL as u16).to_be());
-    request(RouteNetlinkMessage::DelTrafficFilter(message), 0)
+    message.attributes.push(TcAttribute::Kind("bpf".into()));
+    message
 }
 
 fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {

@@ -9,7 +9,13 @@ use std::{fs::File, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HostError, Owned, directory::release, policy};
+use super::{
+    HostError, Owned,
+    directory::release,
+    fault, lingering,
+    local_table::LocalTable,
+    policy::{self, Seen},
+};
 use crate::mark::Mark;
 
 mod change;
@@ -81,7 +87,7 @@ impl Journal {
         let inherited = refuse_shared(&locked, &identity)?;
         let mut record = Record::new(identity)?;
         match inherited {
-            None => policy::refuse_foreign(&identity)?,
+            None => record.changes = adopt(&identity)?,
             Some(left) => {
                 left.make_again()?;
                 (record.held, record.changes) = (left.held, left.changes);
@@ -97,19 +103,106 @@ impl Journal {
     /// # Errors
     /// The change was then not made.
     pub fn apply(&mut self, change: Change) -> Result<(), HostError> {
-        if self.record.changes.iter().any(|entry| *entry.change() == change) {
+        match self.ensure([change]).failures.pop() {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Has all of `wanted` in force: what is new is written down durably, at once, and then made, in this order; what was
+    /// made before and is there no more is made again.
+    pub fn ensure(&mut self, wanted: impl IntoIterator<Item = Change>) -> Ensured {
+        let mut ensured = Ensured::default();
+        let wanted: Vec<Change> = wanted.into_iter().collect();
+        let (known, new): (Vec<_>, Vec<_>) =
+            wanted.into_iter().partition(|change| self.position(change).is_some());
+        if !known.is_empty() {
+            self.restore(&known, &mut ensured);
+        }
+        if !new.is_empty()
+            && let Err(error) = self.add(new, &mut ensured)
+        {
+            ensured.failures.push(error);
+        }
+        ensured
+    }
+
+    fn position(&self, change: &Change) -> Option<usize> {
+        self.record.changes.iter().rposition(|entry| entry.change() == change)
+    }
+
+    /// Makes what is on record again where it is there no more.
+    fn restore(&self, known: &[Change], ensured: &mut Ensured) {
+        let identity = &self.record.identity;
+        let seen = match Seen::take(identity) {
+            Ok(seen) => seen,
+            Err(error) => return ensured.failures.push(error),
+        };
+        for entry in self.record.changes.iter().filter(|entry| known.contains(entry.change())) {
+            match entry.stands(identity, &seen) {
+                Ok(true) => {}
+                Ok(false) => match fault::at(entry.change()).and_then(|()| entry.make(identity)) {
+                    Ok(()) => ensured.restored.push(entry.change().clone()),
+                    Err(error) => ensured.failures.push(error),
+                },
+                Err(error) => ensured.failures.push(error),
+            }
+        }
+    }
+
+    fn add(&mut self, new: Vec<Change>, ensured: &mut Ensured) -> Result<(), HostError> {
+        let locked = self.store.lock()?;
+        let standing = locked.standing()?;
+        let before = self.record.changes.len();
+        for change in new {
+            match Entry::prepare(change, &standing) {
+                Ok(entry) => self.record.changes.push(entry),
+                Err(error) => ensured.failures.push(error),
+            }
+        }
+        if let Err(error) = locked.save(&self.record) {
+            self.record.changes.truncate(before);
+            return Err(error);
+        }
+        let identity = self.record.identity;
+        let mut failures = Vec::new();
+        let entries: Vec<Entry> = self.record.changes.drain(before..).collect();
+        for entry in entries {
+            match fault::at(entry.change()).and_then(|()| entry.make(&identity)) {
+                Ok(()) => self.record.changes.push(entry),
+                Err(error) => failures.push(error),
+            }
+        }
+        if !failures.is_empty() {
+            ensured.failures.append(&mut failures);
+            // Should this fail, the record promises to undo what was not done, which is harmless.
+            let _ = locked.save(&self.record);
+        }
+        Ok(())
+    }
+
+    /// Takes back what is on record and not in `wanted`, last change first, but for pins. What is gone already is no error.
+    ///
+    /// # Errors
+    /// The first failure; the rest is taken back all the same, and what could not be stays on record.
+    pub fn give_up_all_but(&mut self, wanted: &[Change]) -> Result<(), HostError> {
+        let is_wanted = |change: &Change| matches!(change, Change::Pins { .. }) || wanted.contains(change);
+        if self.record.changes.iter().all(|entry| is_wanted(entry.change())) {
             return Ok(());
         }
         let locked = self.store.lock()?;
-        let entry = Entry::prepare(change, &locked.standing()?)?;
-        self.record.changes.push(entry.clone());
-        let made = locked.save(&self.record).and_then(|()| entry.make(&self.record.identity));
-        if made.is_err() {
-            self.record.changes.pop();
-            // Should this fail too, the record promises to undo what was not done, which is harmless.
-            let _ = locked.save(&self.record);
+        let others = locked.standing_but(&self.record)?;
+        let (kept, mut given_up): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.record.changes).into_iter().partition(|entry| is_wanted(entry.change()));
+        let mut outcome = Ok(());
+        while let Some(entry) = given_up.pop() {
+            if let Err(error) = entry.undo(&self.record.identity, &others) {
+                self.record.changes.push(entry);
+                outcome = outcome.and(Err(error));
+            }
         }
-        made
+        self.record.changes.extend(kept);
+        locked.save(&self.record).and(outcome)
     }
 
     /// Takes one change back, such as the rule of an interface that disappeared. What was never applied, or
@@ -118,9 +211,7 @@ impl Journal {
     /// # Errors
     /// The change is then still on record.
     pub fn revert(&mut self, change: &Change) -> Result<(), HostError> {
-        let Some(at) = self.record.changes.iter().rposition(|entry| entry.change() == change) else {
-            return Ok(());
-        };
+        let Some(at) = self.position(change) else { return Ok(()) };
         let locked = self.store.lock()?;
         let others = locked.standing_but(&self.record)?;
         self.record.changes[at].undo(&self.record.identity, &others)?;
@@ -181,6 +272,15 @@ impl Drop for Journal {
     }
 }
 
+/// What came of [`Journal::ensure`].
+#[derive(Debug, Default)]
+pub struct Ensured {
+    /// What somebody else had taken away, and is there again.
+    pub restored: Vec<Change>,
+    /// What could not be had.
+    pub failures: Vec<HostError>,
+}
+
 /// Whether an instance's changes are to be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -222,7 +322,7 @@ pub fn on_record() -> Result<Vec<OnRecord>, HostError> {
         Found::Living(record) => Some(seen(Standing::Lives, record)),
         Found::Held(record) => Some(seen(Standing::Held, record)),
         Found::Dead(record) => Some(seen(Standing::LeftOver, record)),
-        Found::Elsewhere(_) | Found::Unreadable(..) => None,
+        Found::Elsewhere(_) | Found::Strange(_) | Found::Unreadable(..) => None,
     });
     Ok(known.collect())
 }
@@ -243,10 +343,29 @@ fn refuse_shared(locked: &Locked<'_>, identity: &Identity) -> Result<Option<Reco
                     return Err(HostError::Held { pid: other.pid, what });
                 }
             }
-            Found::Dead(_) | Found::Elsewhere(_) | Found::Unreadable(..) => {}
+            // It is named by its mark, which is all that is known of it.
+            Found::Strange(path) if locked.is_journal_of(&path, identity.mark) => {
+                return Err(HostError::Strange { mark: identity.mark });
+            }
+            Found::Dead(_) | Found::Elsewhere(_) | Found::Strange(_) | Found::Unreadable(..) => {}
         }
     }
     Ok(inherited)
+}
+
+/// What an instance left that was given these, and whose journal is gone with its `/run`, as that of a container is; another
+/// that lives has listeners, wherever its journal is.
+fn adopt(identity: &Identity) -> Result<Vec<Entry>, HostError> {
+    let ours = policy::refuse_foreign(identity)?;
+    let Some(change) = ours.first() else { return Ok(Vec::new()) };
+    if lingering::listens(identity.mark)? {
+        return Err(HostError::InUseElsewhere { change: change.to_string(), mark: identity.mark });
+    }
+    lingering::destroy(identity.mark, &LocalTable::load(identity.table)?)?;
+    for change in &ours {
+        tracing::info!("adopted the {change}, which an instance left whose journal is gone");
+    }
+    Ok(ours.into_iter().map(Entry::adopted).collect())
 }
 
 /// What only one of two instances may own.

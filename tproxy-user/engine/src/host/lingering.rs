@@ -109,7 +109,7 @@ fn ours(netlink: &Netlink, mark: Mark) -> Result<Vec<(u8, InetResponseHeader)>, 
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
         netlink
-            .dump(Selection { family, mark }, |answer: SockDiagMessage| {
+            .dump(Selection { family, mark, states: connected() }, |answer: SockDiagMessage| {
                 if let SockDiagMessage::InetResponse(socket) = answer {
                     found.push((family, socket.header));
                 }
@@ -119,23 +119,47 @@ fn ours(netlink: &Netlink, mark: Mark) -> Result<Vec<(u8, InetResponseHeader)>, 
     Ok(found)
 }
 
+/// Whether some process of this namespace, in whichever other namespaces it may be, listens with the own mark of `mark`: its
+/// instance lives.
+///
+/// # Errors
+/// [`HostError::Netlink`].
+pub fn listens(mark: Mark) -> Result<bool, HostError> {
+    let netlink = Netlink::open(NETLINK_SOCK_DIAG).map_err(cannot_list)?;
+    let mut found = false;
+    for family in [AF_INET, AF_INET6] {
+        let selection = Selection { family, mark, states: StateFlags::LISTEN };
+        netlink
+            .dump(selection, |answer: SockDiagMessage| {
+                found |= matches!(answer, SockDiagMessage::InetResponse(_));
+            })
+            .map_err(cannot_list)?;
+    }
+    Ok(found)
+}
+
+/// All but listeners: orphans in FIN_WAIT2 and TIME_WAIT count by their substate, request sockets as SYN_RECV.
+fn connected() -> StateFlags {
+    StateFlags::all() - StateFlags::LISTEN - StateFlags::CLOSE
+}
+
 fn request(family: u8, socket_id: SocketId) -> InetRequest {
     InetRequest {
         family,
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::empty(),
-        // Orphans in FIN_WAIT2 and TIME_WAIT count by their substate, request sockets as SYN_RECV.
-        states: StateFlags::all() - StateFlags::LISTEN - StateFlags::CLOSE,
+        states: connected(),
         socket_id,
     }
 }
 
 /// A dump of the sockets that bear the own mark. The kernel compares: it knows the mark of TIME_WAIT and
 /// request sockets too (Linux 5.14), and a busy host need not copy all its sockets.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Selection {
     family: u8,
     mark: Mark,
+    states: StateFlags,
 }
 
 // linux/inet_diag.h
@@ -143,13 +167,14 @@ const INET_DIAG_REQ_BYTECODE: u16 = 1;
 const INET_DIAG_BC_MARK_COND: u8 = 10;
 
 impl Selection {
-    fn socket(self) -> InetRequest {
-        request(self.family, if self.family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() })
+    fn socket(&self) -> InetRequest {
+        let anybody = if self.family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+        InetRequest { states: self.states.clone(), ..request(self.family, anybody) }
     }
 
     /// One `inet_diag_bc_op` with its `inet_diag_markcond`: 12 bytes further on to accept, 4 more (beyond
     /// the end) to reject.
-    fn filter(self) -> DefaultNla {
+    fn filter(&self) -> DefaultNla {
         let (accept, reject) = (12u8, 16u16);
         let mut code = vec![INET_DIAG_BC_MARK_COND, accept];
         code.extend(reject.to_ne_bytes());

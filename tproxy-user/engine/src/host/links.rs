@@ -1,14 +1,23 @@
 //! Interfaces: what there is, and word of every change.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
 
 use netlink_packet_core::NetlinkBuffer;
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkLayerType, LinkMessage},
+    address::{AddressAttribute, AddressMessage},
+    link::{
+        InfoKind, InfoPortKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage,
+    },
     route::{RouteHeader, RouteType},
 };
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
+use rustix::net::{AddressFamily, SocketType, netdevice::index_to_name};
 
 use super::{HostError, netlink::Netlink};
 
@@ -23,6 +32,10 @@ pub struct Link {
     pub layer: Layer,
     /// Set up by the administrator (`IFF_UP`), carrier or not.
     pub up: bool,
+    /// The bridge, bond or team that it is a port of: what arrives here is the master's, and routing does not see it arrive.
+    pub master: Option<u32>,
+    /// The interface that it is a part of (VLAN, macvlan, ipvlan): what arrives there for this one is this one's.
+    pub parent: Option<u32>,
 }
 
 /// What a frame begins with.
@@ -77,16 +90,75 @@ pub fn snapshot() -> Result<Vec<Link>, HostError> {
 }
 
 fn link(message: LinkMessage) -> Option<Link> {
-    let name = message.attributes.into_iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
-    })?;
-    Some(Link {
+    let mut link = Link {
         index: message.header.index,
-        name,
+        name: String::new(),
         layer: message.header.link_layer_type.into(),
         up: message.header.flags.contains(LinkFlags::Up),
-    })
+        master: None,
+        parent: None,
+    };
+    let (mut lower, mut is_part, mut is_routed) = (None, false, false);
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::Link(index) => lower = Some(index),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => is_part = is_part_of_another(&kind),
+                        // What arrives at a port of a VRF is routed there.
+                        LinkInfo::PortKind(kind) => is_routed = kind == InfoPortKind::Vrf,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    // Of others it names the peer, or what a tunnel's packets leave by.
+    link.parent = lower.filter(|_| is_part);
+    link.master = link.master.filter(|_| !is_routed);
+    (!link.name.is_empty()).then_some(link)
+}
+
+const fn is_part_of_another(kind: &InfoKind) -> bool {
+    matches!(
+        kind,
+        InfoKind::Vlan | InfoKind::MacVlan | InfoKind::MacVtap | InfoKind::IpVlan | InfoKind::IpVtap
+    )
+}
+
+/// Indices of the interfaces that have an address of their own, a link-local one of IPv6 excepted.
+///
+/// # Errors
+/// [`HostError::Netlink`].
+pub fn addressed() -> Result<BTreeSet<u32>, HostError> {
+    let mut indices = BTreeSet::new();
+    Netlink::open(NETLINK_ROUTE)
+        .and_then(|netlink| {
+            netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), |answer| {
+                if let RouteNetlinkMessage::NewAddress(message) = answer {
+                    let is_local = |attribute: &AddressAttribute| {
+                        matches!(attribute, AddressAttribute::Address(IpAddr::V6(addr)) if addr.is_unicast_link_local())
+                    };
+                    if !message.attributes.iter().any(is_local) {
+                        indices.insert(message.header.index);
+                    }
+                }
+            })
+        })
+        .map_err(|source| HostError::Netlink { action: "list the addresses".into(), source })?;
+    Ok(indices)
+}
+
+/// What an interface is called right now; none, if there is none with this index any more.
+#[must_use]
+pub fn name_of(index: u32) -> Option<String> {
+    // Any socket does: it says which namespace is meant.
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+    index_to_name(socket, index).ok()
 }
 
 /// What may have changed since the last word; whoever needs it asks anew.
@@ -98,17 +170,31 @@ pub struct Changed {
     pub local_table: bool,
     /// [`super::local_table::routed_interfaces`].
     pub routes: bool,
+    /// Rules or routes that may be ours.
+    pub ours: bool,
+    /// Directories of cgroups, which the kernel tells by other ways.
+    pub cgroups: bool,
 }
 
 impl Changed {
-    const NOTHING: Self = Self { links: false, local_table: false, routes: false };
-    const EVERYTHING: Self = Self { links: true, local_table: true, routes: true };
+    /// There is no word of anything.
+    pub const NOTHING: Self =
+        Self { links: false, local_table: false, routes: false, ours: false, cgroups: false };
+    /// Anything may be otherwise.
+    pub const EVERYTHING: Self =
+        Self { links: true, local_table: true, routes: true, ours: true, cgroups: true };
+    /// What the kernel gives no word of may be otherwise: sysctls and hooks.
+    pub const OURS: Self = Self { ours: true, ..Self::NOTHING };
 
-    fn and(self, other: Self) -> Self {
+    /// What one of both says.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
         Self {
             links: self.links || other.links,
             local_table: self.local_table || other.local_table,
             routes: self.routes || other.routes,
+            ours: self.ours || other.ours,
+            cgroups: self.cgroups || other.cgroups,
         }
     }
 }
@@ -117,12 +203,17 @@ impl Changed {
 const RTMGRP_LINK: u32 = 0x1;
 const RTMGRP_IPV4_ROUTE: u32 = 0x40;
 const RTMGRP_IPV6_ROUTE: u32 = 0x400;
+const RTMGRP_IPV4_RULE: u32 = 0x80;
+/// `1 << (RTNLGRP_IPV6_RULE - 1)`, which has no name of its own.
+const RTMGRP_IPV6_RULE: u32 = 1 << 18;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
 
-/// Tells when links, local addresses or routes of the namespace it was made in change.
+/// Tells when links, local addresses, routes or rules of the namespace it was made in change.
 pub struct Monitor {
     socket: TokioSocket,
     buffer: Vec<u8>,
@@ -137,7 +228,8 @@ impl Monitor {
     pub fn new() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
         // Addresses need no group of their own: each comes and goes with a route of the table `local`.
-        let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
+        let groups =
+            RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE | RTMGRP_IPV4_RULE | RTMGRP_IPV6_RULE;
         socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
         Ok(Self { socket, buffer: Vec::with_capacity(64 * 1024) })
     }
@@ -184,11 +276,12 @@ fn changed_by(mut datagram: &[u8]) -> Changed {
                 match RouteHeader::parse(message.payload()).map(|route| route.kind) {
                     Ok(RouteType::Unicast) => Changed { routes: true, ..Changed::NOTHING },
                     Ok(kind) if super::local_table::is_local(kind) => {
-                        Changed { local_table: true, ..Changed::NOTHING }
+                        Changed { local_table: true, ours: true, ..Changed::NOTHING }
                     }
                     _ => Changed::NOTHING,
                 }
             }
+            RTM_NEWRULE | RTM_DELRULE => Changed::OURS,
             _ => Changed::NOTHING,
         });
         let length = (message.length() as usize).next_multiple_of(4);

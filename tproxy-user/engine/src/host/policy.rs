@@ -1,7 +1,7 @@
 //! Policy routing: the `ip rule`s and the `local default` route that deliver steered packets locally,
 //! and the question whether somebody else has the mark or the table.
 
-use std::{fmt, io};
+use std::{collections::BTreeSet, fmt, io};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -10,9 +10,10 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    HostError, Identity,
+    Change, HostError, Identity,
     local_table::{LOOPBACK, RouteFilter, destination, routes},
     netlink::Netlink,
 };
@@ -25,28 +26,82 @@ pub(super) enum Deed {
     Delete,
 }
 
-/// `ip rule add pref PRIORITY iif IIF fwmark STEER/MASK lookup TABLE protocol kernel`.
+/// A rule of those that take the place of one for each interface, where there are many.
 ///
-/// Scoped by `iif`, so that `src_valid_mark` and `tcp_fwmark_accept` cannot apply it to reverse lookups.
-/// systemd-networkd deletes rules and routes of every other protocol.
-pub(super) fn rule(deed: Deed, identity: &Identity, family: Family, iif: &str) -> io::Result<()> {
-    let mut message = RuleMessage::default();
-    message.header.family = family.into();
-    message.header.action = RuleAction::ToTable;
-    message.attributes = vec![
-        RuleAttribute::Priority(identity.priority),
-        RuleAttribute::Iifname(iif.to_owned()),
-        RuleAttribute::FwMark(identity.mark.steer()),
-        RuleAttribute::FwMask(identity.mark.mask()),
-        RuleAttribute::Table(identity.table),
-        RuleAttribute::Protocol(RouteProtocol::Kernel),
-    ];
+/// What leaves is looked up as if it came in by `lo`, and so are reverse lookups (`fib_validate_source()`), which bear the
+/// mark under `src_valid_mark`, as replies do under `fwmark_reflect`. They must not be delivered to this host, so they go
+/// past the rule for all. Where `lo` is hooked itself, its packets cannot be told from them, and the rule for all is alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Common {
+    /// `pref PRIORITY iif lo fwmark STEER/MASK goto PRIORITY+1`
+    PastLoopback,
+    /// `pref PRIORITY fwmark STEER/MASK lookup TABLE`
+    All,
+    /// `pref PRIORITY+1 fwmark STEER/MASK nop`, where the first leads.
+    Landing,
+}
+
+/// One of our `ip rule`s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which<'a> {
+    /// `pref PRIORITY iif IIF fwmark STEER/MASK lookup TABLE`
+    From(&'a str),
+    /// For all interfaces.
+    Common(Common),
+}
+
+/// An `ip rule` of ours, of protocol `kernel`: systemd-networkd deletes rules and routes of every other protocol.
+pub(super) fn rule(deed: Deed, identity: &Identity, family: Family, which: Which<'_>) -> io::Result<()> {
     let netlink = Netlink::open(NETLINK_ROUTE)?;
-    match deed {
-        Deed::Add => netlink.request(RouteNetlinkMessage::NewRule(message), NLM_F_CREATE | NLM_F_EXCL),
-        Deed::Delete => netlink.request(RouteNetlinkMessage::DelRule(message), 0),
+    let add = |which| {
+        let message = RouteNetlinkMessage::NewRule(message(identity, family, which));
+        netlink.request(message, NLM_F_CREATE | NLM_F_EXCL)
+    };
+    let delete = |which| netlink.request(RouteNetlinkMessage::DelRule(message(identity, family, which)), 0);
+    match (deed, which) {
+        // Of two rules with one preference the older one is asked first.
+        (Deed::Add, Which::Common(Common::PastLoopback)) => {
+            let was_there = delete(Which::Common(Common::All)).is_ok();
+            add(which)?;
+            if was_there { add(Which::Common(Common::All)) } else { Ok(()) }
+        }
+        (Deed::Add, _) => add(which),
+        (Deed::Delete, _) => delete(which),
     }
 }
+
+fn message(identity: &Identity, family: Family, which: Which<'_>) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = family.into();
+    let after = identity.priority.saturating_add(1);
+    let (action, priority) = match which {
+        Which::From(_) | Which::Common(Common::All) => (RuleAction::ToTable, identity.priority),
+        Which::Common(Common::PastLoopback) => (RuleAction::Goto, identity.priority),
+        Which::Common(Common::Landing) => (RuleAction::Nop, after),
+    };
+    message.header.action = action;
+    message.attributes = vec![
+        RuleAttribute::Priority(priority),
+        RuleAttribute::FwMark(identity.mark.steer()),
+        RuleAttribute::FwMask(identity.mark.mask()),
+        RuleAttribute::Protocol(RouteProtocol::Kernel),
+    ];
+    message.attributes.extend(match which {
+        Which::From(iif) => {
+            vec![RuleAttribute::Iifname(iif.to_owned()), RuleAttribute::Table(identity.table)]
+        }
+        Which::Common(Common::All) => vec![RuleAttribute::Table(identity.table)],
+        Which::Common(Common::PastLoopback) => {
+            vec![RuleAttribute::Iifname(LOOPBACK_NAME.to_owned()), RuleAttribute::Goto(after)]
+        }
+        Which::Common(Common::Landing) => Vec::new(),
+    });
+    message
+}
+
+/// It cannot be called otherwise (`dev_change_name()` leaves that to `lo`'s being up, which steering needs).
+const LOOPBACK_NAME: &str = "lo";
 
 /// `ip route add local default dev lo table TABLE proto kernel`.
 pub(super) fn local_route(deed: Deed, identity: &Identity, family: Family) -> io::Result<()> {
@@ -67,16 +122,74 @@ pub(super) fn local_route(deed: Deed, identity: &Identity, family: Family) -> io
     }
 }
 
-/// Refuses a mark or a table that somebody uses; to be called when nothing of our own is in place.
-pub(super) fn refuse_foreign(identity: &Identity) -> Result<(), HostError> {
-    let on_our_mark = rules()?.into_iter().find(|rule| rule.selects_by(identity.mark));
-    if let Some(rule) = on_our_mark {
-        return Err(HostError::MarkTaken { mark: identity.mark, rule: rule.to_string() });
+/// Refuses a mark or a table that somebody uses, and finds what is exactly ours: to be called when nothing of our own is on
+/// record, and nobody lives who has it on a record of their own.
+pub(super) fn refuse_foreign(identity: &Identity) -> Result<Vec<Change>, HostError> {
+    let seen = Seen::take(identity)?;
+    let mut ours = Vec::new();
+    for rule in seen.rules.iter().filter(|rule| rule.selects_by(identity.mark)) {
+        match rule.change(identity) {
+            Some(change) => ours.push(change),
+            None => return Err(HostError::MarkTaken { mark: identity.mark, rule: rule.to_string() }),
+        }
     }
-    match route_in(identity.table)? {
-        Some(route) => Err(HostError::TableTaken { table: identity.table, route }),
-        None => Ok(()),
+    if let Some(route) = seen.foreign_route {
+        return Err(HostError::TableTaken { table: identity.table, route });
     }
+    ours.extend(seen.routes.into_iter().map(|family| Change::LocalRoute { family }));
+    Ok(ours)
+}
+
+/// What the kernel says about rules and routes that may be ours.
+#[derive(Debug)]
+pub(super) struct Seen {
+    rules: Vec<Rule>,
+    /// Families whose `local default` of ours is there.
+    routes: BTreeSet<Family>,
+    /// Any other route of the table, as `ip route` writes it.
+    foreign_route: Option<String>,
+}
+
+impl Seen {
+    pub(super) fn take(identity: &Identity) -> Result<Self, HostError> {
+        let mut seen = Self { rules: rules()?, routes: BTreeSet::new(), foreign_route: None };
+        routes(
+            RouteFilter { kind: RouteType::Unspec, table: Some(identity.table) },
+            |route| match our_route(&route) {
+                Some(family) => drop(seen.routes.insert(family)),
+                None => drop(seen.foreign_route.get_or_insert_with(|| written(&route, identity.table))),
+            },
+        )?;
+        Ok(seen)
+    }
+
+    /// Whether the rule is there.
+    pub(super) fn has_rule(&self, identity: &Identity, change: &Change) -> bool {
+        self.rules.iter().any(|rule| rule.change(identity).as_ref() == Some(change))
+    }
+
+    /// Whether the route is there.
+    pub(super) fn has_route(&self, family: Family) -> bool {
+        self.routes.contains(&family)
+    }
+}
+
+/// The family, if it is a `local default dev lo` of protocol `kernel`.
+fn our_route(route: &RouteMessage) -> Option<Family> {
+    let family = Family::BOTH.into_iter().find(|family| route.header.address_family == (*family).into())?;
+    let by_loopback =
+        route.attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::Oif(LOOPBACK)));
+    let is_ours = route.header.kind == RouteType::Local
+        && route.header.protocol == RouteProtocol::Kernel
+        && by_loopback
+        && destination(route).is_some_and(|prefix| prefix.prefix_len() == 0);
+    is_ours.then_some(family)
+}
+
+fn written(route: &RouteMessage, table: u32) -> String {
+    let kind = format!("{:?}", route.header.kind).to_lowercase();
+    let to = destination(route).map_or_else(|| "?".to_owned(), |prefix| prefix.to_string());
+    format!("{kind} {to} table {table}")
 }
 
 /// A route of a table, if it has any, as `ip route` writes it.
@@ -86,11 +199,7 @@ pub(super) fn refuse_foreign(identity: &Identity) -> Result<(), HostError> {
 pub fn route_in(table: u32) -> Result<Option<String>, HostError> {
     let mut found = None;
     routes(RouteFilter { kind: RouteType::Unspec, table: Some(table) }, |route| {
-        found.get_or_insert_with(|| {
-            let kind = format!("{:?}", route.header.kind).to_lowercase();
-            let to = destination(&route).map_or_else(|| "?".to_owned(), |prefix| prefix.to_string());
-            format!("{kind} {to} table {table}")
-        });
+        found.get_or_insert_with(|| written(&route, table));
     })?;
     Ok(found)
 }
@@ -120,7 +229,7 @@ pub fn rules() -> Result<Vec<Rule>, HostError> {
         for family in Family::BOTH {
             let mut request = RuleMessage::default();
             request.header.family = family.into();
-            netlink.dump(RouteNetlinkMessage::GetRule(request), |answer| {
+            let answered = netlink.dump(RouteNetlinkMessage::GetRule(request), |answer| {
                 if let RouteNetlinkMessage::NewRule(rule) = answer
                     && rule.header.family == family.into()
                 {
@@ -129,7 +238,12 @@ pub fn rules() -> Result<Vec<Rule>, HostError> {
                         found.push(rule);
                     }
                 }
-            })?;
+            });
+            match answered {
+                // Nobody has registered rules for it (`fib_nl_dumprule()`): `ipv6.disable=1`, or no IPv6 at all.
+                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+                answered => answered?,
+            }
         }
         Ok(())
     };
@@ -154,6 +268,12 @@ pub struct Rule {
     pub narrowed: bool,
     /// The table that is looked up, if that is what it does.
     pub table: Option<u32>,
+    /// The preference that it goes on at, if that is what it does.
+    pub goto: Option<u32>,
+    /// It does nothing (`nop`).
+    pub idle: bool,
+    /// It is of protocol `kernel`, as ours are; those that people make are of `boot`.
+    pub by_kernel: bool,
 }
 
 impl Rule {
@@ -166,6 +286,9 @@ impl Rule {
             inverted: message.header.flags.contains(RuleFlags::Invert),
             narrowed: message.header.src_len > 0 || message.header.dst_len > 0 || message.header.tos > 0,
             table: (message.header.action == RuleAction::ToTable).then(|| message.header.table.into()),
+            goto: None,
+            idle: message.header.action == RuleAction::Nop,
+            by_kernel: false,
         };
         let (mut value, mut mask) = (None, u32::MAX);
         for attribute in &message.attributes {
@@ -175,6 +298,8 @@ impl Rule {
                 RuleAttribute::FwMark(mark) => value = Some(*mark),
                 RuleAttribute::FwMask(bits) => mask = *bits,
                 RuleAttribute::Table(table) => rule.table = rule.table.map(|_| *table),
+                RuleAttribute::Goto(priority) => rule.goto = Some(*priority),
+                RuleAttribute::Protocol(protocol) => rule.by_kernel = *protocol == RouteProtocol::Kernel,
                 RuleAttribute::Oifname(_)
                 | RuleAttribute::UidRange(_)
                 | RuleAttribute::IpProtocol(_)
@@ -185,6 +310,30 @@ impl Rule {
         }
         rule.mark = value.map(|value| (value, mask));
         rule
+    }
+
+    /// The change that makes it, if it is exactly one that an instance with this identity makes.
+    #[must_use]
+    pub fn change(&self, identity: &Identity) -> Option<Change> {
+        let Self { family, priority, iif, mark, inverted, narrowed, table, goto, idle, by_kernel } = self;
+        let after = identity.priority.saturating_add(1);
+        let marks_fit = *mark == Some((identity.mark.steer(), identity.mark.mask()));
+        if !marks_fit || *inverted || *narrowed || !by_kernel {
+            return None;
+        }
+        let common = |rule| Some(Change::CommonRule { family: *family, rule });
+        let looks_up = *table == Some(identity.table) && *priority == identity.priority;
+        match (iif, goto) {
+            (Some(iif), None) if looks_up => Some(Change::Rule { family: *family, iif: iif.clone() }),
+            (None, None) if looks_up => common(Common::All),
+            (None, None) if *idle && *priority == after => common(Common::Landing),
+            (Some(iif), Some(to))
+                if iif == LOOPBACK_NAME && *to == after && *priority == identity.priority =>
+            {
+                common(Common::PastLoopback)
+            }
+            _ => None,
+        }
     }
 
     /// Whether it selects by bits of `mark`.
@@ -225,6 +374,9 @@ impl fmt::Display for Rule {
         if let Some((value, mask)) = self.mark {
             write!(f, " fwmark {value:#x}/{mask:#x}")?;
         }
+        if let Some(priority) = self.goto {
+            write!(f, " goto {priority}")?;
+        }
         self.table.map_or(Ok(()), |table| write!(f, " lookup {table}"))
     }
 }
@@ -241,6 +393,45 @@ mod tests {
         assert!(!confusable(OURS, (0x40000, 0xff_0000)), "Tailscale");
         assert!(!confusable(OURS, (0x1000_0000, 0x3000_0000)), "another value of the same field");
         assert!(!confusable(OURS, (0, 0x3000_0000)), "unmarked packets");
+    }
+
+    #[test]
+    fn a_rule_is_ours_only_if_all_of_it_is() {
+        let ours = Rule {
+            family: Family::V6,
+            priority: 100,
+            iif: Some("lan".into()),
+            mark: Some(OURS),
+            inverted: false,
+            narrowed: false,
+            table: Some(29_808),
+            goto: None,
+            idle: false,
+            by_kernel: true,
+        };
+        let change = |rule: &Rule| rule.change(&Identity::DEFAULT);
+        assert_eq!(change(&ours), Some(Change::Rule { family: Family::V6, iif: "lan".into() }));
+        let all = Rule { iif: None, ..ours.clone() };
+        assert_eq!(change(&all), Some(Change::CommonRule { family: Family::V6, rule: Common::All }));
+        let past = Rule { iif: Some("lo".into()), table: None, goto: Some(101), ..ours.clone() };
+        assert_eq!(
+            change(&past),
+            Some(Change::CommonRule { family: Family::V6, rule: Common::PastLoopback })
+        );
+        let landing = Rule { idle: true, table: None, priority: 101, ..all };
+        assert_eq!(change(&landing), Some(Change::CommonRule { family: Family::V6, rule: Common::Landing }));
+        let others = [
+            Rule { priority: 99, ..ours.clone() },
+            Rule { mark: Some((OURS.0, u32::MAX)), ..ours.clone() },
+            Rule { inverted: true, ..ours.clone() },
+            Rule { narrowed: true, ..ours.clone() },
+            Rule { table: Some(100), ..ours.clone() },
+            Rule { by_kernel: false, ..ours },
+            Rule { goto: Some(200), ..past },
+        ];
+        for rule in &others {
+            assert_eq!(change(rule), None, "{rule}");
+        }
     }
 
     #[test]

@@ -337,15 +337,98 @@ fn what_was_held_in_another_namespace_is_not_taken_over() {
 }
 
 #[test]
-fn an_unreadable_journal_is_reported_and_removed() {
+fn a_journal_that_is_not_understood_is_put_aside_and_what_is_exactly_ours_is_adopted() {
+    for newer in [false, true] {
+        in_namespace(move || {
+            let root = Root::new();
+            let before = host();
+            drop(Victim::start(&root));
+            let file = root.file();
+            if newer {
+                root.edit(|record| record["format"] = json!(1000));
+            } else {
+                fs::write(&file, "{\"pid\": 1, \"ident").unwrap();
+            }
+            let text = fs::read(&file).unwrap();
+            fs::write(file.with_extension("new"), "{").unwrap();
+            let reports = root.cleanup();
+            let [Report::Unreadable { path, .. }] = &reports[..] else { panic!("{reports:?}") };
+            assert_eq!(fs::read(path).unwrap(), text);
+            assert!(!file.exists());
+            assert!(root.cleanup().is_empty(), "it is told once");
+            // Its rules and routes are exactly those of the next one with the same identity.
+            let journal = root.begin().unwrap();
+            journal.undo().unwrap();
+            assert_eq!(host()[..4], before[..4]);
+            assert_eq!(fs::read(path).unwrap(), text);
+        });
+    }
+}
+
+#[test]
+fn the_journal_of_a_living_instance_is_let_alone_whatever_it_says() {
     in_namespace(|| {
         let root = Root::new();
-        drop(Victim::start(&root));
-        fs::write(root.file(), "{\"pid\": 1, \"ident").unwrap();
-        fs::write(root.file().with_extension("new"), "{").unwrap();
-        let reports = root.cleanup();
-        assert!(matches!(reports[..], [Report::Unreadable { .. }]), "{reports:?}");
-        assert!(!root.0.exists());
+        let victim = Victim::start(&root);
+        root.edit(|record| record["format"] = json!(1000));
+        let text = fs::read(root.file()).unwrap();
+        assert!(root.cleanup().is_empty());
+        assert!(matches!(root.begin(), Err(HostError::Strange { .. })));
+        assert_eq!(fs::read(root.file()).unwrap(), text);
+        drop(victim);
+    });
+}
+
+#[test]
+fn what_is_ours_is_adopted_only_when_nobody_listens_with_the_mark() {
+    in_namespace(|| {
+        // As in containers, each with a /run of its own.
+        let (root, fresh) = (Root::new(), Root::new());
+        let victim = Victim::start(&root);
+        let listener = crate::socket::listener(Family::V4, IDENTITY.mark).unwrap();
+        let refused = fresh.begin().unwrap_err();
+        assert!(matches!(refused, HostError::InUseElsewhere { .. }), "{refused}");
+        drop((victim, listener));
+        let mut journal = fresh.begin().unwrap();
+        let left = host();
+        apply_all(&mut journal);
+        assert_eq!(host(), left, "it is there already");
+        journal.undo().unwrap();
+        assert!(!run("ip rule").contains("222:") && !run("ip -6 rule").contains("222:"));
+        // What is nearly ours is somebody else's.
+        run("ip rule add pref 222 iif lo fwmark 0x20000000/0x30000000 lookup 2222 protocol boot");
+        assert!(matches!(fresh.begin(), Err(HostError::MarkTaken { .. })));
+    });
+}
+
+#[test]
+fn a_change_that_others_take_away_is_made_again_and_what_is_given_up_goes() {
+    in_namespace(|| {
+        let root = Root::new();
+        let before = host();
+        let mut journal = root.begin().unwrap();
+        apply_all(&mut journal);
+        let there = host();
+        let v6 = "ip -6 rule del pref 222";
+        for command in ["ip rule flush", v6, v6, "ip route flush table 2222"] {
+            run(command);
+        }
+        run("ip rule add pref 32766 lookup main");
+        run("ip rule add pref 32767 lookup default");
+        fs::write("/proc/sys/net/ipv4/conf/lo/accept_local", "0").unwrap();
+        let ensured = journal.ensure(changes());
+        assert!(ensured.failures.is_empty(), "{:?}", ensured.failures);
+        // Two rules of each family, the route of IPv4, and the sysctl.
+        assert_eq!(ensured.restored.len(), 6, "{:?}", ensured.restored);
+        assert_eq!(host(), there);
+        assert!(journal.ensure(changes()).restored.is_empty());
+        journal.give_up_all_but(&[Change::LocalRoute { family: Family::V4 }]).unwrap();
+        assert_eq!(host()[4..], before[4..], "sysctls too");
+        assert!(
+            !run("ip rule").contains("222:") && run("ip route show table 2222").contains("local default")
+        );
+        journal.undo().unwrap();
+        assert_eq!(host(), before);
     });
 }
 

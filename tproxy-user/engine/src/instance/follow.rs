@@ -1,41 +1,101 @@
-//! What the rules need on the host, put in place, and kept so as interfaces, routes and addresses change.
+//! What the rules need on the host, put in place, and kept so as interfaces, routes and addresses change, and as others
+//! take away what is ours.
 
-use std::mem;
+use std::time::Instant;
 
-use super::{Instance, InstanceError, workers::open_black_holes};
+use super::{
+    Cgroups, Instance, InstanceError, announce_no_cgroup,
+    health::{Attempt, Health},
+    workers::open_black_holes,
+};
 use crate::{
     config::{Action, Rule, Scope},
-    datapath::{AttachError, Attachment, DatapathError},
+    datapath::{AttachError, DatapathError},
     family::Family,
     host::{
-        Change, Direction, HostError,
+        Change, HostError,
         links::{self, Changed, Link},
         local_table::{self, LocalTable},
-        sysctl::Sysctl,
     },
-    plan::{Plan, Surroundings},
-    policy::{Compiled, Extent},
+    plan::{Plan, Surroundings, follows_routes},
+    policy::{CgroupError, Compiled, Extent},
 };
 
 impl Instance {
-    /// Adapts to what changed on the host.
-    ///
-    /// # Errors
-    /// When the host or the kernel refuses; what was in place before still is.
-    pub fn follow(&mut self, changed: Changed) -> Result<(), InstanceError> {
-        if changed.local_table {
-            self.set_host_addresses()?;
+    /// Adapts to what changed on the host. What fails is tried again, as [`Self::unsettled`] says.
+    pub fn follow(&mut self, changed: Changed) {
+        if self.convergence.hear(changed) {
+            self.reconcile();
         }
-        if changed.links || changed.routes {
-            let now = look_around()?;
-            if now == self.surroundings {
-                return Ok(());
+    }
+
+    /// Completes when [`Self::reconcile`] may have something to do without word of a change.
+    pub async fn unsettled(&self) {
+        tokio::time::sleep_until(self.convergence.due().into()).await;
+    }
+
+    /// What is missing of what the rules need.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn health(&self) -> &Health {
+        self.convergence.health()
+    }
+
+    /// Makes the host what the rules and the surroundings ask for, as far as it is not so already.
+    pub fn reconcile(&mut self) {
+        let look = self.convergence.begin(Instant::now());
+        let mut attempt = Attempt::default();
+        if look.local_table
+            && let Err(error) = self.set_host_addresses()
+        {
+            attempt.pending.local_table = true;
+            attempt.errors.push(error);
+        }
+        let before = self.surroundings.clone();
+        match self.look_again(look) {
+            Ok(()) => {}
+            Err(error) => {
+                (attempt.pending.links, attempt.pending.routes) = (look.links, look.routes);
+                attempt.errors.push(error.into());
             }
-            let before = mem::replace(&mut self.surroundings, now);
-            let plan = self.plan.clone();
-            self.carry_out()?;
-            self.report_interfaces(&before, &plan);
         }
+        if (look.cgroups || look.ours)
+            && let Err(error) = self.find_cgroups()
+        {
+            attempt.pending.cgroups = true;
+            attempt.errors.push(error.into());
+        }
+        let plan = self.plan.clone();
+        self.converge(&mut attempt);
+        self.report_interfaces(&before, &plan);
+        self.convergence.end(Instant::now(), &attempt);
+    }
+
+    fn look_again(&mut self, look: Changed) -> Result<(), HostError> {
+        let needs_routes = follows_routes(self.rules());
+        let links = if look.links { links::snapshot()? } else { self.surroundings.links.clone() };
+        let routed = match (look.links || look.routes, needs_routes) {
+            (true, true) => local_table::routed_interfaces()?,
+            (false, true) => self.surroundings.routed.clone(),
+            (_, false) => Default::default(),
+        };
+        let now = Surroundings { links, routed, families: Family::available().collect() };
+        if now != self.surroundings {
+            self.surroundings = now;
+            self.convergence.stale = true;
+        }
+        Ok(())
+    }
+
+    /// Those that the rules name may be made anew, as that of a service that is restarted: the kernel's number is another.
+    fn find_cgroups(&mut self) -> Result<(), CgroupError> {
+        let now = Cgroups::find(&self.config.rules)?;
+        if now.of_rules != self.cgroups.of_rules {
+            tracing::info!("cgroups that rules name came or went");
+            announce_no_cgroup(&self.config.rules, &now);
+            self.convergence.stale = true;
+        }
+        self.cgroups = now;
         Ok(())
     }
 
@@ -44,14 +104,32 @@ impl Instance {
         Ok(self.datapath.set_host_addresses(local.prefixes())?)
     }
 
-    /// Makes hooks, rules and tables what the surroundings ask for. First what delivers, then what steers.
-    pub(super) fn carry_out(&mut self) -> Result<(), InstanceError> {
+    /// Makes hooks, rules and tables what the surroundings ask for. First what delivers, then what steers: one interface
+    /// that refuses must not keep the rules from the others.
+    pub(super) fn converge(&mut self, attempt: &mut Attempt) {
         let plan = self.surroundings.plan(self.rules());
-        // One interface that refuses must not keep the rules from the others.
-        let prepared = self.prepare(&plan);
-        self.switch()?;
-        self.tidy(plan)?;
-        prepared
+        let detached = self.datapath.give_up_detached().unwrap_or_else(|error| {
+            attempt.errors.push(error.into());
+            Vec::new()
+        });
+        self.prepare(&plan, attempt);
+        for (link, hook) in detached {
+            if plan.hooks.contains(&(link.index, hook)) && self.is_hooked(&link, hook) {
+                tracing::warn!(interface = link.name, "somebody detached tc {hook}; it is attached again");
+                attempt.restored += 1;
+            }
+        }
+        if self.convergence.stale {
+            attempt.note(self.switch());
+        }
+        attempt.note(self.tidy(plan));
+        if !attempt.errors.is_empty() {
+            attempt.pending.ours = true;
+        }
+    }
+
+    fn is_hooked(&self, link: &Link, hook: crate::host::Direction) -> bool {
+        self.datapath.attached().iter().any(|(attached, at)| attached.index == link.index && *at == hook)
     }
 
     /// The rules, and those of earlier generations that still have flows.
@@ -59,67 +137,80 @@ impl Instance {
         self.config.rules.iter().chain(self.superseded.iter().flat_map(|superseded| &*superseded.rules))
     }
 
-    /// Adds what `plan` needs.
-    pub(super) fn prepare(&mut self, plan: &Plan) -> Result<(), InstanceError> {
+    /// Adds what `plan` needs, and puts back what of it is there no more.
+    pub(super) fn prepare(&mut self, plan: &Plan, attempt: &mut Attempt) {
         let drops = |rule: &Rule| rule.scope == Scope::Inbound && rule.action == Action::Drop;
         if self.black_holes.is_empty() && self.rules().any(drops) {
-            self.black_holes = open_black_holes(self.config.mark, &mut self.datapath)?;
-        }
-        for sysctl in &plan.loopback {
-            let sysctl = Sysctl::new("lo", Family::V4, sysctl.key())?;
-            self.journal.apply(Change::Sysctl { sysctl, value: "1".into() })?;
-        }
-        for iif in &plan.delivering {
-            for change in rules_for(iif) {
-                self.journal.apply(change)?;
+            match open_black_holes(self.config.mark, &mut self.datapath) {
+                Ok(holes) => self.black_holes = holes,
+                Err(error) => attempt.errors.push(error),
             }
         }
-        self.attach(plan)
+        match self.changes(plan) {
+            Ok(changes) => {
+                let ensured = self.journal.ensure(changes);
+                for change in &ensured.restored {
+                    tracing::warn!("somebody removed the {change}; it is in place again");
+                }
+                attempt.restored += ensured.restored.len();
+                attempt.errors.extend(ensured.failures.into_iter().map(InstanceError::from));
+            }
+            Err(error) => attempt.errors.push(error.into()),
+        }
+        self.attach(plan, attempt);
+        if self.is_steering && !self.datapath.looks_up() {
+            match self.datapath.attach_lookup() {
+                Ok(()) => {
+                    tracing::warn!("somebody detached the listener lookup; it is attached again");
+                    attempt.restored += 1;
+                }
+                Err(error) => attempt.errors.push(error.into()),
+            }
+        }
+    }
+
+    fn changes(&self, plan: &Plan) -> Result<Vec<Change>, HostError> {
+        plan.changes(&self.surroundings, self.datapath.attachment())
     }
 
     /// Has the datapath decide by the latest rules, given the surroundings.
     pub(super) fn switch(&mut self) -> Result<(), InstanceError> {
         let surroundings = &self.surroundings;
-        let compiled = Compiled::new(&self.config.rules, |rule| surroundings.limit(rule), &self.cgroups);
+        let compiled =
+            Compiled::new(&self.config.rules, |rule| surroundings.limit(rule), &self.cgroups.of_rules);
         let extents = self.superseded.iter().map(|superseded| Extent::of(&superseded.rules));
         let lasting = extents.fold(Extent::default(), Extent::and);
-        Ok(self.datapath.install(&compiled, self.generations.latest().number(), lasting)?)
+        self.datapath.install(&compiled, self.generations.latest().number(), lasting)?;
+        self.convergence.stale = false;
+        Ok(())
     }
 
     /// Removes what `plan` does not need.
     pub(super) fn tidy(&mut self, plan: Plan) -> Result<(), InstanceError> {
+        let mut outcome = Ok(());
         for (link, hook) in self.datapath.attached() {
             if !plan.hooks.contains(&(link.index, hook)) {
-                self.datapath.detach_from(link.index, hook)?;
-                self.journal.revert(&tc_filter(&link, hook))?;
+                outcome = outcome.and(self.datapath.detach_from(link.index, hook));
             }
         }
-        let was = mem::replace(&mut self.plan, plan);
-        for iif in was.delivering.difference(&self.plan.delivering) {
-            for change in rules_for(iif) {
-                self.journal.revert(&change)?;
-            }
-        }
-        Ok(())
+        let changes = self.changes(&plan)?;
+        self.plan = plan;
+        outcome?;
+        Ok(self.journal.give_up_all_but(&changes)?)
     }
 
-    fn attach(&mut self, plan: &Plan) -> Result<(), InstanceError> {
-        let mut outcome = Ok(());
+    fn attach(&mut self, plan: &Plan, attempt: &mut Attempt) {
         for (index, hook) in &plan.hooks {
             let Some(link) = self.surroundings.links.iter().find(|link| link.index == *index) else {
                 continue;
             };
-            if self.datapath.attachment() == Attachment::Clsact {
-                self.journal.apply(tc_filter(link, *hook))?;
-            }
             match self.datapath.attach(link, *hook) {
                 // Word of its end is on the way.
-                Err(DatapathError::Attach(AttachError::Gone(_))) => {}
-                Err(error) => outcome = Err(error.into()),
+                Err(DatapathError::Attach(AttachError::Gone(_))) => attempt.pending.links = true,
+                Err(error) => attempt.errors.push(error.into()),
                 Ok(()) => {}
             }
         }
-        outcome
     }
 
     /// Says which of the interfaces that mattered do so no longer, and which do now.
@@ -144,14 +235,8 @@ impl Instance {
     }
 }
 
-pub(super) fn look_around() -> Result<Surroundings, HostError> {
-    Ok(Surroundings { links: links::snapshot()?, routed: local_table::routed_interfaces()? })
-}
-
-fn tc_filter(link: &Link, hook: Direction) -> Change {
-    Change::TcFilter { interface: link.name.clone(), index: link.index, direction: hook }
-}
-
-fn rules_for(iif: &str) -> impl Iterator<Item = Change> {
-    Family::available().map(|family| Change::Rule { family, iif: iif.to_owned() })
+/// What there is for these rules.
+pub(super) fn look_around<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Result<Surroundings, HostError> {
+    let routed = if follows_routes(rules) { local_table::routed_interfaces()? } else { Default::default() };
+    Ok(Surroundings { links: links::snapshot()?, routed, families: Family::available().collect() })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tproxy_common::verdict::Reason;
 
-use super::{Instance, InstanceError};
+use super::{Health, Instance, InstanceError};
 use crate::{
     config::Rule,
     datapath::{MapUse, RuleHits},
@@ -35,6 +35,8 @@ pub struct Look {
     pub hits: RuleHits,
     /// Which generation of the rules holds, counted from 0.
     pub generation: u32,
+    /// What is missing of what the rules need.
+    pub health: Health,
 }
 
 impl Instance {
@@ -56,6 +58,7 @@ impl Instance {
             packets: self.datapath.counters()?,
             hits: self.datapath.rule_hits()?,
             generation: self.generations.latest().number(),
+            health: self.health().clone(),
         })
     }
 

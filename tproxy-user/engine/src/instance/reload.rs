@@ -2,18 +2,20 @@
 //! packet to the next; flows that were decided before go on by the rules they had, and so do the hooks that those need.
 
 use std::{
-    collections::BTreeSet,
     mem,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
-use super::{Changes, Instance, InstanceError, look_around, require_interfaces, resolve_cgroups};
+use super::{
+    Attempt, Cgroups, Changes, Instance, InstanceError, announce_absent, announce_no_cgroup, look_around,
+    require_interfaces,
+};
 use crate::{
     config::{Config, Rule},
     generation::Generation,
     plan::Surroundings,
-    policy::{Cgroup, Compiled, Extent},
+    policy::{Compiled, Extent},
 };
 
 /// For how long a connection that was decided may yet be accepted: longer than the kernel tries to finish a handshake
@@ -29,11 +31,27 @@ pub(super) struct Superseded {
     pub(super) until: Option<Instant>,
 }
 
+/// Rules that held.
+#[derive(Debug)]
+pub struct Before {
+    config: Config,
+    cgroups: Cgroups,
+}
+
+/// Without what rules do not come to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Demand {
+    /// All that they need is in place.
+    Everything,
+    /// The datapath has them.
+    Rules,
+}
+
 /// A configuration that could take the place of the one that holds.
 struct Considered {
     changes: Changes,
     surroundings: Surroundings,
-    cgroups: Vec<Vec<Cgroup>>,
+    cgroups: Cgroups,
 }
 
 impl Instance {
@@ -43,9 +61,42 @@ impl Instance {
     /// [`InstanceError`]; everything is then as it was.
     pub fn reload(&mut self, config: Config) -> Result<Changes, InstanceError> {
         let Considered { changes, surroundings, cgroups } = self.consider(&config)?;
-        if config == self.config && cgroups == self.cgroups {
+        if config == self.config && cgroups.of_rules == self.cgroups.of_rules {
             return Ok(changes);
         }
+        announce_absent(&config.rules, &surroundings);
+        announce_no_cgroup(&config.rules, &cgroups);
+        self.take_over(config, cgroups, surroundings, Demand::Everything)?;
+        Ok(changes)
+    }
+
+    /// The rules as they are, to go back to.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn before(&self) -> Before {
+        Before { config: self.config.clone(), cgroups: self.cgroups.clone() }
+    }
+
+    /// Has flows that begin from now on go by the rules that there were, with the cgroups that they were about; nothing of
+    /// it is asked for anew, and what is missing on the host by now is seen to afterwards.
+    ///
+    /// # Errors
+    /// When the datapath's maps cannot be written.
+    #[doc(hidden)]
+    pub fn roll_back(&mut self, before: Before) -> Result<Changes, InstanceError> {
+        let changes = Changes::between(&self.config, &before.config);
+        let surroundings = self.surroundings.clone();
+        self.take_over(before.config, before.cgroups, surroundings, Demand::Rules)?;
+        Ok(changes)
+    }
+
+    fn take_over(
+        &mut self,
+        config: Config,
+        cgroups: Cgroups,
+        surroundings: Surroundings,
+        demand: Demand,
+    ) -> Result<(), InstanceError> {
         let previous = self.generations.latest();
         let next = previous.next(&config);
         let number = next.number();
@@ -63,21 +114,21 @@ impl Instance {
             mem::replace(&mut self.surroundings, surroundings),
         );
         let plan = self.surroundings.plan(self.rules());
-        match self.prepare(&plan).and_then(|()| self.switch()) {
-            Ok(()) => {
-                // The new rules hold, whatever is left over.
-                self.tidy(plan).unwrap_or_else(|error| tracing::error!("{error}"));
-                Ok(changes)
-            }
-            Err(error) => {
-                (self.config, self.cgroups, self.surroundings) = before;
-                self.superseded.pop();
-                self.generations.remove(number);
-                let plan = mem::replace(&mut self.plan, plan);
-                self.tidy(plan).unwrap_or_else(|error| tracing::error!("{error}"));
-                Err(error)
-            }
+        let mut attempt = Attempt::default();
+        self.prepare(&plan, &mut attempt);
+        let prepared = match demand {
+            Demand::Everything => attempt.errors.into_iter().next().map_or(Ok(()), Err),
+            Demand::Rules => Ok(()),
+        };
+        let outcome = prepared.and_then(|()| self.switch());
+        if outcome.is_err() {
+            (self.config, self.cgroups, self.surroundings) = before;
+            self.superseded.pop();
+            self.generations.remove(number);
         }
+        // The rules hold, these or those, whatever of it is left to be done.
+        self.reconcile();
+        outcome
     }
 
     /// What [`Self::reload`] would change. Nothing is.
@@ -86,7 +137,7 @@ impl Instance {
     /// Why it would be refused, as far as that can be found out before anything is changed.
     pub fn would_change(&self, config: &Config) -> Result<Changes, InstanceError> {
         let Considered { changes, surroundings, cgroups } = self.consider(config)?;
-        let compiled = Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups);
+        let compiled = Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups.of_rules);
         self.datapath.require_room(&compiled)?;
         Ok(changes)
     }
@@ -96,11 +147,9 @@ impl Instance {
         if !fixed.is_empty() {
             return Err(InstanceError::Fixed(fixed));
         }
-        let surroundings = look_around()?;
-        // One that was there at the start may come and go.
-        let known: BTreeSet<&String> = self.config.rules.iter().flat_map(|rule| &rule.interfaces).collect();
-        require_interfaces(&config.rules, &surroundings, |name| known.contains(name))?;
-        let cgroups = resolve_cgroups(&config.rules)?;
+        let surroundings = look_around(config.rules.iter().chain(self.rules()))?;
+        require_interfaces(&config.rules, &surroundings)?;
+        let cgroups = Cgroups::find(&config.rules)?;
         Ok(Considered { changes: Changes::between(&self.config, config), surroundings, cgroups })
     }
 
@@ -126,10 +175,7 @@ impl Instance {
     }
 
     /// Gives up what only rules needed that have no flow any more.
-    ///
-    /// # Errors
-    /// When the host or the kernel refuses.
-    pub fn retire(&mut self) -> Result<(), InstanceError> {
+    pub fn retire(&mut self) {
         let now = Instant::now();
         for superseded in &mut self.superseded {
             if superseded.until.take_if(|until| *until <= now).is_some() {
@@ -138,10 +184,12 @@ impl Instance {
         }
         let before = self.extent();
         self.superseded.retain(|superseded| superseded.generation.strong_count() > 0);
-        if self.extent() == before && self.surroundings.plan(self.rules()) == self.plan {
-            return Ok(());
+        if self.extent() != before {
+            self.convergence.stale = true;
+        } else if self.surroundings.plan(self.rules()) == self.plan {
+            return;
         }
-        self.carry_out()
+        self.reconcile();
     }
 
     fn extent(&self) -> Extent {

@@ -84,7 +84,7 @@ fn open_listeners(
         datapath.set_listener(worker as u32, Protocol::Tcp, family, &listener)?;
         Ok(listener)
     };
-    Family::available().map(open).collect()
+    Family::supported().map(open).collect()
 }
 
 /// The UDP sockets of a worker, a set for each address family. Rules about UDP may come later.
@@ -98,14 +98,14 @@ fn open_udp(
         datapath.set_listener(worker as u32, Protocol::Udp, family, sockets.listener())?;
         Ok(sockets)
     };
-    Family::available().map(open).collect()
+    Family::supported().map(open).collect()
 }
 
 /// Where flows end that scope `inbound` drops; the datapath's hooks for the other scopes can drop by themselves.
 pub(super) fn open_black_holes(mark: Mark, datapath: &mut Datapath) -> Result<Vec<Socket>, InstanceError> {
     let mut holes = Vec::new();
     for protocol in Protocol::ALL {
-        for family in Family::available() {
+        for family in Family::supported() {
             let hole = match protocol {
                 Protocol::Tcp => socket::black_hole(family, mark)?,
                 Protocol::Udp => socket::datagram_black_hole(family, mark)?,

@@ -1,10 +1,12 @@
-//! cgroups as rules name them (a directory) and as the kernel does (an id and a depth).
+//! cgroups as rules name them (a directory, a pattern, a unit of systemd, a container) and as the kernel does (an id and a
+//! depth).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use tproxy_common::{
@@ -13,6 +15,7 @@ use tproxy_common::{
 };
 
 use super::Sets;
+use crate::pattern;
 
 /// Deepest cgroup that a rule may name; the datapath asks for each depth that occurs.
 const MAX_DEPTH: usize = 31;
@@ -45,12 +48,99 @@ pub enum CgroupError {
     /// Deeper than the datapath looks.
     #[error("cgroup '{0}' is more than {MAX_DEPTH} levels deep")]
     TooDeep(PathBuf),
+    /// Too little of a container's id.
+    #[error(
+        "cgroup '{0}' needs at least {CONTAINER_ID} characters of the container's id, as `docker ps` shows"
+    )]
+    ShortId(PathBuf),
     /// Cannot be read.
     #[error("cgroup '{0}': {1}")]
     Unreadable(PathBuf, #[source] io::Error),
 }
 
+/// What there is at the moment of what a rule names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    /// The cgroups; none may be there yet.
+    pub cgroups: Vec<Cgroup>,
+    /// The directories in which others may appear, or these disappear.
+    pub looked_in: BTreeSet<PathBuf>,
+}
+
+/// How rules name cgroups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Sought<'a> {
+    /// A path from the root, whose components may be patterns.
+    Path(Vec<&'a str>),
+    /// `unit:NAME`: whatever is called so, wherever systemd has it.
+    Unit(&'a str),
+    /// `container:ID`: whatever has the id, or its beginning, in its name, as Docker, containerd, CRI-O and Podman have it.
+    Container(&'a str),
+}
+
+/// Shortest beginning of a container's id, which is what `docker ps` shows.
+const CONTAINER_ID: usize = 12;
+
+impl<'a> Sought<'a> {
+    fn of(text: &'a str) -> Self {
+        if let Some(unit) = text.strip_prefix("unit:") {
+            return Self::Unit(unit);
+        }
+        match text.strip_prefix("container:") {
+            Some(id) => Self::Container(id),
+            None => Self::Path(text.split('/').filter(|component| !component.is_empty()).collect()),
+        }
+    }
+
+    /// Whether a cgroup at this depth below the root, counted from 1, is it, and whether one below may be.
+    fn judge(&self, name: &str, depth: usize) -> (bool, bool) {
+        match self {
+            Self::Path(components) => {
+                let fits = components.get(depth - 1).is_some_and(|wanted| pattern::matches(wanted, name));
+                (fits && depth == components.len(), fits && depth < components.len())
+            }
+            Self::Unit(unit) => (pattern::matches(unit, name), true),
+            Self::Container(id) => {
+                let stem = name.strip_suffix(".scope").unwrap_or(name);
+                let last = stem.rsplit(['-', ':']).next().unwrap_or(stem);
+                (id.len() >= CONTAINER_ID && last.starts_with(id), true)
+            }
+        }
+    }
+}
+
 impl Cgroup {
+    /// All that `named` says: a directory, absolute or relative to the root of the hierarchy, with `*` and `?`;
+    /// `unit:NAME`; or `container:ID`.
+    ///
+    /// # Errors
+    /// [`CgroupError`] for what can never be one.
+    pub fn find(named: &Path) -> Result<Found, CgroupError> {
+        let mount = mount_point().ok_or(CgroupError::NotMounted)?;
+        let below = named.strip_prefix(&mount).unwrap_or(named);
+        let text = below.to_string_lossy();
+        let sought = Sought::of(&text);
+        match &sought {
+            Sought::Path(components) if components.is_empty() => {
+                return Err(CgroupError::Root(named.to_owned()));
+            }
+            Sought::Path(components) if components.len() > MAX_DEPTH => {
+                return Err(CgroupError::TooDeep(named.to_owned()));
+            }
+            Sought::Path(components) if components.contains(&"..") => {
+                return Err(CgroupError::Outside { path: named.to_owned(), mount });
+            }
+            Sought::Container(id) if id.len() < CONTAINER_ID => {
+                return Err(CgroupError::ShortId(named.to_owned()));
+            }
+            _ => {}
+        }
+        let mut found = Found::default();
+        search(&mount, &mut Vec::new(), &sought, &mut found);
+        found.cgroups.sort_unstable();
+        Ok(found)
+    }
+
     /// Resolves a directory, absolute or relative to the root of the hierarchy.
     ///
     /// # Errors
@@ -121,10 +211,40 @@ impl Cgroup {
         self.path[self.path.len() - 1]
     }
 
-    /// Levels below the root.
+    /// The levels below the root at which it may be, a bit each: it is as deep as it looks, unless the root that this process
+    /// sees is that of a cgroup namespace, which does not tell how deep it is itself.
     #[must_use]
-    pub fn depth(&self) -> u32 {
-        self.path.len() as u32
+    pub fn depths(&self) -> u32 {
+        let visible = 1 << self.path.len();
+        if in_namespace() { u32::MAX << self.path.len() } else { visible }
+    }
+}
+
+/// Looks below a cgroup, whose ids are `path`. What vanishes meanwhile is not there.
+fn search(directory: &Path, path: &mut Vec<u64>, sought: &Sought<'_>, found: &mut Found) {
+    if path.len() == MAX_DEPTH {
+        return;
+    }
+    found.looked_in.insert(directory.to_owned());
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let (is_it, go_on) = sought.judge(&entry.file_name().to_string_lossy(), path.len() + 1);
+        if !is_it && !go_on {
+            continue;
+        }
+        let Ok(metadata) = entry.metadata() else { continue };
+        // The id that `bpf_skb_cgroup_id` gives is the directory's inode number (kernfs).
+        path.push(metadata.ino());
+        if is_it {
+            found.cgroups.push(Cgroup { path: path.clone() });
+        }
+        // What is below one belongs to it.
+        if go_on && !is_it {
+            search(&entry.path(), path, sought, found);
+        }
+        path.pop();
     }
 }
 
@@ -152,10 +272,70 @@ fn below(mount: &Path, path: &Path) -> PathBuf {
     if path.starts_with(mount) { path.to_owned() } else { mount.join(path.strip_prefix("/").unwrap_or(path)) }
 }
 
+/// Whether this process is in a cgroup namespace other than the first one.
+fn in_namespace() -> bool {
+    /// `PROC_CGROUP_INIT_INO` of linux/proc_ns.h
+    const FIRST: u64 = 0xEFFF_FFFB;
+    static OTHER: LazyLock<bool> = LazyLock::new(|| {
+        fs::metadata("/proc/self/ns/cgroup").is_ok_and(|namespace| namespace.ino() != FIRST)
+    });
+    *OTHER
+}
+
 fn mount_point() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find_map(|fields| match fields[..] {
         [_, mount, "cgroup2", ..] => Some(PathBuf::from(mount)),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(named: &str, name: &str, depth: usize) -> (bool, bool) {
+        Sought::of(named).judge(name, depth)
+    }
+
+    #[test]
+    fn a_path_is_followed_component_by_component() {
+        assert_eq!(judge("/a/b*", "a", 1), (false, true));
+        assert_eq!(judge("/a/b*", "b.scope", 2), (true, false));
+        assert_eq!(judge("a/b*", "c", 2), (false, false));
+        assert_eq!(judge("/a/b*", "b", 1), (false, false));
+    }
+
+    #[test]
+    fn units_and_containers_are_found_at_any_depth() {
+        for depth in [1, 7] {
+            assert_eq!(judge("unit:nginx.service", "nginx.service", depth), (true, true));
+            assert_eq!(judge("unit:app-*.service", "app-1.service", depth), (true, true));
+            assert_eq!(judge("unit:nginx.service", "nginx.service.d", depth), (false, true));
+            let id = "0123456789abcdef";
+            for name in [id.to_owned(), format!("docker-{id}.scope"), format!("cri-containerd:{id}")] {
+                assert_eq!(judge("container:0123456789ab", &name, depth), (true, true), "{name}");
+            }
+            assert_eq!(judge("container:0123456789ab", "docker-ffff.scope", depth), (false, true));
+        }
+    }
+
+    #[test]
+    fn what_can_never_be_a_cgroup_is_refused() {
+        if mount_point().is_none() {
+            assert!(matches!(Cgroup::find("/x".as_ref()), Err(CgroupError::NotMounted)));
+            return;
+        }
+        let deep = "a/".repeat(MAX_DEPTH + 1);
+        for (named, says) in [
+            ("/", "root"),
+            ("a/../..", "not below"),
+            (deep.as_str(), "levels deep"),
+            ("container:ab", "12 characters"),
+        ] {
+            let error = Cgroup::find(named.as_ref()).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        assert_eq!(Cgroup::find("/nothing-is-called-so".as_ref()).unwrap().cgroups, []);
+    }
 }

@@ -8,7 +8,7 @@ use super::{Identity, Record};
 use crate::family::Family;
 use crate::host::{
     Direction, HostError, clsact, is_absent, pins,
-    policy::{self, Deed},
+    policy::{self, Common, Deed, Seen, Which},
     sysctl::Sysctl,
 };
 
@@ -22,6 +22,13 @@ pub enum Change {
         family: Family,
         /// Name of the interface; it need not exist.
         iif: String,
+    },
+    /// One of the rules that take the place of [`Self::Rule`] where there are many interfaces.
+    CommonRule {
+        /// Of the packets.
+        family: Family,
+        /// Which of them.
+        rule: Common,
     },
     /// The table's `local default dev lo`.
     LocalRoute {
@@ -67,6 +74,13 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rule { family, iif } => write!(f, "{family} rule for packets from {iif}"),
+            Self::CommonRule { family, rule: Common::All } => write!(f, "{family} rule for all packets"),
+            Self::CommonRule { family, rule: Common::PastLoopback } => {
+                write!(f, "{family} rule for what leaves")
+            }
+            Self::CommonRule { family, rule: Common::Landing } => {
+                write!(f, "{family} rule where what leaves goes on")
+            }
             Self::LocalRoute { family } => write!(f, "{family} local default route"),
             Self::Sysctl { sysctl, .. } => write!(f, "sysctl {sysctl}"),
             Self::TcFilter { interface, direction, .. } => write!(f, "tc {direction} filter on {interface}"),
@@ -111,36 +125,73 @@ impl Entry {
                 })?;
                 (!exists).then(|| NO_QDISC.to_owned())
             }
-            (Change::Rule { .. } | Change::LocalRoute { .. } | Change::Pins { .. }, None) => None,
+            (
+                Change::Rule { .. }
+                | Change::CommonRule { .. }
+                | Change::LocalRoute { .. }
+                | Change::Pins { .. },
+                None,
+            ) => None,
         };
         Ok(Self { change, before })
+    }
+
+    /// One that stands already, without anybody knowing what was there before.
+    pub(super) const fn adopted(change: Change) -> Self {
+        Self { change, before: None }
     }
 
     pub(super) fn change(&self) -> &Change {
         &self.change
     }
 
-    pub(super) fn make(&self, identity: &Identity) -> Result<(), HostError> {
+    /// Whether it is in force. `seen` is what the kernel says about rules and routes.
+    pub(super) fn stands(&self, identity: &Identity, seen: &Seen) -> Result<bool, HostError> {
         match &self.change {
-            Change::Rule { family, iif } => policy::rule(Deed::Add, identity, *family, iif),
+            Change::Rule { .. } | Change::CommonRule { .. } => Ok(seen.has_rule(identity, &self.change)),
+            Change::LocalRoute { family } => Ok(seen.has_route(*family)),
+            Change::Sysctl { sysctl, value } => Ok(sysctl.read()? == *value),
+            Change::TcFilter { index, .. } => clsact::exists(*index).map_err(|source| HostError::Netlink {
+                action: format!("look for the {}", self.change),
+                source,
+            }),
+            Change::Pins { directory } => Ok(directory.exists()),
+        }
+    }
+
+    /// Makes it; a rule or route that is there already is no error.
+    pub(super) fn make(&self, identity: &Identity) -> Result<(), HostError> {
+        let made = match &self.change {
+            Change::Rule { family, iif } => policy::rule(Deed::Add, identity, *family, Which::From(iif)),
+            Change::CommonRule { family, rule } => {
+                policy::rule(Deed::Add, identity, *family, Which::Common(*rule))
+            }
             Change::LocalRoute { family } => policy::local_route(Deed::Add, identity, *family),
+            // What is so already need not be written: /proc/sys is read-only in most containers.
+            Change::Sysctl { sysctl, value } if sysctl.read()? == *value => return Ok(()),
             Change::Sysctl { sysctl, value } => return sysctl.write(value),
-            Change::TcFilter { interface, index, .. } if self.before.is_some() => match clsact::add(*index) {
+            Change::TcFilter { interface, index, .. } => match clsact::add(*index) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(HostError::NoClsact(interface.clone()));
                 }
                 added => added,
             },
-            Change::TcFilter { .. } => Ok(()),
             Change::Pins { directory } => return pins::create(directory),
+        };
+        match made {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made
+                .map_err(|source| HostError::Netlink { action: format!("add the {}", self.change), source }),
         }
-        .map_err(|source| HostError::Netlink { action: format!("add the {}", self.change), source })
     }
 
     /// `others` are the living instances but for the one whose change this is.
     pub(super) fn undo(&self, identity: &Identity, others: &[Record]) -> Result<Undone, HostError> {
         let removed = match &self.change {
-            Change::Rule { family, iif } => policy::rule(Deed::Delete, identity, *family, iif),
+            Change::Rule { family, iif } => policy::rule(Deed::Delete, identity, *family, Which::From(iif)),
+            Change::CommonRule { family, rule } => {
+                policy::rule(Deed::Delete, identity, *family, Which::Common(*rule))
+            }
             Change::LocalRoute { family } => policy::local_route(Deed::Delete, identity, *family),
             Change::Sysctl { sysctl, value } => return self.restore(sysctl, value, others),
             Change::TcFilter { index, direction, .. } => {

@@ -42,9 +42,9 @@ pub enum Report {
         /// Why.
         error: HostError,
     },
-    /// A journal that says nothing was removed.
+    /// A journal that this version does not understand was put aside.
     Unreadable {
-        /// What it was called.
+        /// What it is called now.
         path: std::path::PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -85,7 +85,11 @@ impl fmt::Display for Report {
                 write!(f, "not undone (tproxy, pid {pid}): {error}")
             }
             Self::Unreadable { path, reason } => {
-                write!(f, "removed the unreadable journal {}: {reason}", path.display())
+                write!(
+                    f,
+                    "put aside a journal that cannot be read ({reason}); if a newer tproxy wrote it, rename {} to .json and run that one's cleanup; otherwise remove it",
+                    path.display()
+                )
             }
             Self::Socket { path } => write!(f, "removed the control socket {}", path.display()),
             Self::Running { pid, mark } => {
@@ -109,7 +113,7 @@ pub(in crate::host) fn cleanup_in(root: &Path) -> Result<Vec<Report>, HostError>
     let locked = store.lock()?;
     let held = locked.journals()?.into_iter().filter_map(|found| match found {
         Found::Held(record) => Some(record),
-        Found::Living(_) | Found::Dead(_) | Found::Elsewhere(_) | Found::Unreadable(..) => None,
+        _ => None,
     });
     let mut reports = Vec::new();
     for record in held {
@@ -126,9 +130,9 @@ pub(super) fn dead(locked: &Locked<'_>) -> Result<Vec<Report>, HostError> {
     let mut reports = Vec::new();
     for found in locked.journals()? {
         match found {
-            Found::Living(_) | Found::Held(_) => {}
+            Found::Living(_) | Found::Held(_) | Found::Strange(_) => {}
             Found::Unreadable(path, reason) => {
-                locked.delete(&path)?;
+                let path = locked.put_aside(&path)?;
                 reports.push(Report::Unreadable { path, reason });
             }
             Found::Elsewhere(mut record) => {

@@ -26,9 +26,15 @@ use crate::{
 /// Not /proc/self: threads may be in namespaces of their own.
 const NAMESPACE: &str = "/proc/thread-self/ns/net";
 
+/// Of what is written here. One that is higher may mean anything.
+const FORMAT: u32 = 1;
+
 /// What one instance did.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {
+    /// [`FORMAT`]; there was none at first.
+    #[serde(default)]
+    format: u32,
     pub(super) pid: u32,
     pub(super) place: Place,
     pub(super) identity: Identity,
@@ -65,6 +71,7 @@ pub(super) struct Undoing {
 impl Record {
     pub(super) fn new(identity: Identity) -> Result<Self, HostError> {
         Ok(Self {
+            format: FORMAT,
             pid: std::process::id(),
             place: Place::here()?,
             identity,
@@ -80,10 +87,7 @@ impl Record {
 
     /// Makes sure that what it did still stands: somebody may have taken it away.
     pub(super) fn make_again(&self) -> Result<(), HostError> {
-        self.changes.iter().try_for_each(|entry| match entry.make(&self.identity) {
-            Err(HostError::Netlink { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            made => made,
-        })
+        self.changes.iter().try_for_each(|entry| entry.make(&self.identity))
     }
 
     /// Takes back the changes, last one first.
@@ -161,7 +165,9 @@ pub(super) enum Found {
     Dead(Record),
     /// What it changed is gone too, but for its pins.
     Elsewhere(Record),
-    /// Written by a crash, or by somebody else.
+    /// Of an instance that lives, and of another version that writes otherwise.
+    Strange(PathBuf),
+    /// Written by a crash, by a newer version that is gone, or by somebody else.
     Unreadable(PathBuf, String),
 }
 
@@ -180,21 +186,31 @@ impl Locked<'_> {
     }
 
     fn journal(&self, path: PathBuf) -> Result<Found, HostError> {
+        // First, since only of the dead it is known that nothing more is written.
+        let lives = self.is_locked(&path.with_extension("lock"))?;
         let text = fs::read(&path).map_err(failed("read", &path))?;
-        let record: Record = match serde_json::from_slice(&text) {
-            Ok(record) => record,
-            Err(error) => return Ok(Found::Unreadable(path, error.to_string())),
-        };
-        let lock = self.store.lock_file(record.identity.mark);
-        Ok(if self.is_locked(&lock)? {
-            Found::Living(record)
-        } else if record.place != Place::here()? {
-            Found::Elsewhere(record)
-        } else if record.held {
-            Found::Held(record)
-        } else {
-            Found::Dead(record)
+        Ok(match understand(&text) {
+            Err(_) if lives => Found::Strange(path),
+            Err(reason) => Found::Unreadable(path, reason),
+            Ok(record) if lives => Found::Living(record),
+            Ok(record) if record.place != Place::here()? => Found::Elsewhere(record),
+            Ok(record) if record.held => Found::Held(record),
+            Ok(record) => Found::Dead(record),
         })
+    }
+
+    /// Whether the file is that of an instance with this mark.
+    pub(super) fn is_journal_of(&self, path: &Path, mark: Mark) -> bool {
+        *path == self.store.record(mark)
+    }
+
+    /// Gives the file a name under which it is in nobody's way, whatever it says.
+    pub(super) fn put_aside(&self, path: &Path) -> Result<PathBuf, HostError> {
+        let free = |number: &u32| !path.with_extension(format!("unreadable{number}")).exists();
+        let number = (1..).find(free).expect("there are more numbers than files");
+        let aside = path.with_extension(format!("unreadable{number}"));
+        fs::rename(path, &aside).map_err(failed("rename", path))?;
+        Ok(aside)
     }
 
     /// Whether an instance holds the lock file at `path`.
@@ -217,7 +233,7 @@ impl Locked<'_> {
     pub(super) fn living(&self) -> Result<Vec<Record>, HostError> {
         let living = self.journals()?.into_iter().filter_map(|found| match found {
             Found::Living(record) => Some(record),
-            Found::Held(_) | Found::Dead(_) | Found::Elsewhere(_) | Found::Unreadable(..) => None,
+            _ => None,
         });
         Ok(living.collect())
     }
@@ -226,7 +242,7 @@ impl Locked<'_> {
     pub(super) fn standing(&self) -> Result<Vec<Record>, HostError> {
         let standing = self.journals()?.into_iter().filter_map(|found| match found {
             Found::Living(record) | Found::Held(record) => Some(record),
-            Found::Dead(_) | Found::Elsewhere(_) | Found::Unreadable(..) => None,
+            _ => None,
         });
         Ok(standing.collect())
     }
@@ -288,8 +304,9 @@ impl Locked<'_> {
         let directory = &self.store.directory;
         for file in fs::read_dir(directory).map_err(failed("list", directory))? {
             let path = file.map_err(failed("list", directory))?.path();
-            let orphan = !path.with_extension("json").exists() && !self.is_locked(&path)?;
-            if orphan || path.extension().is_some_and(|extension| extension == "new") {
+            let is = |wanted: &str| path.extension().is_some_and(|extension| extension == wanted);
+            let orphan = is("lock") && !path.with_extension("json").exists() && !self.is_locked(&path)?;
+            if orphan || is("new") {
                 self.delete(&path)?;
             }
         }
@@ -301,6 +318,15 @@ impl Locked<'_> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
             _ => Ok(()),
         }
+    }
+}
+
+fn understand(text: &[u8]) -> Result<Record, String> {
+    let record: Record = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    if record.format <= FORMAT {
+        Ok(record)
+    } else {
+        Err(format!("it has format {}, and this version knows {FORMAT}", record.format))
     }
 }
 

@@ -114,7 +114,7 @@ impl Rig {
 
     /// Waits for all connections to end, and tells what was counted.
     pub(super) fn finish(self) -> Snapshot {
-        wait(self.worker.drained());
+        wait(self.worker.liveness().none());
         self.worker.stop_now();
         self.worker.join().unwrap();
         self.counters.snapshot()

@@ -33,14 +33,14 @@ fn a_stop_resets_both_sides() {
 fn draining_waits_for_the_last_connection() {
     let (rig, server) = upstream();
     let (mut client, mut upstream) = rig.pair(&server);
-    let drained_now = wait(async { timeout(Duration::ZERO, rig.worker.drained()).await });
+    let drained_now = wait(async { timeout(Duration::ZERO, rig.worker.liveness().none()).await });
     assert!(drained_now.is_err(), "one is live");
     // Live ones go on meanwhile, and late ones still come.
     client.write_all(b"x").unwrap();
     upstream.read_exact(&mut [0]).unwrap();
     let (late, late_upstream) = rig.pair(&server);
     drop((client, upstream, late, late_upstream));
-    wait(rig.worker.drained());
+    wait(rig.worker.liveness().none());
     assert_eq!(rig.finish().ended(End::Eof), 2);
 }
 

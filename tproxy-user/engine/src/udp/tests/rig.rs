@@ -167,7 +167,7 @@ impl Rig {
 
     /// Waits for all sessions to end by themselves.
     pub(super) fn wait_for_the_end(&self) -> Snapshot {
-        wait(self.worker.drained());
+        wait(self.worker.liveness().none());
         self.counted()
     }
 
