@@ -37,17 +37,28 @@ impl Addr {
         [self.0[12], self.0[13], self.0[14], self.0[15]]
     }
 
-    /// Multicast, broadcast, link-local or unspecified: no connection to such an address can be taken over.
+    /// Multicast, broadcast or unspecified: no connection to such an address can be taken over.
     #[inline(always)]
     #[must_use]
     pub fn is_special(&self) -> bool {
         if self.is_v4() {
-            let [a, b, ..] = self.v4();
-            // 224.0.0.0/4 multicast, 240.0.0.0/4 reserved and 255.255.255.255, 169.254.0.0/16, 0.0.0.0/8
-            a >= 224 || (a == 169 && b == 254) || a == 0
+            let v4 = self.v4();
+            // 224.0.0.0/4 multicast, 255.255.255.255, 0.0.0.0/8. The rest of 240.0.0.0/4 is forwarded like any other.
+            v4[0] & 0xf0 == 0xe0 || v4 == [255; 4] || v4[0] == 0
         } else {
-            // ff00::/8 multicast, fe80::/10 link-local
-            self.0[0] == 0xff || (self.0[0] == 0xfe && self.0[1] & 0xc0 == 0x80) || self.0 == [0; 16]
+            // ff00::/8 multicast
+            self.0[0] == 0xff || self.0 == [0; 16]
+        }
+    }
+
+    /// 169.254.0.0/16 or fe80::/10: of one link, and so of no rule that does not name the host.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_link_local(&self) -> bool {
+        if self.is_v4() {
+            self.0[12..14] == [169, 254]
+        } else {
+            self.0[0] == 0xfe && self.0[1] & 0xc0 == 0x80
         }
     }
 }
@@ -84,11 +95,36 @@ mod tests {
 
     #[test]
     fn special_addresses() {
-        for text in ["224.0.0.1", "255.255.255.255", "169.254.1.1", "0.0.0.0", "fe80::1", "ff02::1", "::"] {
+        for text in ["224.0.0.1", "239.255.255.250", "255.255.255.255", "0.0.0.0", "0.1.2.3", "ff02::1", "::"]
+        {
             assert!(addr(text).is_special(), "{text}");
         }
-        for text in ["8.8.8.8", "127.0.0.1", "169.253.0.1", "2001:4860::1", "fec0::1", "::1"] {
+        for text in [
+            "8.8.8.8",
+            "127.0.0.1",
+            "240.0.0.1",
+            "255.255.255.254",
+            "169.254.1.1",
+            "2001:4860::1",
+            "fe80::1",
+            "::1",
+        ] {
             assert!(!addr(text).is_special(), "{text}");
+        }
+    }
+
+    #[test]
+    fn link_local_addresses() {
+        for (text, is) in [
+            ("169.254.169.254", true),
+            ("169.253.0.1", false),
+            ("169.255.0.1", false),
+            ("fe80::1", true),
+            ("febf::1", true),
+            ("fec0::1", false),
+            ("::1", false),
+        ] {
+            assert_eq!(addr(text).is_link_local(), is, "{text}");
         }
     }
 }

@@ -7,6 +7,7 @@ mod listed;
 mod path;
 mod print;
 mod read;
+mod remarks;
 mod remedy;
 mod values;
 
@@ -62,6 +63,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// How many UDP sessions there may be.
     pub sessions: SessionLimits,
+    /// Names of sets that no rule names.
+    pub unused_sets: Vec<Arc<str>>,
 }
 
 impl Config {
@@ -87,6 +90,7 @@ impl Config {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             timeouts: Timeouts::default(),
             sessions: SessionLimits { total: 16_384, per_client: 4096 },
+            unused_sets: Vec::new(),
         }
     }
 }

@@ -13,6 +13,7 @@ use std::{
 
 pub use cgroup::{Cgroup, CgroupError, Found};
 use ipnet::IpNet;
+pub(crate) use prefixes::{is_nameable, roots};
 pub use sets::Sets;
 use tproxy_common::{
     abi::{PortBits, STRICT_SET, Unrestricted, scope_bit, scope_set},

@@ -28,6 +28,9 @@ impl Check {
     /// Why the instance would refuse it.
     pub async fn compare(self, config: &Config) -> anyhow::Result<()> {
         say(&format!("{}: {}\n", self.file.display(), config.summary()))?;
+        for remark in config.remarks_on_this_host() {
+            say(&format!("warning: {remark}\n"))?;
+        }
         let client = Client::new(Some(self.instance.name.unwrap_or_else(|| config.instance_name())));
         let query = serde_urlencoded::to_string(Checked { file: absolute(&self.file)? })?;
         let name = client.name();

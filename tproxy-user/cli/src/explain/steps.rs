@@ -24,11 +24,11 @@ pub(super) fn walk<L: Lookups>(
     if is_never_intercepted(&case.flow) {
         step(
             "never",
-            "multicast, broadcast, link-local, unspecified, port 0 or DHCP: no rule is asked".into(),
+            "multicast, broadcast, unspecified, a link-local source, port 0 or DHCP: no rule is asked".into(),
         );
         return (steps, verdict, None);
     }
-    step("never", "neither multicast nor link-local, nor port 0, nor DHCP: the rules may be asked".into());
+    step("never", "neither multicast nor broadcast, nor port 0, nor DHCP: the rules may be asked".into());
     let tuple = &case.flow.tuple;
     let to_host = tables.is_host_address(&tuple.dst);
     let from_host = tables.is_host_address(&tuple.src);

@@ -26,8 +26,8 @@ use super::{
 const MOST_SESSIONS: usize = 65_536;
 
 /// Distinct prefixes of one direction: half of what a map takes (`tproxy-ebpf/src/maps.rs`), since a reload keeps the
-/// old rules until the new ones are complete, without the two roots.
-pub(super) const MOST_PREFIXES: usize = 262_144 / 2 - 2;
+/// old rules until the new ones are complete, without what is in it whatever the rules: two roots and two link-local ones.
+pub(super) const MOST_PREFIXES: usize = 262_144 / 2 - 4;
 
 /// The same for user ids and for cgroups.
 const MOST_SENDERS: usize = 16_384 / 2;
@@ -114,6 +114,7 @@ pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> 
             total,
             per_client: draft.limits.udp_sessions_per_client.unwrap_or(total.div_ceil(4)).min(total),
         },
+        unused_sets: sets.unused(),
     })
 }
 
@@ -133,6 +134,17 @@ struct Check {
 struct Sets {
     prefixes: ByName<IpNet>,
     ports: ByName<std::ops::RangeInclusive<u16>>,
+}
+
+impl Sets {
+    /// Names of those that no rule holds by now.
+    fn unused(&self) -> Vec<Arc<str>> {
+        fn unused<T>(sets: &ByName<T>) -> impl Iterator<Item = Arc<str>> {
+            let unused = sets.values().filter(|set| Arc::strong_count(set) == 1);
+            unused.map(|set| Arc::clone(&set.name))
+        }
+        unused(&self.prefixes).chain(unused(&self.ports)).collect()
+    }
 }
 
 type ByName<T> = BTreeMap<String, Arc<NamedSet<T>>>;

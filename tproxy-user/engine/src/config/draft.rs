@@ -219,15 +219,18 @@ pub(crate) struct DraftRule {
     /// Interfaces that packets arrive by (forwarded: required) or leave by (outbound; default: all with a default or
     /// connected route)
     #[arg(long = "interface", value_name = "NAME")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("minItems" = 1))]
     pub(crate) interfaces: Vec<String>,
     /// Destination prefixes and addresses (default: any; 0.0.0.0/0 is all of IPv4, ::/0 all of IPv6)
     #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("minItems" = 1))]
     pub(crate) to: Vec<Item<IpNet>>,
     /// Source prefixes and addresses (default: any)
     #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("minItems" = 1))]
     pub(crate) from: Vec<Item<IpNet>>,
     /// Destination prefixes and addresses to leave out
     #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
@@ -235,15 +238,18 @@ pub(crate) struct DraftRule {
     pub(crate) except: Vec<Item<IpNet>>,
     /// Destination ports and ranges, such as 80,443,8000-8999 (default: any)
     #[arg(long = "port", value_name = "PORTS", value_delimiter = ',', value_parser = Item::<RangeInclusive<u16>>::parse)]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("minItems" = 1))]
     pub(crate) ports: Vec<Item<RangeInclusive<u16>>>,
     /// User ids of the sending process, as numbers (outbound)
     #[arg(long)]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("minItems" = 1))]
     pub(crate) uid: Vec<u32>,
     /// cgroup v2 directories of the sending process, or ones above it (outbound)
     #[arg(long, value_name = "PATH")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("minItems" = 1))]
     pub(crate) cgroup: Vec<PathBuf>,
     /// What becomes of a flow: direct, upstream=ADDR:PORT, respond=TEXT, reject, drop or pass; required
     ///

@@ -3,6 +3,7 @@
 mod any_input;
 mod mistakes;
 mod printed;
+mod remarks;
 mod shipped;
 
 use std::{fs, path::PathBuf};

@@ -266,6 +266,19 @@ impl<T: Text> de::Visitor<'_> for TextVisitor<T> {
     }
 }
 
+/// For serde: a list that says something. That nothing is listed means any value, which `[]` does not look like.
+pub(super) fn some<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let list = Vec::deserialize(deserializer)?;
+    if list.is_empty() {
+        return Err(de::Error::custom(
+            "the list is empty, but the key given: leave the key out for any, or list some",
+        ));
+    }
+    Ok(list)
+}
+
 /// For serde: a value as its text.
 pub(super) mod text {
     use super::{Deserializer, PhantomData, Serializer, Text, TextVisitor};

@@ -69,22 +69,37 @@ impl<'a> Lists<'a> {
 }
 
 /// Both families' roots: `0.0.0.0/0` and `::/0` are separate trees, so that `::/0` means IPv6 only.
-pub(super) fn roots() -> [IpNet; 2] {
+pub(crate) fn roots() -> [IpNet; 2] {
     [
         Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0).into(),
         Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0).into(),
     ]
 }
 
-/// Compiles one dimension; `of` gives a rule's prefixes and exceptions, no prefix meaning any address.
+/// What belongs to one link. As a destination only hosts of it can be selected, each by a rule that names it: a rule for
+/// everything, or for the whole link, is not meant for neighbour to neighbour.
+fn links() -> [IpNet; 2] {
+    [
+        Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16).into(),
+        Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10).into(),
+    ]
+}
+
+/// Whether a rule selects packets to `prefix` because it, or one that contains it, is named.
+pub(crate) fn is_nameable(prefix: &IpNet) -> bool {
+    prefix.prefix_len() == prefix.max_prefix_len() || !links().iter().any(|link| link.contains(prefix))
+}
+
+/// Compiles one dimension; `of` gives a rule's prefixes and exceptions, no prefix meaning any address. Only
+/// destinations have exceptions.
 pub(super) fn compile<'a>(
     rules: &'a [Rule],
     of: impl Fn(&'a Rule) -> (&'a Listed<IpNet>, Option<&'a Listed<IpNet>>),
     sets: &mut Sets,
 ) -> BTreeMap<IpNet, SetId> {
-    let roots = roots();
+    let (roots, links) = (roots(), links());
     let mut lists = Lists { lists: vec![(&roots, Saying::NOTHING)], sets: HashMap::new() };
-    for (rule, (named, excepted)) in (0..).zip(rules.iter().map(of)) {
+    for (rule, (named, excepted)) in (0..).zip(rules.iter().map(&of)) {
         if named.is_any() {
             lists.lists[0].1.named.insert(rule);
         } else {
@@ -94,6 +109,10 @@ pub(super) fn compile<'a>(
             lists.add(rule, Side::Excepted, excepted);
         }
     }
+    let are_destinations = rules.first().is_some_and(|rule| of(rule).1.is_some());
+    if are_destinations {
+        lists.lists.push((&links, Saying::NOTHING));
+    }
     let mut path: Vec<(IpNet, Saying)> = Vec::new();
     let mut compiled = BTreeMap::new();
     for same in lists.prefixes().chunk_by(|(one, _), (other, _)| one == other) {
@@ -102,8 +121,14 @@ pub(super) fn compile<'a>(
             path.pop();
         }
         let mut saying = path.last().map_or(Saying::NOTHING, |(_, above)| *above);
+        let is_of_a_link = are_destinations && links.iter().any(|link| link.contains(&prefix));
+        if is_of_a_link {
+            saying.named = RuleSet::EMPTY;
+        }
         for (_, list) in same {
-            saying.named.extend(&lists.lists[*list].1.named);
+            if !is_of_a_link || is_nameable(&prefix) {
+                saying.named.extend(&lists.lists[*list].1.named);
+            }
             saying.excepted.extend(&lists.lists[*list].1.excepted);
         }
         compiled.insert(prefix, sets.intern(saying.named.without(&saying.excepted)));

@@ -50,6 +50,40 @@ fn everything_matches_both_families_and_never_the_host() {
 }
 
 #[test]
+fn of_a_link_only_hosts_can_be_selected_and_only_by_rules_that_name_them() {
+    let metadata = "169.254.169.254";
+    let never = Verdict::Pass(Reason::NeverIntercepted);
+    let to = |named: &[&str], except: &[&str]| [Rule { to: nets(named), except: nets(except), ..rule() }];
+    for link in ["0.0.0.0/0", "169.254.0.0/16", "169.254.169.0/24", "169.254.169.254/31"] {
+        assert_eq!(verdict(&to(&[link], &[]), &flow("10.0.0.1", metadata, 80)), never, "{link}");
+    }
+    assert_eq!(verdict(&[rule()], &flow("10.0.0.1", metadata, 80)), never, "any");
+    let named = to(&["10.0.0.0/8", "169.254.169.254/32"], &[]);
+    assert_eq!(verdict(&named, &flow("10.0.0.1", metadata, 80)), Verdict::Steer(0));
+    assert_eq!(verdict(&named, &flow("169.254.0.9", metadata, 80)), Verdict::Steer(0));
+    assert_eq!(verdict(&named, &flow("10.0.0.1", "169.254.169.253", 80)), never);
+    assert_eq!(verdict(&named, &flow("169.254.0.9", "10.0.0.1", 80)), never, "a neighbour's own matter");
+    assert_eq!(
+        verdict(&to(&["169.254.169.254/32"], &["169.254.0.0/16"]), &flow("10.0.0.1", metadata, 80)),
+        never
+    );
+    let neighbour = to(&["fe80::7/128"], &[]);
+    assert_eq!(verdict(&neighbour, &flow("fe80::1", "fe80::7", 80)), Verdict::Steer(0));
+    assert_eq!(verdict(&neighbour, &flow("fe80::1", "fe80::8", 80)), never);
+    // The first that names it wins, whatever comes before for everything.
+    let rules =
+        [Rule { action: Action::Drop, ..rule() }, Rule { to: nets(&["169.254.169.254/32"]), ..rule() }];
+    assert_eq!(verdict(&rules, &flow("10.0.0.1", metadata, 80)), Verdict::Steer(1));
+}
+
+#[test]
+fn what_is_reserved_for_the_future_is_forwarded_today() {
+    for reserved in ["240.0.0.1", "255.255.255.254"] {
+        assert_eq!(verdict(&[rule()], &flow("10.0.0.1", reserved, 80)), Verdict::Steer(0), "{reserved}");
+    }
+}
+
+#[test]
 fn the_v6_root_does_not_match_v4() {
     let v6_only = [Rule { to: nets(&["::/0"]), ..rule() }];
     assert_eq!(verdict(&v6_only, &flow("10.0.0.1", "8.8.8.8", 80)), Verdict::Pass(Reason::NoRule));
@@ -243,6 +277,7 @@ fn the_most_rules_and_prefixes_compile_in_no_time() {
     let start = Instant::now();
     let compiled = Compiled::new(&rules, |_| None, &[]);
     let took = start.elapsed();
-    assert_eq!(compiled.destinations.len() as u32, RULES * 12 + SHARED + 2);
+    let (roots, links) = (2, 2);
+    assert_eq!(compiled.destinations.len() as u32, RULES * 12 + SHARED + roots + links);
     assert!(took < Duration::from_secs(3), "{took:?}");
 }

@@ -53,6 +53,7 @@ fn any_config() -> impl Strategy<Value = Config> {
     let times = (any_time(), any_time(), any_time(), any_time(), any_time());
     (prop::collection::vec(rule, 1..4), times, 1u32..1 << 30, 1usize..1025, 1usize..1 << 40).prop_map(
         |(rules, times, number, workers, total)| Config {
+            unused_sets: vec![],
             name: (workers % 3 == 0).then(|| format!("gw-{number}").parse().unwrap()),
             metrics: (workers % 3 == 1).then(|| format!("[::1]:{}", number % 65_536).parse().unwrap()),
             rules,

@@ -1,0 +1,209 @@
+//! What a configuration says that has no effect: rules that can never match, members of lists that never do, sets that
+//! no rule names. None of it is a mistake for sure, and all of it may be a hole: a `reject` that never matches passes.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tproxy_common::rule::Scope;
+
+use super::{Config, Listed, Protocols, Rule};
+use crate::{
+    host::local_table::LocalTable,
+    policy::{is_nameable, roots},
+};
+
+/// Prefixes of a list beyond which it is not asked whether another list holds all of them.
+const MOST_COMPARED: usize = 1024;
+
+/// Examples of prefixes that a remark names.
+const NAMED: usize = 3;
+
+impl Config {
+    /// A line for each thing that has no effect, as far as the configuration alone tells.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        for (index, rule) in self.rules.iter().enumerate() {
+            let remark = about_addresses(rule).or_else(|| {
+                let before = self.rules[..index].iter().find(|before| covers(before, rule))?;
+                Some(format!("it can never match, since rule '{}' before it takes all of it", before.name))
+            });
+            remarks.extend(remark.map(|remark| format!("rule '{}': {remark}", rule.name)));
+        }
+        remarks.extend(
+            self.unused_sets.iter().map(|name| format!("set '{name}' is never used: no rule names it")),
+        );
+        remarks
+    }
+
+    /// The same, also for what depends on which addresses are this host's own; without that where they cannot be read.
+    #[must_use]
+    pub fn remarks_on_this_host(&self) -> Vec<String> {
+        let own = LocalTable::load(self.table).map(|own| own.prefixes().collect::<Vec<_>>());
+        let here = own.map(|own| self.remarks_here(&own)).unwrap_or_default();
+        self.remarks().into_iter().chain(here).collect()
+    }
+
+    /// The same, for what depends on which addresses are this host's own.
+    #[must_use]
+    pub(super) fn remarks_here(&self, own: &[IpNet]) -> Vec<String> {
+        let remark = |rule: &Rule| Some(format!("rule '{}': {}", rule.name, about_own_addresses(rule, own)?));
+        self.rules.iter().filter_map(remark).collect()
+    }
+}
+
+fn about_addresses(rule: &Rule) -> Option<String> {
+    for (key, empty) in [
+        ("to", matches_nothing(&rule.to)),
+        ("from", matches_nothing(&rule.from)),
+        ("ports", matches_nothing(&rule.ports)),
+    ] {
+        if empty {
+            return Some(format!("it can never match while the sets in its {key} have no members"));
+        }
+    }
+    // No exception leaves nothing out; of other lists, nothing listed is any.
+    if !rule.except.is_any() && is_within(&rule.to, &rule.except) {
+        return Some("it can never match, since except leaves out all of its to".to_owned());
+    }
+    let to = Never::among(&rule.to, |net| why_never_to(rule, net));
+    let from = Never::among(&rule.from, |net| why_never_from(rule, net));
+    to.map(|never| never.says("to")).or_else(|| from.map(|never| never.says("from")))
+}
+
+fn about_own_addresses(rule: &Rule, own: &[IpNet]) -> Option<String> {
+    let is_own = |net: &IpNet| own.iter().any(|own| own.contains(net));
+    let has_own = |net: &IpNet| own.iter().any(|own| own.contains(net) || net.contains(own));
+    let not_a_client = "is this host's own, and this host is no client in this scope";
+    let to = Never::among(&rule.to, |net| match rule.scope {
+        Scope::Inbound => (!has_own(net)).then_some("is not this host's own, as scope inbound wants"),
+        Scope::Forwarded | Scope::Outbound => {
+            is_own(net).then_some("is this host's own, which only scope inbound takes")
+        }
+    });
+    let from = Never::among(&rule.from, |net| match rule.scope {
+        Scope::Outbound => None,
+        Scope::Forwarded | Scope::Inbound => is_own(net).then_some(not_a_client),
+    });
+    to.map(|never| never.says("to")).or_else(|| from.map(|never| never.says("from")))
+}
+
+/// Prefixes of a list that never match, of which the rest is whether all are.
+struct Never {
+    examples: Vec<(IpNet, &'static str)>,
+    more: usize,
+    all: bool,
+}
+
+impl Never {
+    fn among(listed: &Listed<IpNet>, why: impl Fn(&IpNet) -> Option<&'static str>) -> Option<Self> {
+        let never: Vec<_> = listed.iter().filter_map(|net| Some((*net, why(net)?))).collect();
+        let all = never.len() == listed.iter().count();
+        let more = never.len().saturating_sub(NAMED);
+        let examples: Vec<_> = never.into_iter().take(NAMED).collect();
+        (!examples.is_empty()).then_some(Self { examples, more, all })
+    }
+
+    fn says(&self, key: &str) -> String {
+        let examples: Vec<_> = self.examples.iter().map(|(net, why)| format!("{net} {why}")).collect();
+        let more = if self.more > 0 { format!("; and {} more", self.more) } else { String::new() };
+        let what = if self.all { "it can never match: " } else { "some of it can never match: " };
+        format!("{what}{key} {}{more}", examples.join("; "))
+    }
+}
+
+fn net4(a: u8, b: u8, length: u8) -> IpNet {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, 0, 0), length).into()
+}
+
+fn net6(first: u16, length: u8) -> IpNet {
+    Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), length).into()
+}
+
+/// As the policy has it (`tproxy_common::policy::is_never_intercepted`).
+fn why_special(net: &IpNet) -> Option<&'static str> {
+    let unspecified = IpNet::from(IpAddr::from(Ipv6Addr::UNSPECIFIED));
+    let broadcast = IpNet::from(IpAddr::from(Ipv4Addr::BROADCAST));
+    [
+        (net4(224, 0, 4), "is multicast, which is never intercepted"),
+        (net6(0xff00, 8), "is multicast, which is never intercepted"),
+        (broadcast, "is broadcast, which is never intercepted"),
+        (net4(0, 0, 8), "is no address of a host, and never intercepted"),
+        (unspecified, "is no address of a host, and never intercepted"),
+    ]
+    .into_iter()
+    .find_map(|(special, why)| special.contains(net).then_some(why))
+}
+
+fn is_loopback(net: &IpNet) -> bool {
+    let loopback6 = IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST));
+    net4(127, 0, 8).contains(net) || loopback6.contains(net)
+}
+
+fn why_never_to(rule: &Rule, net: &IpNet) -> Option<&'static str> {
+    if let Some(why) = why_special(net) {
+        return Some(why);
+    }
+    if is_loopback(net) {
+        return Some("is loopback, whose clients are on this host, and never intercepted");
+    }
+    if !is_nameable(net) {
+        return Some("is link-local, and never intercepted unless a rule names the host itself");
+    }
+    let is_neighbour = net6(0xfe80, 10).contains(net);
+    (is_neighbour && rule.scope == Scope::Forwarded).then_some("is link-local, and never forwarded")
+}
+
+fn why_never_from(rule: &Rule, net: &IpNet) -> Option<&'static str> {
+    why_special(net).or_else(|| {
+        let foreign = is_loopback(net) && rule.scope != Scope::Outbound;
+        foreign.then_some("is loopback, and never comes from elsewhere")
+    })
+}
+
+fn matches_nothing<T>(listed: &Listed<T>) -> bool {
+    !listed.is_any() && listed.iter().next().is_none()
+}
+
+/// Whether `before` selects whatever `rule` does. It may say no where that takes long to find out.
+fn covers(before: &Rule, rule: &Rule) -> bool {
+    let about_the_same = before.scope == rule.scope
+        && (before.protocols == rule.protocols || before.protocols == Protocols::Both);
+    about_the_same
+        && holds_all(&before.interfaces, &rule.interfaces)
+        && holds_all(&before.uids, &rule.uids)
+        && holds_all(&before.cgroups, &rule.cgroups)
+        && ports_hold(before, rule)
+        && is_within(&rule.from, &before.from)
+        && is_within(&rule.to, &before.to)
+        // What both leave out is none of the matter.
+        && (before.except.is_any() || before.except == rule.except)
+}
+
+/// Nothing listed is any.
+fn holds_all<T: PartialEq>(list: &[T], other: &[T]) -> bool {
+    list.is_empty() || !other.is_empty() && other.iter().all(|one| list.contains(one))
+}
+
+fn ports_hold(before: &Rule, rule: &Rule) -> bool {
+    let holds = |ports: &RangeInclusive<u16>| {
+        before.ports.iter().any(|held| held.contains(ports.start()) && held.contains(ports.end()))
+    };
+    before.ports.is_any() || !rule.ports.is_any() && rule.ports.iter().all(holds)
+}
+
+/// Whether each address of `inner` is in `outer`; nothing listed is any.
+fn is_within(inner: &Listed<IpNet>, outer: &Listed<IpNet>) -> bool {
+    let all = |listed: &Listed<IpNet>| -> Vec<IpNet> {
+        if listed.is_any() { roots().to_vec() } else { listed.iter().copied().collect() }
+    };
+    let (inner, outer) = (all(inner), all(outer));
+    if inner.len() > MOST_COMPARED || outer.len() > MOST_COMPARED {
+        return inner == outer;
+    }
+    let outer = IpNet::aggregate(&outer);
+    inner.iter().all(|net| outer.iter().any(|outer| outer.contains(net)))
+}
