@@ -75,11 +75,11 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
 #[inline(always)]
 #[must_use]
 pub fn is_never_intercepted(flow: &Flow) -> bool {
-    let Tuple { dst, sport, dport, .. } = flow.tuple;
-    // Nobody can answer to port 0.
+    let Tuple { dst, dport, .. } = flow.tuple;
+    // Nobody can listen on port 0.
     has_special_address(&flow.tuple)
         || dport == [0, 0]
-        || matches!(flow.protocol, Protocol::Udp) && (sport == [0, 0] || is_dhcp(&dst, dport))
+        || matches!(flow.protocol, Protocol::Udp) && is_dhcp(&dst, dport)
 }
 
 /// What has an address of one link belongs there at both ends; that rules select a link-local destination only where
@@ -88,6 +88,92 @@ pub fn is_never_intercepted(flow: &Flow) -> bool {
 fn has_special_address(tuple: &Tuple) -> bool {
     let Tuple { src, dst, .. } = tuple;
     src.is_special() || dst.is_special() || src.is_link_local() && !dst.is_link_local()
+}
+
+#[inline(always)]
+fn is_strict<L: Lookups>(rule: RuleIndex, tables: &L) -> bool {
+    tables.strict().is_some_and(|strict| strict.contains(rule))
+}
+
+/// How much of a packet can be read that is [`Kind::Unreadable`] or [`Kind::Hidden`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Readable {
+    /// Its ports.
+    Ports,
+    /// Its ports; and it is the first part of a TCP header, which is parted for no other end than to get by (RFC 1858).
+    PartedHeader,
+    /// TCP or UDP, and no more.
+    Protocol,
+    /// Its addresses.
+    Addresses,
+}
+
+impl Readable {
+    /// That of a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(packet: &Packet) -> Self {
+        match (packet.kind, packet.tuple.dport, packet.protocol, packet.piece) {
+            (Kind::Hidden, ..) => Self::Addresses,
+            (_, [0, 0], ..) => Self::Protocol,
+            (.., Protocol::Tcp, Piece::First { .. }) => Self::PartedHeader,
+            _ => Self::Ports,
+        }
+    }
+}
+
+/// What becomes of a packet of which not all can be read. Whoever receives it may see more in it than we do, so that it passes
+/// only where no rule is got round.
+#[inline(always)]
+pub fn decide_unreadable<L: Lookups>(
+    scope: Scope,
+    flow: &mut Flow,
+    readable: Readable,
+    tables: &L,
+) -> Verdict {
+    let Tuple { src, dst, .. } = &flow.tuple;
+    let passes = has_special_address(&flow.tuple)
+        || tables.is_host_address(dst)
+        || !matches!(scope, Scope::Outbound) && tables.is_host_address(src);
+    if !passes && is_caught(scope, flow, readable, tables) {
+        Verdict::Unreadable
+    } else {
+        Verdict::Pass(Reason::Malformed)
+    }
+}
+
+#[inline(always)]
+fn is_caught<L: Lookups>(scope: Scope, flow: &mut Flow, readable: Readable, tables: &L) -> bool {
+    match readable {
+        Readable::Ports | Readable::PartedHeader => match first_match(scope, flow, tables) {
+            None => false,
+            Some(rule) if is_strict(rule, tables) => true,
+            Some(rule) => {
+                matches!(readable, Readable::PartedHeader) && !matches!(tables.action(rule), ActionKind::Pass)
+            }
+        },
+        Readable::Protocol => may_be_strict(scope, flow, tables),
+        Readable::Addresses => {
+            let [tcp, udp] = Protocol::ALL;
+            flow.protocol = tcp;
+            if may_be_strict(scope, flow, tables) {
+                return true;
+            }
+            flow.protocol = udp;
+            may_be_strict(scope, flow, tables)
+        }
+    }
+}
+
+/// Whether the flow could be one, had it the right port, that a strict rule selects.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+#[cfg_attr(not(target_arch = "bpf"), inline(always))]
+fn may_be_strict<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> bool {
+    let (Some(strict), Some(any_port)) = (tables.strict(), tables.for_any_port()) else { return false };
+    let Some(rule) = first_match_among(scope, flow, tables, strict) else { return false };
+    // One that comes before it and does not look at ports would select the flow anyway.
+    first_match_among(scope, flow, tables, any_port).is_none_or(|before| rule <= before)
 }
 
 /// RFC 2131, 4.1; RFC 8415, 7.2

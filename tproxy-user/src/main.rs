@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::{Parser as _, error::ErrorKind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tproxy::{
     config::{self, Mistakes},
     host::Report,
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
             match flags.into_config() {
                 Err(mistakes) => refuse(&mistakes),
                 Ok(config) => {
-                    logging::init(log_format, verbose);
+                    let _logging = logging::init(log_format, verbose);
                     allocator::begin_small();
                     finish(serve(Start {
                         config,
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
             }
         }
         Command::Bench(args) => {
-            logging::init(logging::Format::Text, 0);
+            let _logging = logging::init(logging::Format::Text, 0);
             finish(tproxy_bench::main(&args).and_then(|report| print(&report)))
         }
         Command::BenchRelay(flags) => finish(relay(*flags)),
@@ -90,7 +91,7 @@ fn main() -> ExitCode {
         Command::Drain(drain) => finish(ask(drain.drain())),
         Command::Metrics(metrics) => finish(ask(metrics.show())),
         Command::Doctor(args) => {
-            logging::init(logging::Format::Text, 0);
+            let _logging = logging::init(logging::Format::Text, 0);
             let report = doctor::examine(&args);
             if let Err(error) = print(&if args.json { as_json(&report) } else { report.to_string() }) {
                 return fail(&format!("error: {error}"), 1);
@@ -102,15 +103,15 @@ fn main() -> ExitCode {
             }
         }
         Command::Explain(args) => {
-            logging::init(logging::Format::Text, 0);
+            let _logging = logging::init(logging::Format::Text, 0);
             finish(explain(&args))
         }
         Command::Trace(args) => {
-            logging::init(logging::Format::Text, 0);
+            let _logging = logging::init(logging::Format::Text, 0);
             finish(trace(&args))
         }
         Command::Cleanup => {
-            logging::init(logging::Format::Text, 0);
+            let _logging = logging::init(logging::Format::Text, 0);
             finish(run::cleanup().and_then(|reports| report(&reports)))
         }
         Command::Send(datagram) => match datagram.check() {
@@ -132,7 +133,7 @@ async fn ask(answer: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result
 
 #[tokio::main(flavor = "current_thread")]
 async fn relay(flags: Run) -> anyhow::Result<()> {
-    logging::init(flags.log_format, flags.verbose);
+    let _logging = logging::init(flags.log_format, flags.verbose);
     tproxy_bench::without_datapath(flags.flags.into_config()?).await
 }
 
@@ -188,8 +189,13 @@ fn finish(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// The one line that says what is wrong, if there is anybody to read it.
+/// The one line that says what is wrong, if there is anybody to read it: a pipe that nobody empties is not waited for.
 fn fail(line: &str, code: u8) -> ExitCode {
-    let _ = writeln!(io::stderr(), "{line}");
+    let stderr = io::stderr();
+    let patience = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let mut writable = [PollFd::new(&stderr, PollFlags::OUT)];
+    if poll(&mut writable, Some(&patience)).is_ok_and(|ready| ready > 0) {
+        let _ = writeln!(&stderr, "{line}");
+    }
     ExitCode::from(code)
 }

@@ -3,14 +3,17 @@
 mod cgroups;
 mod commands;
 mod descriptors;
+mod last_resort;
+mod loading;
 mod manager;
 mod watch;
 
-use std::{io, path::PathBuf, pin::pin};
+use std::{io, iter, path::PathBuf, pin::pin, thread, time::Duration};
 
 use anyhow::anyhow;
 pub use commands::{Command, Commands, Draining, Refused, Reloads, Reply};
 use tokio::{
+    runtime::Builder,
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
 };
@@ -22,11 +25,13 @@ use tproxy::{
         preflight,
     },
     instance::Instance,
+    worker::Pulse,
 };
 
-use crate::control::Seat;
+use crate::{control::Seat, logging};
 use cgroups::CgroupWatch;
-use commands::{Course, Executor};
+use commands::{Course, Executor, Prepared};
+use last_resort::LastResort;
 use watch::FileWatch;
 
 /// What `tproxy run` is to do.
@@ -50,18 +55,19 @@ pub struct Start {
 /// What kept it from starting, or from leaving the host as it was.
 pub async fn run(start: Start) -> anyhow::Result<()> {
     let Start { config, file, watch, verbose, settled } = start;
-    let mut signals =
-        Signals::new(file.is_some()).map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
+    let no_signals = |error: io::Error| anyhow!("cannot listen for signals: {error}");
+    let last_resort = LastResort::arm(file.is_some()).map_err(no_signals)?;
+    let mut signals = Signals::new(file.is_some()).map_err(no_signals)?;
     preflight::check()?;
+    remark(&config);
     descriptors::raise_limit();
     let cannot_watch = |error: io::Error| anyhow!("cannot watch the interfaces (netlink): {error}");
     let mut monitor = Monitor::new().map_err(cannot_watch)?;
     let seat = Seat::take(&config)?;
     let (commands, mut sent) = mpsc::channel(commands::QUEUE);
     if let Some(file) = file.clone().filter(|_| watch) {
-        let watch =
-            FileWatch::new(file).map_err(|error| anyhow!("cannot watch the file (inotify): {error}"))?;
-        tokio::spawn(reload_when_changed(watch, commands.clone()));
+        watch_in_a_thread(file, commands.clone())
+            .map_err(|error| anyhow!("cannot watch the file (inotify): {error}"))?;
     }
     let mut executor = Executor::new(file);
     let left = match config.on_exit {
@@ -71,7 +77,9 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let cannot_watch_cgroups = |error: io::Error| anyhow!("cannot watch cgroups (inotify): {error}");
     let mut cgroups = CgroupWatch::new().map_err(cannot_watch_cgroups)?;
     let mut instance = Instance::start(config, verbose)?;
-    tokio::spawn(manager::say_alive(commands.clone(), instance.pulses()));
+    let (pulse, mut asked) = Pulse::new();
+    tokio::spawn(manager::say_alive(iter::once(pulse).chain(instance.pulses()).collect()));
+    tokio::spawn(logging::say_dropped());
     let served =
         seat.serve(commands, instance.flows().clone()).map_err(|error| anyhow!("control socket: {error}"))?;
     settled();
@@ -95,7 +103,11 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
                     break;
                 }
             }
-            () = executor.too_late() => executor.roll_back(&mut instance),
+            Some(reply) = asked.recv() => drop(reply.send(())),
+            prepared = executor.prepared() => match prepared {
+                Prepared::Read(read) => executor.go_on(*read, &mut instance),
+                Prepared::TooLate => executor.roll_back(&mut instance),
+            },
             () = instance.outlived() => instance.retire(),
             () = instance.unsettled() => instance.reconcile(),
             changed = cgroups.changed() => {
@@ -113,6 +125,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     descriptors::release_reserve();
     instance.drain()?;
     manager::stopping(instance.live(), instance.drain_limit());
+    last_resort.stopping(instance.drain_limit());
     {
         let mut drained = pin!(instance.drained());
         loop {
@@ -122,9 +135,11 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
                 Some(command) = sent.recv() => executor.answer(command, &instance),
                 () = instance.unsettled() => instance.reconcile(),
                 changed = monitor.next() => instance.follow(changed.map_err(cannot_watch)?),
+                Some(reply) = asked.recv() => drop(reply.send(())),
             }
         }
     }
+    last_resort.stopping(Duration::ZERO);
     served.finish().await;
     instance.stop()?;
     tracing::info!("stopped: {left}");
@@ -141,6 +156,24 @@ pub fn cleanup() -> anyhow::Result<Vec<Report>> {
     let sockets = host::control_socket::remove_dead()?;
     reports.extend(sockets.into_iter().map(|path| Report::Socket { path }));
     Ok(reports)
+}
+
+/// Says what of a configuration has no effect.
+fn remark(config: &Config) {
+    for remark in config.remarks_on_this_host() {
+        tracing::warn!("{remark}");
+    }
+}
+
+/// Looking at files may take long.
+fn watch_in_a_thread(file: PathBuf, commands: Commands) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let watch = {
+        let _inside = runtime.enter();
+        FileWatch::new(file)?
+    };
+    let follow = move || runtime.block_on(reload_when_changed(watch, commands));
+    thread::Builder::new().name("tproxy-watch".into()).spawn(follow).map(drop)
 }
 
 /// For as long as the instance runs.

@@ -177,7 +177,7 @@ impl Datapath {
             .verifier_log_level(if settings.verbose {
                 VerifierLogLevel::default()
             } else {
-                VerifierLogLevel::DISABLE
+                VerifierLogLevel::STATS
             })
             .override_global(global::STEER_MARK, &settings.mark.steer(), true)
             .override_global(global::OWN_MARK, &settings.mark.own(), true)

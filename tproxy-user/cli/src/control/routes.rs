@@ -28,6 +28,9 @@ use crate::{
 /// That a reload may wait to be confirmed.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// For how long metrics are not counted again; Prometheus asks every fifteen seconds or so.
+const SCRAPED_ANEW: Duration = Duration::from_secs(1);
+
 /// Of an answer.
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -246,15 +249,7 @@ async fn carry_out(asked: Asked, shown: &Shown) -> Result<Response<Body>, Refusa
         }
         Asked::Follow(filter) => Ok(follow(filter, shown)),
         Asked::Metrics => {
-            let look = look().await?;
-            let reloads = ask(shown, |reply| Command::Reloads { reply }).await?;
-            let maps = ask(shown, |reply| Command::Maps { reply }).await?;
-            let text = metrics::encode(&metrics::Observed {
-                look: &look,
-                reloads,
-                maps: &maps,
-                uptime: shown.started.elapsed(),
-            });
+            let text = scrape(shown).await?;
             Ok(response(metrics::CONTENT_TYPE, Full::from(text).boxed_unsync()))
         }
         Asked::Close(filter) => Ok(json(&Closed { closed: shown.flows.close(&filter) })),
@@ -275,6 +270,24 @@ async fn carry_out(asked: Asked, shown: &Shown) -> Result<Response<Body>, Refusa
             Ok(json(&Draining { live: draining.live, limit_seconds: draining.limit.as_secs_f64() }))
         }
     }
+}
+
+/// What metrics say now, or said a moment ago: counting takes time, and who asks often, or all at once, gets what is there.
+async fn scrape(shown: &Shown) -> Result<Bytes, Refusal> {
+    // Whoever comes meanwhile waits for the one who counts.
+    let mut last = shown.scraped.lock().await;
+    if let Some((when, text)) = &*last
+        && when.elapsed() < SCRAPED_ANEW
+    {
+        return Ok(text.clone());
+    }
+    let look = ask(shown, |reply| Command::Look { reply }).await?;
+    let maps = ask(shown, |reply| Command::Maps { reply }).await?;
+    let reloads = ask(shown, |reply| Command::Reloads { reply }).await?;
+    let uptime = shown.started.elapsed();
+    let text = Bytes::from(metrics::encode(&metrics::Observed { look: &look, reloads, maps: &maps, uptime }));
+    *last = Some((Instant::now(), text.clone()));
+    Ok(text)
 }
 
 /// Has the main loop carry out a command, and waits for the reply.

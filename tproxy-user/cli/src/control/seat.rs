@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use tokio::time::timeout;
+use tokio::{sync::Mutex, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tproxy::{
     config::Config,
@@ -99,6 +99,7 @@ impl Seat {
             commands,
             flows,
             ending: ending.clone(),
+            scraped: Mutex::default(),
         });
         let mut servers = vec![Server::at_socket(self.listener, Arc::clone(&shown))?];
         if let Some(listener) = self.metrics {

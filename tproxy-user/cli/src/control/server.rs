@@ -1,6 +1,7 @@
 //! Connections to the control socket and to the address for metrics, and what each of them may use.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     io,
     net::SocketAddr,
@@ -10,12 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::{server::conn::http1, service::service_fn};
+use hyper::{body::Bytes, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{Mutex, Semaphore},
+    task::AbortHandle,
     time::sleep,
 };
 use tokio_io_timeout::TimeoutStream;
@@ -55,6 +57,8 @@ pub struct Shown {
     pub flows: Flows,
     /// Cancelled when answers that would go on have to end.
     pub ending: CancellationToken,
+    /// What metrics said last, and when.
+    pub scraped: Mutex<Option<(Instant, Bytes)>>,
 }
 
 /// What somebody may ask.
@@ -139,6 +143,7 @@ fn access(stream: &UnixStream) -> Access {
 }
 
 async fn serve(listener: Listener, places: Arc<Semaphore>, shown: Arc<Shown>) -> Infallible {
+    let mut served: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let (access, stream) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -148,17 +153,29 @@ async fn serve(listener: Listener, places: Arc<Semaphore>, shown: Arc<Shown>) ->
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        served.retain(|task| !task.is_finished());
+        // Anybody may reach the address for metrics, and be slow; an answer takes a moment, so the oldest has had its time.
+        if access == Access::Metrics && places.available_permits() == 0 {
+            tracing::warn!(limit = CONNECTIONS, "control: too many connections; the oldest was closed");
+            served.pop_front().inspect(AbortHandle::abort);
+        }
+        let place = match access {
+            // Its place is free once the task has ended, for which it is waited.
+            Access::Metrics => Arc::clone(&places).acquire_owned().await.ok(),
+            Access::Owner | Access::Nobody => Arc::clone(&places).try_acquire_owned().ok(),
+        };
+        let Some(place) = place else {
             tracing::warn!(limit = CONNECTIONS, "control: too many connections; one was closed");
             continue;
         };
         let shown = Arc::clone(&shown);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             if let Err(error) = converse(stream, access, shown).await {
                 tracing::debug!(%error, "control");
             }
             drop(place);
         });
+        served.push_back(task.abort_handle());
     }
 }
 

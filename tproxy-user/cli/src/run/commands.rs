@@ -1,23 +1,22 @@
 //! What a running instance can be told to do. Commands are carried out one after the other, in the order in which they
 //! were sent.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
 };
 use tproxy::{
-    config::{self, Config},
+    config::Config,
     datapath::MapUse,
     instance::{Before, Changes, Instance, Look},
 };
 
-use super::manager;
+use super::{
+    loading::{Loads, Purpose, Read},
+    manager,
+};
 
 /// Where commands are sent to.
 pub type Commands = mpsc::Sender<Command>;
@@ -56,11 +55,6 @@ pub enum Command {
     Look {
         /// How they are.
         reply: Reply<Box<Look>>,
-    },
-    /// Say anything: the main loop goes round.
-    Pulse {
-        /// That it does.
-        reply: Reply<()>,
     },
     /// Say what came of the reloads.
     Reloads {
@@ -102,7 +96,7 @@ pub type Reply<T> = oneshot::Sender<Result<T, Refused>>;
 pub struct Refused(pub Vec<String>);
 
 impl Refused {
-    fn because(text: impl fmt::Display) -> Self {
+    pub(super) fn because(text: impl fmt::Display) -> Self {
         Self(vec![text.to_string()])
     }
 }
@@ -120,10 +114,19 @@ pub(super) enum Course {
     Stop,
 }
 
+/// What was begun before and waits to be gone on with.
+pub(super) enum Prepared {
+    /// A file has been read.
+    Read(Box<Read>),
+    /// It is too late to confirm a reload.
+    TooLate,
+}
+
 /// Who carries them out.
 pub(super) struct Executor {
     /// What is read again; none when the rules came from flags.
     file: Option<PathBuf>,
+    loads: Loads,
     unconfirmed: Option<Unconfirmed>,
     reloads: Reloads,
 }
@@ -135,25 +138,22 @@ struct Unconfirmed {
 }
 
 impl Executor {
-    pub(super) const fn new(file: Option<PathBuf>) -> Self {
-        Self { file, unconfirmed: None, reloads: Reloads { applied: 0, refused: 0, rolled_back: 0 } }
+    pub(super) fn new(file: Option<PathBuf>) -> Self {
+        Self { file, loads: Loads::default(), unconfirmed: None, reloads: Reloads::default() }
     }
 
     pub(super) fn carry_out(&mut self, command: Command, instance: &mut Instance) -> Course {
         // That nobody waits for a reply is no failure.
         match command {
-            Command::Reload { confirm, reply } => drop(reply.send(self.reload(confirm, instance))),
+            Command::Reload { confirm, reply } => self.begin_reload(confirm, reply),
+            Command::Check { file, reply } => self.loads.begin(file, Purpose::Check { reply }),
             Command::Confirm { reply } => drop(reply.send(self.confirm())),
             Command::Drain { .. } => {
                 self.answer(command, instance);
                 return Course::Stop;
             }
-            Command::Check { .. }
-            | Command::Look { .. }
-            | Command::Pulse { .. }
-            | Command::Reloads { .. }
-            | Command::Maps { .. } => {
-                self.answer(command, instance);
+            Command::Look { .. } | Command::Reloads { .. } | Command::Maps { .. } => {
+                self.answer(command, instance)
             }
         }
         Course::GoOn
@@ -168,12 +168,7 @@ impl Executor {
             Command::Drain { reply } => {
                 drop(reply.send(Ok(Draining { live: instance.live(), limit: instance.drain_limit() })));
             }
-            Command::Check { file, reply } => {
-                let changes =
-                    load(&file).and_then(|config| instance.would_change(&config).map_err(Refused::because));
-                drop(reply.send(changes));
-            }
-            Command::Pulse { reply } => drop(reply.send(Ok(()))),
+            Command::Check { reply, .. } => drop(reply.send(Err(stopping()))),
             Command::Look { reply } => {
                 drop(reply.send(instance.look().map(Box::new).map_err(Refused::because)));
             }
@@ -182,9 +177,49 @@ impl Executor {
         }
     }
 
-    fn reload(&mut self, confirm: Option<Duration>, instance: &mut Instance) -> Result<Changes, Refused> {
+    /// Completes when there is something to be done that was begun before; never while there is nothing.
+    pub(super) async fn prepared(&mut self) -> Prepared {
+        let too_late = async {
+            match &self.unconfirmed {
+                Some(unconfirmed) => sleep_until(unconfirmed.until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = too_late => Prepared::TooLate,
+            read = self.loads.next() => Prepared::Read(Box::new(read)),
+        }
+    }
+
+    /// Goes on with what a file was read for.
+    pub(super) fn go_on(&mut self, read: Read, instance: &mut Instance) {
+        let Read { purpose, config } = read;
+        match purpose {
+            Purpose::Check { reply } => {
+                let changes = config.and_then(|it| instance.would_change(&it).map_err(Refused::because));
+                drop(reply.send(changes));
+            }
+            Purpose::Reload { confirm, reply } => {
+                let outcome = config.and_then(|config| self.reload(config, confirm, instance));
+                drop(reply.send(self.told(confirm, outcome)));
+            }
+        }
+    }
+
+    fn begin_reload(&mut self, confirm: Option<Duration>, reply: Reply<Changes>) {
         manager::reloading();
-        let outcome = self.try_reload(confirm, instance);
+        match self.file_to_reload() {
+            Ok(file) => self.loads.begin(file, Purpose::Reload { confirm, reply }),
+            Err(refused) => drop(reply.send(self.told(confirm, Err(refused)))),
+        }
+    }
+
+    /// Says what came of a reload.
+    fn told(
+        &mut self,
+        confirm: Option<Duration>,
+        outcome: Result<Changes, Refused>,
+    ) -> Result<Changes, Refused> {
         match &outcome {
             Ok(changes) => {
                 self.reloads.applied += 1;
@@ -202,18 +237,26 @@ impl Executor {
         outcome
     }
 
-    fn try_reload(&mut self, confirm: Option<Duration>, instance: &mut Instance) -> Result<Changes, Refused> {
-        let Some(file) = &self.file else {
-            return Err(Refused::because(
-                "the rules came from flags: start with --config FILE, which can be read again",
-            ));
-        };
+    fn file_to_reload(&self) -> Result<PathBuf, Refused> {
         if self.unconfirmed.is_some() {
             return Err(Refused::because(
                 "an earlier reload waits to be confirmed: confirm it, or wait until it is rolled back",
             ));
         }
-        let config = load(file)?;
+        self.file.clone().ok_or_else(|| {
+            Refused::because("the rules came from flags: start with --config FILE, which can be read again")
+        })
+    }
+
+    fn reload(
+        &mut self,
+        config: Config,
+        confirm: Option<Duration>,
+        instance: &mut Instance,
+    ) -> Result<Changes, Refused> {
+        // Another reload may have come meanwhile.
+        self.file_to_reload()?;
+        super::remark(&config);
         let before = confirm.map(|within| (instance.before(), within));
         let changes = instance.reload(config).map_err(Refused::because)?;
         self.unconfirmed =
@@ -230,14 +273,6 @@ impl Executor {
             None => Err(Refused::because(
                 "no reload waits to be confirmed: it was confirmed before, or rolled back",
             )),
-        }
-    }
-
-    /// Completes when it is too late to confirm; never while nothing waits for that.
-    pub(super) async fn too_late(&self) {
-        match &self.unconfirmed {
-            Some(unconfirmed) => sleep_until(unconfirmed.until).await,
-            None => std::future::pending().await,
         }
     }
 
@@ -258,10 +293,6 @@ impl Executor {
     }
 }
 
-fn load(file: &Path) -> Result<Config, Refused> {
-    config::load(file).map_err(|errors| Refused(errors.lines().collect()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::{fs, net::TcpStream};
@@ -269,6 +300,7 @@ mod tests {
     use tproxy::host::links::Changed;
 
     use super::*;
+    use tproxy::config;
     use tproxy_netns::{Family, Topology};
 
     /// An instance in a network of its own, whose file is replaced by each reload.
@@ -301,7 +333,20 @@ mod tests {
             fs::write(&self.file, answering(text)).unwrap();
             let (reply, replied) = oneshot::channel();
             assert_eq!(self.carry_out(Command::Reload { confirm, reply }), Course::GoOn);
+            if self.executor.loads.is_reading() {
+                self.go_on();
+            }
             replied.blocking_recv().unwrap()
+        }
+
+        /// With what was prepared, which is waited for.
+        fn go_on(&mut self) {
+            let instance = self.instance.as_mut().unwrap();
+            let prepared = self.runtime.block_on(self.executor.prepared());
+            self.net.gateway.enter(|| match prepared {
+                Prepared::Read(read) => self.executor.go_on(*read, instance),
+                Prepared::TooLate => self.executor.roll_back(instance),
+            });
         }
 
         fn confirm(&mut self) -> Result<(), Refused> {
@@ -337,8 +382,7 @@ mod tests {
         let mut rig = Rig::new();
         rig.reload("second", Some(Duration::from_millis(1))).unwrap();
         assert_eq!(rig.told(), "second");
-        rig.runtime.block_on(rig.executor.too_late());
-        rig.net.gateway.enter(|| rig.executor.roll_back(rig.instance.as_mut().unwrap()));
+        rig.go_on();
         assert_eq!(rig.told(), "first");
         assert!(rig.confirm().unwrap_err().to_string().contains("rolled back"));
     }
@@ -349,7 +393,8 @@ mod tests {
         rig.reload("second", Some(Duration::from_millis(1))).unwrap();
         // What the rules before name is a port by now, with which no reload would be taken.
         rig.net.gateway.ip("link add br0 type bridge\nlink set lan master br0").unwrap();
-        rig.runtime.block_on(rig.executor.too_late());
+        let prepared = rig.runtime.block_on(rig.executor.prepared());
+        assert!(matches!(prepared, Prepared::TooLate));
         rig.net.gateway.enter(|| rig.executor.roll_back(rig.instance.as_mut().unwrap()));
         assert_eq!(rig.executor.reloads.rolled_back, 1);
         rig.net.gateway.ip("link set lan nomaster").unwrap();
@@ -367,11 +412,26 @@ mod tests {
         assert_eq!(rig.told(), "second");
         rig.confirm().unwrap();
         rig.runtime.block_on(async {
-            let late = tokio::time::timeout(Duration::from_millis(50), rig.executor.too_late());
+            let late = tokio::time::timeout(Duration::from_millis(50), rig.executor.prepared());
             assert!(late.await.is_err(), "nothing waits any more");
         });
         rig.reload("third", None).unwrap();
         assert_eq!(rig.told(), "third");
+    }
+
+    #[test]
+    fn the_main_loop_goes_round_while_a_file_is_read() {
+        let mut rig = Rig::new();
+        let (reply, mut changes) = oneshot::channel();
+        fs::write(&rig.file, answering("second")).unwrap();
+        assert_eq!(rig.carry_out(Command::Reload { confirm: None, reply }), Course::GoOn);
+        let (reply, looked) = oneshot::channel();
+        assert_eq!(rig.carry_out(Command::Look { reply }), Course::GoOn);
+        assert_eq!(looked.blocking_recv().unwrap().unwrap().generation, 0);
+        assert!(changes.try_recv().is_err(), "nothing was waited for");
+        rig.go_on();
+        changes.blocking_recv().unwrap().unwrap();
+        assert_eq!(rig.told(), "second");
     }
 
     #[test]

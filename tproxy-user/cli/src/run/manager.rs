@@ -4,13 +4,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use sd_notify::NotifyState;
-use tokio::{
-    sync::oneshot,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::time::{MissedTickBehavior, interval};
 use tproxy::worker::Pulse;
-
-use super::commands::{Command, Commands};
 
 /// What a stop takes besides waiting for flows.
 const STOP: Duration = Duration::from_secs(10);
@@ -36,14 +31,14 @@ pub(super) fn stopping(live: usize, limit: Duration) {
     tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(within), NotifyState::Status(&status)]);
 }
 
-/// Says twice within the time that `WatchdogSec=` gives that the main loop and all workers answer, while they do.
-pub(super) async fn say_alive(commands: Commands, workers: Vec<Pulse>) {
+/// Says twice within the time that `WatchdogSec=` gives that all threads answer whose pulses these are, while they do.
+pub(super) async fn say_alive(threads: Vec<Pulse>) {
     let Some(within) = sd_notify::watchdog_enabled().filter(|within| !within.is_zero()) else { return };
     let mut ticks = interval(within / 2);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        if !answering(&commands, &workers).await {
+        if !answering(&threads).await {
             return;
         }
         tell(&[NotifyState::Watchdog]);
@@ -51,10 +46,8 @@ pub(super) async fn say_alive(commands: Commands, workers: Vec<Pulse>) {
 }
 
 /// Completes when everybody has answered: false if somebody never will.
-async fn answering(commands: &Commands, workers: &[Pulse]) -> bool {
-    let (reply, replied) = oneshot::channel();
-    let main_loop = async { commands.send(Command::Pulse { reply }).await.is_ok() && replied.await.is_ok() };
-    main_loop.await && join_all(workers.iter().map(Pulse::felt)).await.into_iter().all(|felt| felt)
+async fn answering(threads: &[Pulse]) -> bool {
+    join_all(threads.iter().map(Pulse::felt)).await.into_iter().all(|felt| felt)
 }
 
 fn tell(states: &[NotifyState<'_>]) {
@@ -65,12 +58,12 @@ fn tell(states: &[NotifyState<'_>]) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{sync::mpsc, time::timeout};
+    use tokio::{sync::oneshot, time::timeout};
 
     use super::*;
 
-    /// As a worker that answers so many times, and then hangs.
-    fn worker(times: usize) -> Pulse {
+    /// As a thread that answers so many times, and then hangs.
+    fn thread(times: usize) -> Pulse {
         let (pulse, mut asked) = Pulse::new();
         tokio::spawn(async move {
             for _ in 0..times {
@@ -83,26 +76,18 @@ mod tests {
         pulse
     }
 
-    async fn answers(commands: &Commands, workers: &[Pulse]) -> Option<bool> {
-        timeout(Duration::from_millis(200), answering(commands, workers)).await.ok()
+    async fn answers(threads: &[Pulse]) -> Option<bool> {
+        timeout(Duration::from_millis(200), answering(threads)).await.ok()
     }
 
     #[tokio::test]
     async fn alive_is_who_answers_in_every_thread() {
-        let (commands, mut sent) = mpsc::channel(1);
-        let main_loop = tokio::spawn(async move {
-            while let Some(Command::Pulse { reply }) = sent.recv().await {
-                reply.send(Ok(())).unwrap();
-            }
-        });
-        let workers = [worker(3), worker(1)];
-        assert_eq!(answers(&commands, &workers).await, Some(true));
-        assert_eq!(answers(&commands, &workers).await, None, "one worker hangs");
-        assert_eq!(answers(&commands, &workers[..1]).await, Some(true));
-        main_loop.abort();
-        assert!(main_loop.await.unwrap_err().is_cancelled());
-        assert_eq!(answers(&commands, &[]).await, Some(false), "the main loop is gone");
-        let (commands, _hangs) = mpsc::channel(1);
-        assert_eq!(answers(&commands, &[]).await, None, "the main loop hangs");
+        let threads = [thread(3), thread(1)];
+        assert_eq!(answers(&threads).await, Some(true));
+        assert_eq!(answers(&threads).await, None, "one hangs");
+        assert_eq!(answers(&threads[..1]).await, Some(true));
+        let (gone, asked) = Pulse::new();
+        drop(asked);
+        assert_eq!(answers(&[gone]).await, Some(false));
     }
 }

@@ -2,12 +2,10 @@
 
 mod document;
 mod errors;
+mod file;
 mod members;
 
-use std::{
-    fs,
-    path::{Path as FilePath, PathBuf},
-};
+use std::path::{Path as FilePath, PathBuf};
 
 pub use errors::Errors;
 use toml::de::{DeTable, DeValue};
@@ -28,8 +26,8 @@ use super::{
 /// # Errors
 /// All that is wrong, with file, line and column.
 pub fn load(file: &FilePath) -> Result<Config, Errors> {
-    let bytes =
-        fs::read(file).map_err(|error| Errors::from(vec![Problem::unreadable(file, &error.to_string())]))?;
+    let bytes = file::read(file)
+        .map_err(|error| Errors::from(vec![Problem::unreadable(file, &error.to_string())]))?;
     parse(file, &bytes)
 }
 
@@ -37,8 +35,8 @@ pub fn load(file: &FilePath) -> Result<Config, Errors> {
 #[must_use]
 pub fn files(file: &FilePath) -> Vec<PathBuf> {
     let mut files = vec![file.to_owned()];
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let table: toml::Table = toml::from_str(&text).unwrap_or_default();
+    let bytes = file::read(file).unwrap_or_default();
+    let table: toml::Table = toml::from_slice(&bytes).unwrap_or_default();
     let sets = table.get("sets").and_then(toml::Value::as_table).into_iter().flat_map(toml::Table::values);
     let members = sets.filter_map(toml::Value::as_table).flat_map(toml::Table::values);
     let named = members.filter_map(|members| members.get("file")?.as_str());

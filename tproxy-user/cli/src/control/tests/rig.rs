@@ -104,6 +104,7 @@ async fn serve(listener: UnixListener, flows: Flows, ending: CancellationToken, 
         commands,
         flows,
         ending,
+        scraped: tokio::sync::Mutex::default(),
     };
     let _server = Server::at_socket(listener, Arc::new(shown)).unwrap();
     loop {
@@ -123,7 +124,6 @@ async fn serve(listener: UnixListener, flows: Flows, ending: CancellationToken, 
             Command::Reload { reply, .. } | Command::Check { reply, .. } => {
                 drop(reply.send(Ok(Changes::default())))
             }
-            Command::Pulse { reply } => drop(reply.send(Ok(()))),
             Command::Confirm { reply } => drop(reply.send(Err(Refused(vec!["one".into(), "two".into()])))),
         }
     }

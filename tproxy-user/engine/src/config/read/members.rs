@@ -1,11 +1,8 @@
 //! Files with the members of a set, one a line.
 
-use std::{
-    fs,
-    path::{Path as FilePath, PathBuf},
-};
+use std::path::{Path as FilePath, PathBuf};
 
-use super::Problem;
+use super::{Problem, file};
 use crate::config::values::Text;
 
 /// A file that could be read.
@@ -14,23 +11,18 @@ pub(super) struct MembersText {
     bytes: Vec<u8>,
 }
 
-/// Reads `file`, which is relative to the directory of `config`.
+/// Reads the file of this name, which is relative to the directory of `config`.
 ///
 /// # Errors
 /// One line that says what to do.
-pub(super) fn read(config: &FilePath, file: &FilePath) -> Result<MembersText, String> {
-    let file = beside(config, file);
+pub(super) fn read(config: &FilePath, named: &FilePath) -> Result<MembersText, String> {
+    let path = beside(config, named);
     let refuse = |why: String| {
         let hint = "write a file's path, relative to the directory of the configuration file";
-        Err(format!("{} cannot be read: {why}; {hint}", file.display()))
+        Err(format!("{} cannot be read: {why}; {hint}", path.display()))
     };
-    // A device or a pipe may never end.
-    match fs::metadata(&file) {
-        Ok(metadata) if !metadata.is_file() => return refuse("it is no regular file".to_owned()),
-        _ => {}
-    }
-    match fs::read(&file) {
-        Ok(bytes) => Ok(MembersText { file, bytes }),
+    match file::read(&path) {
+        Ok(bytes) => Ok(MembersText { file: path, bytes }),
         Err(error) => refuse(error.to_string()),
     }
 }
