@@ -20,6 +20,8 @@ pub mod map {
     pub const DECISIONS: &str = "DECISIONS";
     /// `LruHashMap<Tuple, Memory>`, of UDP.
     pub const MEMORY: &str = "MEMORY";
+    /// `LruHashMap<TranslationKey, Tuple>`: by which tuple a socket of ours knows a packet whose addresses NAT is about to change.
+    pub const TRANSLATIONS: &str = "TRANSLATIONS";
     /// `LruHashMap<FragmentKey, u32>`: the `FragmentCourse` of a datagram whose first fragment was seen.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// `LpmTrie<Addr, u32>`: the host's own addresses.
@@ -298,6 +300,16 @@ pub struct Memory {
     pub rest: u32,
 }
 
+/// A packet as it comes in, before NAT of this host changes its addresses and ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct TranslationKey {
+    /// Addresses and ports on the wire.
+    pub tuple: Tuple,
+    /// The [`Protocol`].
+    pub protocol: u32,
+}
+
 /// In [`Told::rule`] and answers: no rule decided.
 pub const NO_RULE: RuleIndex = 0xffff;
 
@@ -505,6 +517,7 @@ const _: () = {
     assert!(size_of::<Decision>() == 16);
     assert!(size_of::<Finding>() == 64);
     assert!(size_of::<Memory>() == 24);
+    assert!(size_of::<TranslationKey>() == 40);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<Told>() == 72);
     assert!(size_of::<SlotAddr>() == 20);

@@ -549,8 +549,8 @@ mod tests {
             assert_eq!(packet.map(|packet| packet.l4), Ok(40 + size), "{kind}");
         }
         let to_the_end = v6(43, &[6, 255, 0, 0]);
-        let hidden = parse(&to_the_end[..], 0).map(|packet| packet.kind);
-        assert_eq!(hidden, Ok(Kind::Hidden), "a header longer than the packet");
+        let unreadable = parse(&to_the_end[..], 0).map(|packet| packet.kind);
+        assert_eq!(unreadable, Ok(Kind::Unreadable), "TCP that would begin after the packet's end");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
     outcome::{History, Outcome, deliver, pass, redirected, shot},
     ownership::{self, Owner, Receiver, Socket},
     packet::{self, ETHERNET, LinkLayer, Meta, NO_LINK_LAYER},
-    reject, settings,
+    reject, settings, translation,
 };
 
 const LOOPBACK_IFINDEX: u32 = 1;
@@ -46,6 +46,7 @@ pub(crate) fn known(ctx: &TcContext, link: LinkLayer) -> u32 {
 fn outcome(ctx: &TcContext, link: LinkLayer) -> Outcome {
     let meta = Meta::of(ctx);
     if settings::is_own(meta.mark) {
+        translation::note(ctx, link);
         remember_own(ctx, link);
         return pass(Reason::OwnMark);
     }

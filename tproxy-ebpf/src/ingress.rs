@@ -75,7 +75,7 @@ fn addressed_to_us(meta: &Meta) -> Result<(), Reason> {
 /// SYN decides, sockets remember.
 #[inline(always)]
 fn segment(ctx: &TcContext, parsed: &Packet) -> Outcome {
-    match (ownership::owner(ctx, &parsed.tuple), parsed.kind) {
+    match (ownership::owner_of_incoming(ctx, &parsed.tuple), parsed.kind) {
         (Owner::Connection(socket), _) => deliver_to(ctx, parsed, socket),
         (Owner::Nobody, Kind::Syn) => Outcome::First(History::Nothing),
         (Owner::TimeWait, Kind::Syn) => Outcome::First(History::TimeWait),
@@ -109,7 +109,7 @@ fn datagram(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
             Known::Nothing => {}
         }
     }
-    match (ownership::datagram_owner(ctx, &parsed.tuple), parsed.kind) {
+    match (ownership::owner_of_incoming_datagram(ctx, &parsed.tuple), parsed.kind) {
         (Receiver::Ours(socket), _) => deliver_to(ctx, parsed, socket),
         (_, Kind::IcmpError) => pass(Reason::NotOurs),
         // Forwarding ends here; the kernel says so to the sender, who may be tracing the route.

@@ -46,6 +46,8 @@ mod settings;
 mod tables;
 #[cfg(target_arch = "bpf")]
 mod trace;
+#[cfg(target_arch = "bpf")]
+mod translation;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use tproxy_common::{
     abi::{
         CgroupKey, Control, Decision, Finding, FragmentKey, Given, MAX_LISTENERS, MAX_SETS, MAX_WORKERS,
-        Memory, PortBits, SLOTS, SlotAddr, SlotKey, TRACE_SIZE, Told,
+        Memory, PortBits, SLOTS, SlotAddr, SlotKey, TRACE_SIZE, Told, TranslationKey,
     },
     addr::Addr,
     flow::Tuple,
@@ -31,6 +31,8 @@ pub(crate) static DECISIONS: LruHashMap<Tuple, Decision, 65_536> = LruHashMap::n
 pub(crate) static MEMORY: LruHashMap<Tuple, Memory, 131_072> = LruHashMap::new();
 #[btf_map]
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, u32, 16_384> = LruHashMap::new();
+#[btf_map]
+pub(crate) static TRANSLATIONS: LruHashMap<TranslationKey, Tuple, 8192> = LruHashMap::new();
 #[btf_map]
 pub(crate) static HOST_ADDRESSES: LpmTrie<Addr, u32, 65_536> = LpmTrie::new();
 /// A table of what rules name. Only the loader fills it, so its entries take memory when there are any.
@@ -86,6 +88,16 @@ pub(crate) fn decided(tuple: &Tuple, rule: RuleIndex, worker: u32) {
     let seen = unsafe { bpf_ktime_get_ns() };
     // It fails only when the map has no memory left; the connection is then refused.
     let _ = DECISIONS.insert(tuple, Decision { seen, rule, worker }, 0);
+}
+
+/// Has segments looked at that have this port (big-endian) on either end.
+#[inline(always)]
+pub(crate) fn add_tcp_port(port: [u8; 2]) {
+    if let Some(ports) = TCP_PORTS.get_ptr_mut(0) {
+        // SAFETY: the value stays where it is. A bit that another CPU adds to the same word at the same time may be lost;
+        // whoever needs it adds it again.
+        unsafe { (*ports).add(u16::from_be_bytes(port)) };
+    }
 }
 
 /// How many connections a worker was given.

@@ -18,7 +18,7 @@ use tproxy_common::{
     packet::{Kind, Packet},
 };
 
-use crate::{maps, settings};
+use crate::{maps, settings, translation};
 
 /// Of UDP: connected.
 const TCP_ESTABLISHED: u32 = 1;
@@ -245,6 +245,18 @@ pub(crate) fn datagram_owner(ctx: &TcContext, tuple: &Tuple) -> Receiver {
     }
 }
 
+/// The same, for a datagram as it comes in.
+#[inline(always)]
+pub(crate) fn owner_of_incoming_datagram(ctx: &TcContext, tuple: &Tuple) -> Receiver {
+    match datagram_owner(ctx, tuple) {
+        Receiver::Ours(socket) => Receiver::Ours(socket),
+        found => match translation::of(Protocol::Udp, tuple) {
+            Some(known) => datagram_owner(ctx, &known),
+            None => found,
+        },
+    }
+}
+
 /// Whether a UDP socket that is not connected sends this packet.
 #[inline(always)]
 pub(crate) fn sender_is_unconnected(ctx: &TcContext) -> bool {
@@ -296,6 +308,18 @@ pub(crate) fn is_of_its_sender(ctx: &TcContext, parsed: &Packet) -> bool {
         }
         let (own, peer) = ((*full).src_port, (&raw const (*full).dst_port).read_volatile());
         own == u32::from(u16::from_be_bytes(parsed.tuple.sport)) || peer.to_ne_bytes() == parsed.tuple.dport
+    }
+}
+
+/// Who owns the TCP flow that a packet belongs to which comes in with this tuple.
+#[inline(always)]
+pub(crate) fn owner_of_incoming(ctx: &TcContext, tuple: &Tuple) -> Owner {
+    match owner(ctx, tuple) {
+        Owner::Nobody => match translation::of(Protocol::Tcp, tuple) {
+            Some(known) => owner(ctx, &known),
+            None => Owner::Nobody,
+        },
+        owner => owner,
     }
 }
 

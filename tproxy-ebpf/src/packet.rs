@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use tproxy_common::{
-    packet::{ETHER_TYPE_TAG, Packet, Reader, parse, parse_tagged, ports_of_segment},
+    packet::{self, ETHER_TYPE_TAG, Packet, Reader, parse, parse_tagged},
     verdict::Reason,
 };
 
@@ -94,12 +94,17 @@ extern "C" fn tproxy_parse_tagged(skb: *mut __sk_buff, link: u32, packet: *mut P
 /// one that connections of ours have. Looking for its socket would take several times as long.
 #[inline(always)]
 pub(crate) fn is_of_others(ctx: &TcContext, link: LinkLayer) -> bool {
-    let (Some([source, destination]), Some(ours)) =
-        (ports_of_segment(&Linear(ctx), link.0), maps::TCP_PORTS.get(0))
+    let (Some([source, destination]), Some(ours)) = (ports_of_segment(ctx, link), maps::TCP_PORTS.get(0))
     else {
         return false;
     };
     !ours.has(u16::from_be_bytes(source)) && !ours.has(u16::from_be_bytes(destination))
+}
+
+/// The ports of a TCP segment with plain headers that does not begin a connection.
+#[inline(always)]
+pub(crate) fn ports_of_segment(ctx: &TcContext, link: LinkLayer) -> Option<[[u8; 2]; 2]> {
+    packet::ports_of_segment(&Linear(ctx), link.0)
 }
 
 /// 0, or the [`number`] of the reason why the packet passes.

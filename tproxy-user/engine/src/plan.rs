@@ -196,6 +196,10 @@ impl Surroundings {
                 Scope::Inbound => {}
             }
             hooks.extend(self.return_leg(rule));
+            if rule.is_spoofed() && rule.scope == Scope::Forwarded {
+                // Where it is seen what NAT of this host makes of the client's address.
+                remembering.extend(self.hookable().map(|link| (link.index, Direction::Egress)));
+            }
         }
         // What leaves and is ours comes back by `lo`, with the source address of this host.
         if hooks.iter().any(|(_, hook)| *hook == Direction::Egress) {
@@ -381,7 +385,8 @@ mod tests {
     #[test]
     fn forwarded_needs_ingress_where_named_and_everywhere_for_spoofed_replies() {
         assert_eq!(hooks(rule(Scope::Forwarded, &["eth0", "gone"], Source::Host)), [(2, Ingress)]);
-        assert_eq!(hooks(rule(Scope::Forwarded, &["eth0"], Source::Client)), [(2, Ingress), (3, Ingress)]);
+        let both = [(2, Ingress), (2, Egress), (3, Ingress), (3, Egress)];
+        assert_eq!(hooks(rule(Scope::Forwarded, &["eth0"], Source::Client)), both, "NAT is seen where packets leave");
     }
 
     #[test]

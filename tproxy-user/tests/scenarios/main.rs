@@ -17,6 +17,7 @@ mod library;
 mod links;
 mod matching;
 mod mtu;
+mod nat;
 mod never;
 mod on_exit;
 mod outbound;

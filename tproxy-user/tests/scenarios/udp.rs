@@ -37,7 +37,7 @@ fn reflect(namespace: &Namespace, address: impl Into<SocketAddr>) {
 
 /// A server that [`reflect`]s on both families' server and public addresses.
 #[track_caller]
-fn reflecting(world: &World, port: u16) {
+pub(crate) fn reflecting(world: &World, port: u16) {
     for family in Family::ALL {
         for address in [family.server(), family.public()] {
             reflect(&world.net.server, (address, port));
@@ -47,7 +47,7 @@ fn reflecting(world: &World, port: u16) {
 
 /// Sends `text` and returns the answer, which has to come from where it was sent to.
 #[track_caller]
-fn ask(socket: &UdpSocket, to: SocketAddr, text: &str, context: &dyn std::fmt::Display) -> String {
+pub(crate) fn ask(socket: &UdpSocket, to: SocketAddr, text: &str, context: &dyn std::fmt::Display) -> String {
     socket.send_to(text.as_bytes(), to).unwrap_or_else(|error| panic!("{to}: {error}\n{context}"));
     let (answer, from) = receive(socket).unwrap_or_else(|error| panic!("{to}: {error}\n{context}"));
     assert_eq!(from, to, "{answer}\n{context}");

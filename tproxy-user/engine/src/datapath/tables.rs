@@ -28,7 +28,6 @@ pub(super) struct RuleTables {
     destinations: LpmTrie<MapData, SlotAddr, SetId>,
     ports: Array<MapData, SetId>,
     tcp_ports: Array<MapData, PortBits>,
-    known_tcp_ports: Box<PortBits>,
     interfaces: HashMap<MapData, SlotKey, SetId>,
     uids: HashMap<MapData, SlotKey, SetId>,
     cgroups: HashMap<MapData, CgroupKey, SetId>,
@@ -47,7 +46,6 @@ impl RuleTables {
             destinations: take(ebpf, map::DESTINATIONS)?,
             ports: take(ebpf, map::PORTS)?,
             tcp_ports: take(ebpf, map::TCP_PORTS)?,
-            known_tcp_ports: Box::new(PortBits::NONE),
             interfaces: take(ebpf, map::INTERFACES)?,
             uids: take(ebpf, map::UIDS)?,
             cgroups: take(ebpf, map::CGROUPS)?,
@@ -92,8 +90,10 @@ impl RuleTables {
         for (port, set) in &rules.ports {
             self.ports.set(abi::port_index(slot, *port), set, 0).map_err(in_map(map::PORTS))?;
         }
-        self.known_tcp_ports.merge(&rules.tcp_ports);
-        self.tcp_ports.set(0, *self.known_tcp_ports, 0).map_err(in_map(map::TCP_PORTS))?;
+        // None is taken out: not those of earlier rules, nor those that the programs have added.
+        let mut tcp_ports = Box::new(self.tcp_ports.get(&0, 0).map_err(in_map(map::TCP_PORTS))?);
+        tcp_ports.merge(&rules.tcp_ports);
+        self.tcp_ports.set(0, *tcp_ports, 0).map_err(in_map(map::TCP_PORTS))?;
         for (number, set) in &rules.interfaces {
             insert(&mut self.interfaces, SlotKey { slot, number: *number }, *set, map::INTERFACES)?;
         }
