@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         ),
         Command::BenchHotPath(args) => finish(tproxy_bench::hot_path(&args)),
         Command::BenchMany(flags) => {
-            logging::init(logging::Format::Text, 0);
+            let _logging = logging::init(logging::Format::Text, 0);
             finish(flags.into_config().and_then(|config| {
                 serve(Start { config, file: None, watch: false, verbose: false, settled: allocator::settle })
             }))

@@ -81,6 +81,7 @@ fn load(ebpf: &mut Ebpf, name: &str) -> Outcome<Result<ProgramInfo, ProgramError
     Ok(match ebpf.program_mut(name).ok_or("no such program")? {
         Program::SchedClassifier(program) => program.load().and_then(|()| program.info()),
         Program::SkLookup(program) => program.load().and_then(|()| program.info()),
+        Program::SkReuseport(program) => program.load().and_then(|()| program.info()),
         other => return Err(format!("{name} is of a type unknown here: {:?}", other.prog_type()).into()),
     })
 }

@@ -1,6 +1,10 @@
 //! client – gateway – server.
 
-use std::{fs, net::IpAddr};
+use std::{
+    fs,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use super::{Error, Namespace, PATIENCE, Proc, random_suffix, require_tool};
 
@@ -235,11 +239,17 @@ fn wait_carrier(ns: &Namespace, device: &str) -> Result<(), Error> {
         return Ok(());
     }
     let monitor = ns.start(&format!("ip -o monitor link dev {device}"))?;
-    // It may have come up while the monitor started, which then has nothing to tell; ask once more.
-    if is_up(&ns.ip(&show)?) {
-        return Ok(());
+    // It may have come up while the monitor started, which then has nothing to tell: ask again now and then.
+    const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
+    let begun = Instant::now();
+    loop {
+        match monitor.wait_line(&["LOWER_UP", "state UP"], BETWEEN_QUESTIONS) {
+            Ok(_line) => return Ok(()),
+            Err(_nothing_said) if is_up(&ns.ip(&show)?) => return Ok(()),
+            Err(nothing_said) if begun.elapsed() > PATIENCE => return Err(nothing_said),
+            Err(_nothing_said) => {}
+        }
     }
-    monitor.wait_line(&["LOWER_UP", "state UP"], PATIENCE).map(drop)
 }
 
 fn address(ns: &Namespace, device: &str, v4: &str, v6: &str) -> Result<(), Error> {

@@ -33,7 +33,7 @@ fn prometheus_is_told_the_same_at_both_places() {
             "tproxy_packets_total{verdict=\"steer\",reason=\"rule\"} 2.0",
             "tproxy_rule_hits_total{rule=\"cli\"} 2.0",
             "tproxy_map_entries{map=\"DECISIONS\"} 0.0",
-            "tproxy_map_capacity{map=\"DECISIONS\"} 65536.0",
+            "tproxy_map_capacity{map=\"DECISIONS\"} 16384.0",
             "# EOF",
         ] {
             assert!(text.lines().any(|it| it.trim_end() == line), "{line}\n{text}");
