@@ -19,6 +19,7 @@ use crate::{
     packet::{self, ETHERNET, LinkLayer, Meta},
     reject, settings,
     tables::Tables,
+    translation,
 };
 
 pub(crate) const PACKET_HOST: u32 = 0;
@@ -76,6 +77,7 @@ fn addressed_to_us(meta: &Meta) -> Result<(), Reason> {
 #[inline(always)]
 fn segment(ctx: &TcContext, parsed: &Packet) -> Outcome {
     match (ownership::owner_of_incoming(ctx, &parsed.tuple), parsed.kind) {
+        (Owner::Connection(_), _) if arrives_anyway(parsed) => pass(Reason::NotOurs),
         (Owner::Connection(socket), _) => deliver_to(ctx, parsed, socket),
         (Owner::Nobody, Kind::Syn) => Outcome::First(History::Nothing),
         (Owner::TimeWait, Kind::Syn) => Outcome::First(History::TimeWait),
@@ -110,6 +112,7 @@ fn datagram(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
         }
     }
     match (ownership::owner_of_incoming_datagram(ctx, &parsed.tuple), parsed.kind) {
+        (Receiver::Ours(_), _) if arrives_anyway(parsed) => pass(Reason::NotOurs),
         (Receiver::Ours(socket), _) => deliver_to(ctx, parsed, socket),
         (_, Kind::IcmpError) => pass(Reason::NotOurs),
         // Forwarding ends here; the kernel says so to the sender, who may be tracing the route.
@@ -119,6 +122,17 @@ fn datagram(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
         (Receiver::Others, _) if new == History::Nothing => Outcome::First(History::Heard),
         (Receiver::Others | Receiver::Nobody, _) => Outcome::First(new),
     }
+}
+
+/// Whether a packet is for an address of the host's, as are the replies to what scope `outbound` sends upstream: it needs no
+/// mark, and under `src_valid_mark` the mark would have `fib_validate_source()` take its sender for a local one. Translated
+/// ones are for such an address only until NAT has seen them.
+#[inline(always)]
+fn arrives_anyway(parsed: &Packet) -> bool {
+    let control = maps::control();
+    (control.has(Scope::Outbound, Protocol::Tcp) || control.has(Scope::Outbound, Protocol::Udp))
+        && ownership::is_host_address(&parsed.tuple.dst)
+        && translation::of(parsed.protocol, &parsed.tuple).is_none()
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::{
     bench, build_ebpf, host, interface,
     process::{cargo, output, run},
-    test, vm,
+    test,
 };
 
 pub(crate) fn main() -> Result<()> {
@@ -48,7 +48,6 @@ const CHECKS: &[(&str, Check)] = &[
     ("lints and documentation of the eBPF programs", build_ebpf::lint),
     ("instructions of the hot paths", bench::count_instructions),
     ("tests", || test::main(&test::Args { filter: Vec::new() })),
-    ("other kernels", vm::smoke),
 ];
 
 /// What git sees as changed; the checks have to leave it as it was.

@@ -30,7 +30,7 @@ const VM_TOOLS: &[Tool] = &[
 const CHOSEN: &[&str] =
     &["forwarded::", "inbound::", "outbound::", "udp::direct", "stop::", "clean::", "reload::"];
 
-/// One a scope, with both families and protocols; what CI has time for.
+/// One a scope, with both families and protocols.
 const SMOKE: &[&str] = &[
     "forwarded::direct_relays_to_the_original_destination_and_the_server_sees_the_gateway",
     "outbound::direct_relays_to_the_original_destination",
@@ -71,17 +71,6 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         }
     }
     if failed.is_empty() { Ok(()) } else { bail!("failed on Linux {}", failed.join(", ")) }
-}
-
-/// What CI runs.
-pub(crate) fn smoke() -> Result<()> {
-    main(&Args {
-        kernels: ["6.1", "6.12"].map(str::to_owned).into(),
-        smoke: true,
-        limit: 600,
-        cpus: 2,
-        filter: Vec::new(),
-    })
 }
 
 /// The shell's words. All of it runs, whatever fails first.

@@ -386,7 +386,11 @@ mod tests {
     fn forwarded_needs_ingress_where_named_and_everywhere_for_spoofed_replies() {
         assert_eq!(hooks(rule(Scope::Forwarded, &["eth0", "gone"], Source::Host)), [(2, Ingress)]);
         let both = [(2, Ingress), (2, Egress), (3, Ingress), (3, Egress)];
-        assert_eq!(hooks(rule(Scope::Forwarded, &["eth0"], Source::Client)), both, "NAT is seen where packets leave");
+        assert_eq!(
+            hooks(rule(Scope::Forwarded, &["eth0"], Source::Client)),
+            both,
+            "NAT is seen where packets leave"
+        );
     }
 
     #[test]

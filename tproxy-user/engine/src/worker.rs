@@ -45,7 +45,7 @@ impl Pulse {
 /// A running worker. Dropping it stops it, without waiting.
 ///
 /// A stop has two steps. When no new flow is decided any more, say so by [`Worker::drain`], and wait for
-/// [`Worker::drained`] as long as is wanted: the listeners stay open, since a client whose first packet was answered may
+/// [`Liveness::none`] as long as is wanted: the listeners stay open, since a client whose first packet was answered may
 /// yet come. Then, when nothing is steered any more, [`Worker::stop_now`] and [`Worker::join`].
 pub struct Worker {
     thread: thread::JoinHandle<()>,

@@ -123,6 +123,8 @@ fn routing_that_others_flush_is_put_back_with_a_warning() {
             world.curl(family.public(), 80).assert_body("hello", &*tproxy);
         }
     }
-    let status = tproxy_output(gateway, "status --json");
-    assert!(status.said.contains("\"restored\": 3"), "{}", status.said);
+    let status: serde_json::Value =
+        serde_json::from_str(&tproxy_output(gateway, "status --json").said).unwrap();
+    // What is looked for at the very moment in which it is put back may count once more.
+    assert!(status["restored"].as_u64() >= Some(3), "{status}");
 }

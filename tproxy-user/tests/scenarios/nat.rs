@@ -18,10 +18,11 @@ fn translate_sources(world: &World, how: &str) {
         }
         _ => {
             let snat = |family: Family| format!("snat {} to {}", ip(family), family.wan());
-            let rules = Family::ALL
-                .map(|family| format!("meta nfproto {} oifname wan {};", nf(family), snat(family)));
+            let rules =
+                Family::ALL.map(|family| format!("meta nfproto {} oifname wan {}", nf(family), snat(family)));
             let chain = "type nat hook postrouting priority srcnat;";
-            let table = format!("table inet translate {{ chain post {{ {chain} {} }} }}", rules.join(" "));
+            let table =
+                format!("table inet translate {{\nchain post {{\n{chain}\n{}\n}}\n}}", rules.join("\n"));
             gateway.feed("nft -f -", &table).unwrap();
         }
     }

@@ -95,7 +95,7 @@ fn only_programs_that_are_attached_are_loaded() {
     let world = World::new();
     let gateway = &world.net.gateway;
     let first = world.tproxy(&format!("{FORWARDED} --proto tcp --port 80 --action respond=taken"));
-    assert_eq!(programs(first.pid()), 2, "tc ingress and sk_lookup\n{}", *first);
+    assert_eq!(programs(first.pid()), 3, "tc ingress, sk_lookup and what listeners run\n{}", *first);
     // Of another hook, nothing was loaded that could be asked.
     let explained =
         tproxy_output(gateway, "explain tcp 10.62.0.1:5 8.8.8.8:80 --scope outbound --interface wan");

@@ -139,8 +139,10 @@ impl Instance {
 
     /// Adds what `plan` needs, and puts back what of it is there no more.
     pub(super) fn prepare(&mut self, plan: &Plan, attempt: &mut Attempt) {
-        let drops = |rule: &Rule| rule.scope == Scope::Inbound && rule.action == Action::Drop;
-        if self.black_holes.is_empty() && self.rules().any(drops) {
+        let ends_flows = |rule: &Rule| {
+            rule.scope == Scope::Inbound && matches!(rule.action, Action::Drop | Action::Reject)
+        };
+        if self.black_holes.is_empty() && self.rules().any(ends_flows) {
             match open_black_holes(self.config.mark, &mut self.datapath) {
                 Ok(holes) => self.black_holes = holes,
                 Err(error) => attempt.errors.push(error),

@@ -101,7 +101,8 @@ fn open_udp(
     Family::supported().map(open).collect()
 }
 
-/// Where flows end that scope `inbound` drops; the datapath's hooks for the other scopes can drop by themselves.
+/// Where flows arrive that scope `inbound` drops or rejects, so that they are counted and told of; the hooks for the other
+/// scopes do both by themselves.
 pub(super) fn open_black_holes(mark: Mark, datapath: &mut Datapath) -> Result<Vec<Socket>, InstanceError> {
     let mut holes = Vec::new();
     for protocol in Protocol::ALL {

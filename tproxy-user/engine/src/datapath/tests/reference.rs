@@ -161,11 +161,10 @@ impl<'a> Reference<'a> {
             Some((_, APPLICATION, _)) if hook == Direction::Ingress => {
                 return self.leave_alone(link, parsed, Reason::Remembered);
             }
-            Some((CARRY, _, at) | (_, PASSED, at)) if hook == Direction::Ingress => {
-                if *at == link.index {
-                    return self.leave_alone(link, parsed, Reason::Remembered);
-                }
+            Some((CARRY, _, at) | (_, PASSED, at)) if hook == Direction::Ingress && *at == link.index => {
+                return self.leave_alone(link, parsed, Reason::Remembered);
             }
+            Some((CARRY, ..) | (_, PASSED, _)) if hook == Direction::Ingress => {}
             Some((CARRY, ..) | (_, PASSED | APPLICATION, _)) => {
                 self.follow(parsed, FragmentCourse::Pass);
                 return Err(Reason::Remembered);
