@@ -3,7 +3,6 @@
 mod hot_paths;
 
 use anyhow::Result;
-pub(crate) use hot_paths::main as count_instructions;
 
 use crate::{
     host::{self, TOOLS},
@@ -26,7 +25,7 @@ pub(crate) struct Args {
 
 pub(crate) fn main(args: &Args) -> Result<()> {
     if args.hot_paths {
-        return count_instructions();
+        return hot_paths::main();
     }
     host::require_root("bench")?;
     host::require_tools(TOOLS)?;
