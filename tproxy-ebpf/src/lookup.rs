@@ -19,6 +19,7 @@ use crate::{
     maps::{self, count},
     memory::{self, Known},
     ownership::{family, is_host_address, worker_of_client, worker_of_connection},
+    packet::{AF_INET, v6},
     settings,
     tables::Tables,
     trace,
@@ -31,7 +32,6 @@ const REFUSE: u32 = sk_action::SK_DROP;
 /// The listener gets the packet without `arrival` being asked.
 const NO_ARRIVAL: u64 = BPF_SK_LOOKUP_F_NO_REUSEPORT as u64;
 
-const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = Protocol::Tcp.number() as u32;
 const IPPROTO_UDP: u32 = Protocol::Udp.number() as u32;
 
@@ -204,22 +204,11 @@ fn tuple(lookup: &bpf_sk_lookup) -> Tuple {
     let (src, dst) = if lookup.family == AF_INET {
         (Addr::from_v4(lookup.remote_ip4.to_ne_bytes()), Addr::from_v4(lookup.local_ip4.to_ne_bytes()))
     } else {
-        (v6(&raw const lookup.remote_ip6), v6(&raw const lookup.local_ip6))
+        // SAFETY: fields of the context.
+        unsafe { (v6(&raw const lookup.remote_ip6), v6(&raw const lookup.local_ip6)) }
     };
     let (sport, dport) = (lookup.remote_port.to_ne_bytes(), (lookup.local_port as u16).to_be_bytes());
     Tuple { src, dst, sport, dport }
-}
-
-/// Four words of the context as an address. Volatile, because the verifier takes context accesses at constant offsets
-/// only, and the compiler would compute a pointer to one of the two addresses first.
-#[inline(always)]
-fn v6(words: *const [u32; 4]) -> Addr {
-    let words: *const u32 = words.cast();
-    // SAFETY: the four words are fields of the context.
-    let word = |index: usize| unsafe { words.add(index).read_volatile() }.to_ne_bytes();
-    let ([a, b, c, d], [e, f, g, h]) = (word(0), word(1));
-    let ([i, j, k, l], [m, n, o, p]) = (word(2), word(3));
-    Addr([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
 }
 
 /// `PASS`; where the listener is gone and flows are to be refused without it, `REFUSE`. What was found out then has nobody to

@@ -18,7 +18,7 @@ use tproxy_common::{
     packet::{Kind, Packet},
 };
 
-use crate::{maps, settings, translation};
+use crate::{maps, packet::AF_INET, settings, translation};
 
 /// Of UDP: connected.
 const TCP_ESTABLISHED: u32 = 1;
@@ -257,20 +257,24 @@ pub(crate) fn owner_of_incoming_datagram(ctx: &TcContext, tuple: &Tuple) -> Rece
     }
 }
 
+/// The socket that sends a packet, if it is a full one. It is valid while the program runs.
+#[inline(always)]
+pub(crate) fn sender(ctx: &TcContext) -> Option<NonNull<bpf_sock>> {
+    // SAFETY: the context is a valid skb; its socket is null or valid while the program runs, and so is the full socket
+    // that the helper makes of it.
+    unsafe {
+        let sender = (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile();
+        if sender.is_null() { None } else { NonNull::new(bpf_sk_fullsock(sender)) }
+    }
+}
+
 /// Whether a UDP socket that is not connected sends this packet.
 #[inline(always)]
 pub(crate) fn sender_is_unconnected(ctx: &TcContext) -> bool {
     const SOCK_DGRAM: u32 = 2;
-    // SAFETY: the context is a valid skb; its socket is null or valid while the program runs, and so is the full socket
-    // that the helper makes of it. The accesses are checked by the verifier.
-    unsafe {
-        let sender = (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile();
-        if sender.is_null() {
-            return false;
-        }
-        let full = bpf_sk_fullsock(sender);
-        !full.is_null() && (*full).type_ == SOCK_DGRAM && (*full).state != TCP_ESTABLISHED
-    }
+    let Some(sender) = sender(ctx) else { return false };
+    // SAFETY: `sender` vouches for it; the accesses are checked by the verifier.
+    unsafe { (*sender.as_ptr()).type_ == SOCK_DGRAM && (*sender.as_ptr()).state != TCP_ESTABLISHED }
 }
 
 /// Whether a packet that leaves is one of the socket that it comes from. A tunnel device wraps what a socket sent in a packet of
@@ -278,21 +282,13 @@ pub(crate) fn sender_is_unconnected(ctx: &TcContext) -> bool {
 /// given the packet another source port, a connected socket is known by its peer.
 #[inline(always)]
 pub(crate) fn is_of_its_sender(ctx: &TcContext, parsed: &Packet) -> bool {
-    const AF_INET: u32 = 2;
     const AF_INET6: u32 = 10;
     const SOCK_RAW: u32 = 3;
     const IPPROTO_RAW: u32 = 255;
     let protocol = u32::from(parsed.protocol.number());
+    let Some(full) = sender(ctx).map(NonNull::as_ptr) else { return false };
     // SAFETY: as in `sender_is_unconnected`.
     unsafe {
-        let sender = (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile();
-        if sender.is_null() {
-            return false;
-        }
-        let full = bpf_sk_fullsock(sender);
-        if full.is_null() {
-            return false;
-        }
         // A packet socket sends what it likes; and that of a test run has no type.
         if (*full).family != AF_INET && (*full).family != AF_INET6 || (*full).type_ == 0 {
             return true;

@@ -2,6 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use tproxy_common::{
+    addr::Addr,
     packet::{self, ETHER_TYPE_TAG, Packet, Reader, parse, parse_tagged},
     verdict::Reason,
 };
@@ -139,6 +140,23 @@ fn parse_linear(ctx: &TcContext, l3: usize) -> Result<Packet, Reason> {
         ctx.pull_data(ctx.len().min(HEADERS)).map_err(|_| Reason::Malformed)?;
     }
     parse(&Linear(ctx), l3)
+}
+
+/// `AF_INET` (socket.h), as the kernel shows families.
+pub(crate) const AF_INET: u32 = 2;
+
+/// Four words of a context or a socket as an IPv6 address. Volatile, because the verifier takes such accesses at constant
+/// offsets only, and the compiler would compute a pointer to one of two addresses first.
+///
+/// # Safety
+/// The pointer is to a field of a context, or of a socket that is referred to.
+#[inline(always)]
+pub(crate) unsafe fn v6(words: *const [u32; 4]) -> Addr {
+    // SAFETY: as demanded.
+    let word = |index: usize| unsafe { words.cast::<u32>().add(index).read_volatile() }.to_ne_bytes();
+    let ([a, b, c, d], [e, f, g, h]) = (word(0), word(1));
+    let ([i, j, k, l], [m, n, o, p]) = (word(2), word(3));
+    Addr([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
 }
 
 /// What the kernel says of a packet.

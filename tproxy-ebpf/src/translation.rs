@@ -2,7 +2,7 @@
 //! a socket, and what a socket sends before tc egress sees it. Where the two differ, the tuple on the wire is written
 //! down here with the one that the socket is known by, at the first packet that shows both.
 
-use aya_ebpf::{bindings::bpf_sock, helpers::bpf_sk_fullsock, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 use tproxy_common::{
     abi::TranslationKey,
     addr::Addr,
@@ -11,11 +11,9 @@ use tproxy_common::{
 };
 
 use crate::{
-    maps,
-    packet::{self, LinkLayer},
+    maps, ownership,
+    packet::{self, AF_INET, LinkLayer, v6},
 };
-
-const AF_INET: u32 = 2;
 
 /// As our socket knows the packet that is about to come in with `tuple`, if that is another.
 #[inline(never)]
@@ -63,17 +61,9 @@ fn key(protocol: Protocol, tuple: &Tuple) -> TranslationKey {
 /// The tuple by which the socket is known that sends this packet; its destination is zero if it is not connected.
 #[inline(never)]
 fn sent_by(ctx: &TcContext) -> Option<Tuple> {
-    // SAFETY: the context is a valid skb; its socket is null or valid while the program runs, and so is the full socket that
-    // the helper makes of it. The accesses are checked by the verifier, which wants them one by one.
+    let socket = ownership::sender(ctx)?.as_ptr();
+    // SAFETY: `sender` vouches for it. The accesses are checked by the verifier, which wants them one by one.
     unsafe {
-        let sender = (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile();
-        if sender.is_null() {
-            return None;
-        }
-        let socket: *const bpf_sock = bpf_sk_fullsock(sender);
-        if socket.is_null() {
-            return None;
-        }
         // All are read, whatever the family: the compiler would make one load of two, at an offset that varies.
         let v4 = |word: *const u32| Addr::from_v4(word.read_volatile().to_ne_bytes());
         let (src4, dst4) = (v4(&raw const (*socket).src_ip4), v4(&raw const (*socket).dst_ip4));
@@ -84,15 +74,4 @@ fn sent_by(ctx: &TcContext) -> Option<Tuple> {
         let dport = (&raw const (*socket).dst_port).read_volatile().to_ne_bytes();
         Some(Tuple { src, dst, sport, dport })
     }
-}
-
-/// # Safety
-/// The pointer is to a field of a socket that is referred to.
-#[inline(always)]
-unsafe fn v6(words: *const [u32; 4]) -> Addr {
-    // SAFETY: as demanded.
-    let word = |index: usize| unsafe { words.cast::<u32>().add(index).read_volatile() }.to_ne_bytes();
-    let ([a, b, c, d], [e, f, g, h]) = (word(0), word(1));
-    let ([i, j, k, l], [m, n, o, p]) = (word(2), word(3));
-    Addr([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
 }
