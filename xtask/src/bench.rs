@@ -3,6 +3,7 @@
 mod hot_paths;
 
 use anyhow::Result;
+pub(crate) use hot_paths::main as count_instructions;
 
 use crate::{
     host::{self, TOOLS},
@@ -25,7 +26,7 @@ pub(crate) struct Args {
 
 pub(crate) fn main(args: &Args) -> Result<()> {
     if args.hot_paths {
-        return hot_paths::main();
+        return count_instructions();
     }
     host::require_root("bench")?;
     host::require_tools(TOOLS)?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::{
-    build_ebpf, host, interface,
+    bench, build_ebpf, host, interface,
     process::{cargo, output, run},
     test,
 };
@@ -46,6 +46,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("interface of the library", || interface::main(&interface::Args { write: false })),
     ("eBPF object", || build_ebpf::main(&build_ebpf::Args { install: true, check: true })),
     ("lints and documentation of the eBPF programs", build_ebpf::lint),
+    ("instructions of the hot paths", bench::count_instructions),
     ("tests", || test::main(&test::Args { filter: Vec::new() })),
 ];
 
