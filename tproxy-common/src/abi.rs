@@ -211,6 +211,12 @@ pub const APPLICATION: u32 = u32::MAX;
 /// first one, which says so, was seen.
 pub const CARRY: RuleNumber = RuleNumber::MAX;
 
+/// In [`Memory::fragmenting`]: routers might have fragmented the flow's first datagram. It is zero where tc has not seen that.
+pub const FRAGMENTABLE: u32 = 1;
+
+/// The same: they must not.
+pub const WHOLE: u32 = 2;
+
 /// In [`Memory::worker`]: nobody's, the flow was left alone.
 pub const PASSED: u32 = u32::MAX - 1;
 
@@ -296,8 +302,8 @@ pub struct Memory {
     pub worker: u32,
     /// Interface by which its last datagram came in that was decided; 0 of what this host sends.
     pub ifindex: u32,
-    /// Zero.
-    pub rest: u32,
+    /// [`FRAGMENTABLE`], [`WHOLE`], or zero where that is not known.
+    pub fragmenting: u32,
 }
 
 /// A packet as it comes in, before NAT of this host changes its addresses and ports.

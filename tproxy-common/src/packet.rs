@@ -45,6 +45,15 @@ pub struct Packet {
     pub hops: u8,
 }
 
+/// Whether a router may fragment a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fragmenting {
+    /// Of IPv4, one without DF; of IPv6, one that its sender fragmented, who would have to do it again.
+    Allowed,
+    /// Its sender is to be told what fits instead.
+    Forbidden,
+}
+
 impl Packet {
     /// No packet: what is there before one is parsed.
     pub const NOTHING: Self = Self {
@@ -132,6 +141,8 @@ const PROTO_ICMPV6: u8 = 58;
 /// Reserved (IANA): in [`Ip::protocol`], what it is was not found out.
 const PROTO_HIDDEN: u8 = 255;
 const TCP_HEADER: usize = 20;
+/// Most options of a TCP header looked at. Who signs does so before, or right after, the few that all others send.
+const MAX_OPTIONS: usize = 16;
 const UDP_HEADER: usize = 8;
 const ICMP_HEADER: usize = 8;
 
@@ -403,7 +414,55 @@ fn parse_tcp<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Result<Packet, Reason> 
         tcp_flag::ACK => Kind::Ack,
         _ => Kind::Other,
     };
-    Ok(Packet { protocol: Protocol::Tcp, tuple, kind, piece: ip.piece, l4: ip.l4, hops: ip.hops })
+    let Ip { piece, l4, hops, .. } = *ip;
+    Ok(Packet { protocol: Protocol::Tcp, tuple, kind, piece, l4, hops })
+}
+
+/// Whether routers may fragment a parsed packet whose IP header starts at `l3`.
+#[inline(always)]
+pub fn fragmenting<R: Reader + ?Sized>(packet: &R, l3: usize, parsed: &Packet) -> Fragmenting {
+    const DF: u8 = 0x40;
+    let forbidden = if parsed.tuple.dst.is_v4() {
+        matches!(packet.read(l3 + 6), Some([flags, _]) if flags & DF != 0)
+    } else {
+        matches!(parsed.piece, Piece::Whole)
+    };
+    if forbidden { Fragmenting::Forbidden } else { Fragmenting::Allowed }
+}
+
+/// Whether the TCP segment whose header starts at `l4` is signed with a key that only its two ends have (RFC 2385,
+/// RFC 5925): nobody can take their place.
+#[inline(always)]
+pub fn is_signed<R: Reader + ?Sized>(packet: &R, l4: usize) -> bool {
+    let Some([data_offset, _]) = packet.read::<2>(l4 + 12) else { return false };
+    let (start, end) = (l4 + TCP_HEADER, l4 + ((data_offset >> 4) as usize) * 4);
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const MD5: u8 = 19;
+    const AUTHENTICATION: u8 = 29;
+    let mut offset = start;
+    for _ in 0..MAX_OPTIONS {
+        if offset >= end {
+            return false;
+        }
+        offset += match byte(packet, offset) {
+            Some(MD5 | AUTHENTICATION) => return true,
+            None | Some(END) => return false,
+            Some(NO_OPERATION) => 1,
+            Some(_) => match byte(packet, offset + 1) {
+                Some(length @ 2..) => length as usize,
+                _ => return false,
+            },
+        };
+    }
+    false
+}
+
+/// One byte of a header, by way of the two that begin at an even offset, as headers do.
+#[inline(always)]
+fn byte<R: Reader + ?Sized>(packet: &R, offset: usize) -> Option<u8> {
+    let [even, odd] = packet.read(offset & !1)?;
+    Some(if offset & 1 == 0 { even } else { odd })
 }
 
 #[inline(always)]
@@ -423,8 +482,9 @@ fn parse_udp<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Result<Packet, Reason> 
     }
     let tuple =
         Tuple { src: ip.src, dst: ip.dst, sport: [header[0], header[1]], dport: [header[2], header[3]] };
+    let Ip { piece, l4, hops, .. } = *ip;
     let kind = Kind::Datagram;
-    Ok(Packet { protocol: Protocol::Udp, tuple, kind, piece: ip.piece, l4: ip.l4, hops: ip.hops })
+    Ok(Packet { protocol: Protocol::Udp, tuple, kind, piece, l4, hops })
 }
 
 #[inline(always)]
@@ -449,7 +509,8 @@ fn parse_icmp_error<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Result<Packet, R
     let sent =
         Tuple { src: quoted.src, dst: quoted.dst, sport: [ports[0], ports[1]], dport: [ports[2], ports[3]] };
     let tuple = sent.reversed();
-    Ok(Packet { protocol, tuple, kind: Kind::IcmpError, piece: Piece::Whole, l4: ip.l4, hops: ip.hops })
+    let Ip { l4, hops, .. } = *ip;
+    Ok(Packet { protocol, tuple, kind: Kind::IcmpError, piece: Piece::Whole, l4, hops })
 }
 
 #[cfg(test)]
@@ -493,6 +554,40 @@ mod tests {
         assert_eq!(packet.l4, 32);
         assert_eq!(IpAddr::from(packet.tuple.dst), "8.8.8.8".parse::<IpAddr>().unwrap());
         assert_eq!((packet.tuple.sport, packet.tuple.dport), ([0x30, 0x39], [0, 80]));
+    }
+
+    #[test]
+    fn a_signed_syn_wherever_the_signature_is() {
+        let signed = |options: &[u8]| {
+            let mut segment = tcp(tcp_flag::SYN, 5 + options.len().div_ceil(4) as u8);
+            segment[20..20 + options.len()].copy_from_slice(options);
+            [(v4(6, 0, &segment), 20), (v6(6, &segment), 40)].map(|(packet, l4)| is_signed(&packet[..], l4))
+        };
+        let md5 = [[19, 18].as_slice(), &[7; 16]].concat();
+        let ao = [[29, 16].as_slice(), &[7; 14]].concat();
+        for signature in [md5, ao] {
+            let usual = [2, 4, 5, 0xb4, 1, 3, 3, 7, 4, 2];
+            let after = |before: &[u8]| [before, &signature].concat();
+            for options in [after(&[]), after(&[1, 1]), after(&[1]), after(&usual), after(&[1; 15])] {
+                assert_eq!(signed(&options), [true; 2], "{options:?}");
+            }
+            assert_eq!(signed(&after(&[0])), [false; 2], "what follows the end is none");
+        }
+        assert_eq!(signed(&[2, 4, 19, 18, 8, 10, 29, 29, 19, 18, 19, 18]), [false; 2], "values of others");
+        assert_eq!(signed(&[3, 0, 19, 18]), [false; 2], "no length");
+        assert_eq!(signed(&[1, 1, 1, 3]), [false; 2], "a length that is not there");
+    }
+
+    #[test]
+    fn who_may_fragment_it() {
+        let mut packet = v4(17, 0, &[0, 1, 0, 2, 0, 8, 0, 0]);
+        assert_eq!(fragmenting(&packet[..], 0, &parse(&packet[..], 0).unwrap()), Fragmenting::Forbidden);
+        packet[6] = 0;
+        assert_eq!(fragmenting(&packet[..], 0, &parse(&packet[..], 0).unwrap()), Fragmenting::Allowed);
+        let packet = v6(17, &[0, 1, 0, 2, 0, 8, 0, 0]);
+        assert_eq!(fragmenting(&packet[..], 0, &parse(&packet[..], 0).unwrap()), Fragmenting::Forbidden);
+        let packet = v6(44, &[17, 0, 0, 1, 0, 0, 0, 9, 0, 1, 0, 2, 0, 16, 0, 0]);
+        assert_eq!(fragmenting(&packet[..], 0, &parse(&packet[..], 0).unwrap()), Fragmenting::Allowed);
     }
 
     #[test]

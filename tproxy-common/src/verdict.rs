@@ -99,7 +99,7 @@ reasons! {
     KernelRefused = 18 => "drop_kernel_refused",
     /// Passed: a UDP flow that passed before, or its replies.
     Remembered = 19 => "pass_remembered",
-    /// Passed: first datagram, but no router would forward it further; the kernel reports it (traceroute).
+    /// Passed: first packet, but no router would forward it further; the kernel reports it (traceroute).
     Expiring = 20 => "pass_expiring",
     /// Steered: a later fragment of a packet that is steered, or may be.
     SteerFragment = 21 => "steer_fragment",
@@ -111,6 +111,8 @@ reasons! {
     Unserved = 24 => "reject_unserved",
     /// Dropped: its headers cannot be read, or it cannot be answered, and it may be of a flow that a rule selects.
     Unreadable = 25 => "drop_unreadable",
+    /// Passed: a rule selects the connection, but its SYN is signed with a key that only its ends have (TCP MD5, TCP-AO).
+    Signed = 26 => "pass_signed",
 }
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ fn carry_out(protocol: Protocol, reason: u32, found: &Finding) {
                 maps::decided(tuple, number, worker);
                 maps::give(worker);
             }
-            Protocol::Udp => memory::steered(tuple, number, worker, ifindex),
+            Protocol::Udp => memory::given(tuple, number, worker, ifindex),
         }
     }
     if rule != NO_RULE {

@@ -122,7 +122,10 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
         Protocol::Udp => of_datagram(scope, ctx, &parsed, &tables),
     };
     let outcome = match verdict {
-        Verdict::Steer(rule) => steer(ctx, &parsed, tables.control.number(rule), history),
+        Verdict::Steer(_) if parsed.kind == Kind::Syn && packet::is_signed(ctx, &parsed) => {
+            pass(Reason::Signed)
+        }
+        Verdict::Steer(rule) => steer(ctx, link, &parsed, tables.control.number(rule), history),
         Verdict::Reject => {
             fragments::follow(&parsed, FragmentCourse::Drop);
             refuse(Reason::RuleReject, parsed.protocol)
@@ -230,7 +233,7 @@ fn remember(ctx: &TcContext, scope: Scope, parsed: &Packet, verdict: Verdict, re
 }
 
 #[inline(always)]
-fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleNumber, history: History) -> Outcome {
+fn steer(ctx: &TcContext, link: LinkLayer, parsed: &Packet, rule: RuleNumber, history: History) -> Outcome {
     let control = maps::control();
     if control.deciding == 0 && control.rejecting != 0 {
         return reject::unserved(parsed, Reason::Draining);
@@ -258,7 +261,10 @@ fn steer(ctx: &TcContext, parsed: &Packet, rule: RuleNumber, history: History) -
                 maps::give(worker);
             }
         }
-        Protocol::Udp => memory::steered(&parsed.tuple, rule, worker, Meta::of(ctx).ifindex),
+        Protocol::Udp => {
+            let fragmenting = packet::fragmenting(ctx, link, parsed);
+            memory::steered(&parsed.tuple, rule, worker, Meta::of(ctx).ifindex, fragmenting);
+        }
     }
     fragments::follow(parsed, FragmentCourse::Steer);
     deliver(Reason::RuleSteer)

@@ -79,6 +79,8 @@ fn segment(ctx: &TcContext, parsed: &Packet) -> Outcome {
     match (ownership::owner_of_incoming(ctx, &parsed.tuple), parsed.kind) {
         (Owner::Connection(_), _) if arrives_anyway(parsed) => pass(Reason::NotOurs),
         (Owner::Connection(socket), _) => deliver_to(ctx, parsed, socket),
+        // Forwarding ends here; the kernel says so to the sender, who may be tracing the route.
+        (Owner::Nobody, Kind::Syn) if parsed.hops <= 1 => pass(Reason::Expiring),
         (Owner::Nobody, Kind::Syn) => Outcome::First(History::Nothing),
         (Owner::TimeWait, Kind::Syn) => Outcome::First(History::TimeWait),
         (Owner::Decision(_), Kind::Syn) => Outcome::First(History::Decided),

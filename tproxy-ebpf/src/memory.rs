@@ -3,8 +3,9 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use tproxy_common::{
-    abi::{APPLICATION, CARRY, HEARD, LEFT, Memory, PASSED, RuleNumber},
+    abi::{APPLICATION, CARRY, FRAGMENTABLE, HEARD, LEFT, Memory, PASSED, RuleNumber, WHOLE},
     flow::Tuple,
+    packet::Fragmenting,
 };
 
 use crate::{maps, ownership, settings};
@@ -126,9 +127,19 @@ pub(crate) fn application(tuple: &Tuple) {
     remember(tuple, 0, APPLICATION, 0);
 }
 
-/// Remembers that a rule gave a flow to a worker.
+/// Remembers that a rule gave a flow to a worker, and whether its first datagram could be fragmented.
 #[inline(always)]
-pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, ifindex: u32) {
+pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, ifindex: u32, first: Fragmenting) {
+    let fragmenting = match first {
+        Fragmenting::Allowed => FRAGMENTABLE,
+        Fragmenting::Forbidden => WHOLE,
+    };
+    write(tuple, Memory { seen: now(), rule, worker, ifindex, fragmenting });
+}
+
+/// The same where that is not to be seen.
+#[inline(always)]
+pub(crate) fn given(tuple: &Tuple, rule: RuleNumber, worker: u32, ifindex: u32) {
     remember(tuple, rule, worker, ifindex);
 }
 
@@ -144,8 +155,13 @@ pub(crate) fn answers(tuple: &Tuple, ifindex: u32) -> bool {
 
 #[inline(never)]
 fn remember(tuple: &Tuple, rule: RuleNumber, worker: u32, ifindex: u32) {
+    write(tuple, Memory { seen: now(), rule, worker, ifindex, fragmenting: 0 });
+}
+
+#[inline(always)]
+fn write(tuple: &Tuple, memory: Memory) {
     // It fails only when the map has no memory left; the flow is then asked about again.
-    let _ = maps::MEMORY.insert(tuple, Memory { seen: now(), rule, worker, ifindex, rest: 0 }, 0);
+    let _ = maps::MEMORY.insert(tuple, memory, 0);
 }
 
 #[inline(always)]

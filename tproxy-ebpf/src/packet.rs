@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use tproxy_common::{
     addr::Addr,
-    packet::{self, ETHER_TYPE_TAG, Packet, Reader, parse, parse_tagged},
+    packet::{self, ETHER_TYPE_TAG, Fragmenting, Packet, Reader, parse, parse_tagged},
     verdict::Reason,
 };
 
@@ -125,6 +125,25 @@ extern "C" fn tproxy_parse(skb: *mut __sk_buff, link: u32, packet: *mut Packet) 
         Err(reason) => return number(reason),
     }
     0
+}
+
+/// Whether routers may fragment a packet.
+#[inline(always)]
+pub(crate) fn fragmenting(ctx: &TcContext, link: LinkLayer, parsed: &Packet) -> Fragmenting {
+    packet::fragmenting(&Linear(ctx), link.0, parsed)
+}
+
+/// Whether a SYN is signed.
+#[inline(always)]
+pub(crate) fn is_signed(ctx: &TcContext, syn: &Packet) -> bool {
+    tproxy_signed(ctx.skb.skb, syn.l4 as u32) != 0
+}
+
+/// As above: apart from the ways through the headers before.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_signed(skb: *mut __sk_buff, l4: u32) -> u32 {
+    u32::from(packet::is_signed(&Linear(&TcContext::new(skb)), l4 as usize))
 }
 
 /// Not zero.

@@ -149,7 +149,7 @@ impl Decisions for Everything {
 
 impl Memory for Everything {
     fn selected(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Selected> {
-        Some(Selected::By(RuleNumber(0)))
+        Some(Selected::By(RuleNumber(0), None))
     }
 
     fn forget(&mut self, _: ClientAddr, _: OriginalDst) {}

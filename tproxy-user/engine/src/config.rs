@@ -65,6 +65,8 @@ pub struct Config {
     pub sessions: SessionLimits,
     /// Names of sets that no rule names.
     pub unused_sets: Vec<Arc<str>>,
+    /// How many TCP connections there may be.
+    pub connections: ConnectionLimits,
 }
 
 impl Config {
@@ -91,6 +93,7 @@ impl Config {
             timeouts: Timeouts::default(),
             sessions: SessionLimits { total: 16_384, per_client: 4096 },
             unused_sets: Vec::new(),
+            connections: ConnectionLimits { total: 32_768, per_client: 8192 },
         }
     }
 }
@@ -297,6 +300,12 @@ pub struct Timeouts {
     #[serde(with = "values::text")]
     #[schemars(schema_with = "values::schema::<Duration>")]
     pub udp_stream: Duration,
+    /// After which silence both ends of a connection are asked whether they are still there; the upstream as often as the
+    /// client asks, if that is more often
+    #[arg(long = "keepalive", value_name = "TIME", default_value = "1m", value_parser = Duration::parse)]
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub keepalive: Duration,
 }
 
 impl Default for Timeouts {
@@ -308,6 +317,7 @@ impl Default for Timeouts {
             drain: Duration::from_secs(30),
             udp: Duration::from_secs(30),
             udp_stream: minutes(2),
+            keepalive: minutes(1),
         }
     }
 }
@@ -324,6 +334,10 @@ pub struct RuleTimeouts {
     #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "values::schema::<Duration>")]
     pub idle: Option<Duration>,
+    /// After which silence both ends of a connection are asked whether they are still there
+    #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub keepalive: Option<Duration>,
 }
 
 /// How much of a rule there may be at once; nothing set means no limit.
@@ -334,6 +348,20 @@ pub struct RuleLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "NonZeroUsize")]
     pub connections: Option<NonZeroUsize>,
+    /// How many times as long as its question an answer of respond= may be over UDP, headers included; a longer one is not
+    /// given, since a forged question would have it sent to somebody else (default: 3)
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "NonZeroUsize")]
+    pub amplification: Option<NonZeroUsize>,
+}
+
+/// How many TCP connections there may be at once. Each takes two descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// In all.
+    pub total: usize,
+    /// Of one client: an address, or a /64 of IPv6. In scope `outbound` this host is the only one, and may have all.
+    pub per_client: usize,
 }
 
 /// How many UDP sessions there may be at once. Each takes at most two descriptors.
@@ -341,7 +369,7 @@ pub struct RuleLimits {
 pub struct SessionLimits {
     /// In all.
     pub total: usize,
-    /// Of one client address.
+    /// Of one client: an address, or a /64 of IPv6.
     pub per_client: usize,
 }
 

@@ -21,6 +21,9 @@ pub use live::{FlowId, FlowState, Live, LiveFlow, Selection};
 pub use shown::{FlowProtocol, FlowScope, ShownFlow};
 use slab::Slab;
 use tokio::sync::Notify;
+use tproxy_common::flow::Protocol;
+
+use crate::flow::ClientNetwork;
 
 /// Flows looked at while a worker may have to wait.
 const AT_ONCE: usize = 1024;
@@ -56,6 +59,18 @@ impl Table {
     /// Waits until some session is to be closed; [`LiveFlow::is_closing`] says which.
     pub(crate) async fn closing(&self) {
         self.closing.notified().await;
+    }
+
+    /// Has a connection end of a client who has too many: it is reset on both sides.
+    pub(crate) fn close_one_of(&self, client: ClientNetwork) {
+        let is_one = |flow: &LiveFlow| {
+            let Selection { protocol, client: of, .. } = flow.selection();
+            *protocol == Protocol::Tcp && of.network() == client && !flow.is_closing()
+        };
+        let one = self.flows().iter().map(|(_, flow)| flow).find(|flow| is_one(flow)).cloned();
+        if let Some(flow) = one {
+            flow.close();
+        }
     }
 
     fn flows(&self) -> MutexGuard<'_, Slab<Arc<LiveFlow>>> {

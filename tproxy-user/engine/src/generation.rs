@@ -11,7 +11,8 @@ use tproxy_common::{abi, rule::MAX_RULES};
 
 use crate::{
     config::{Config, Listed, Rule, SessionLimits, Timeouts},
-    limits::{Limits, Place},
+    flow::ClientAddr,
+    limits::{Full, Limits, Place},
 };
 
 /// A rule, counted over all generations.
@@ -43,7 +44,7 @@ impl Generation {
     /// The first, which is number 0. `ended` hears of the end of each generation.
     #[must_use]
     pub fn first(config: &Config, ended: Arc<Notify>) -> Self {
-        Self::new(0, config, Limits::of(&config.rules, None), ended)
+        Self::new(0, config, Limits::of(config, None), ended)
     }
 
     fn new(number: u32, config: &Config, limits: Limits, ended: Arc<Notify>) -> Self {
@@ -60,7 +61,7 @@ impl Generation {
     /// The one that comes after this. A rule that keeps its name keeps count of its connections.
     #[must_use]
     pub fn next(&self, config: &Config) -> Self {
-        let limits = Limits::of(&config.rules, Some((&self.rules, &self.limits)));
+        let limits = Limits::of(config, Some((&self.rules, &self.limits)));
         Self::new((self.number + 1) % abi::GENERATIONS, config, limits, Arc::clone(&self.ended))
     }
 
@@ -182,9 +183,9 @@ impl ChosenRule {
         &self.generation
     }
 
-    /// A place for one more connection under the rule's limit, if there is one.
-    pub(crate) fn place(&self) -> Option<Place> {
-        self.generation.limits.place(self.index)
+    /// A place for one more connection of a client under the limits.
+    pub(crate) fn place(&self, client: ClientAddr) -> Result<Place, Full> {
+        self.generation.limits.place(self.index, self.scope, client)
     }
 }
 
@@ -203,7 +204,10 @@ mod tests {
 
     fn config(rules: &[(&str, Option<usize>)]) -> Config {
         let rules = rules.iter().map(|(name, most)| Rule {
-            limits: RuleLimits { connections: most.and_then(std::num::NonZeroUsize::new) },
+            limits: RuleLimits {
+                connections: most.and_then(std::num::NonZeroUsize::new),
+                ..RuleLimits::default()
+            },
             ..Rule::new(name, Scope::Inbound, Action::Direct)
         });
         let text = "[[rules]]\nscope = \"inbound\"\naction = \"direct\"";
@@ -249,14 +253,15 @@ mod tests {
     fn a_limit_counts_the_connections_of_earlier_generations() {
         let generations = Generations::of(Generation::first(&config(&[("a", Some(2))]), Arc::default()));
         let first = generations.rule(number(0, 0)).unwrap();
-        let places = [first.place(), first.place()];
-        assert!(places.iter().all(Option::is_some) && first.place().is_none());
+        let client = ClientAddr(([10, 0, 0, 1], 1).into());
+        let places = [first.place(client), first.place(client)];
+        assert!(places.iter().all(Result::is_ok) && first.place(client).is_err());
         generations.add(generations.latest().next(&config(&[("new", None), ("a", Some(3))])));
         let next = generations.rule(number(1, 1)).unwrap();
-        let third = next.place();
-        assert!(third.is_some() && next.place().is_none());
+        let third = next.place(client);
+        assert!(third.is_ok() && next.place(client).is_err());
         drop(places);
-        assert!(next.place().is_some());
+        assert!(next.place(client).is_ok());
     }
 
     #[test]
@@ -265,7 +270,7 @@ mod tests {
         assert!(last < abi::CARRY);
         let number = RuleNumber(last);
         assert_eq!((number.generation(), number.index()), (abi::GENERATIONS - 1, MAX_RULES - 1));
-        let limits = Limits::of(&[], None);
+        let limits = Limits::of(&config(&[]), None);
         let generation = Generation::new(abi::GENERATIONS - 1, &config(&[]), limits, Arc::default());
         assert_eq!(generation.next(&config(&[])).number(), 0);
     }

@@ -1,4 +1,6 @@
-//! Limits of live connections, by rule.
+//! Limits of live connections: in all, by client and by rule.
+
+mod clients;
 
 use std::{
     collections::HashMap,
@@ -8,12 +10,21 @@ use std::{
     },
 };
 
-use crate::config::Rule;
+use clients::{ClientPlace, Clients, Room};
+use tproxy_common::rule::Scope;
 
-/// How many connections each rule has, over all workers, and may have. Of a rule without a limit nothing is counted,
-/// so that it costs no cache line shared between CPUs.
+use crate::{
+    config::{Config, ConnectionLimits, Rule},
+    flow::{ClientAddr, ClientNetwork},
+};
+
+/// How many connections there are, over all workers, and may be. Of a rule without a limit nothing is counted.
 #[derive(Debug, Clone)]
-pub(crate) struct Limits(Arc<[Option<Arc<Limit>>]>);
+pub(crate) struct Limits {
+    rules: Arc<[Option<Arc<Limit>>]>,
+    connections: ConnectionLimits,
+    clients: Clients,
+}
 
 #[derive(Debug)]
 struct Limit {
@@ -21,37 +32,79 @@ struct Limit {
     live: Arc<AtomicUsize>,
 }
 
-/// A connection's place under the limit of its rule, free again when this is dropped.
+/// Why there is no place for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Full {
+    /// Its rule has as many as it may have.
+    #[error("the rule has all the connections it may have (limits.connections of the rule)")]
+    Rule,
+    /// Its client has, or there are as many as there may be and nobody has more of them than this client.
+    #[error("the client has all the connections it may have (limits.connections_per_client)")]
+    Client,
+}
+
+/// A connection's place under the limit of its rule.
 #[derive(Debug)]
-pub(crate) struct Place(Option<Arc<Limit>>);
+struct RulePlace(Arc<Limit>);
+
+/// A connection's place under the limits, free again when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _rule: Option<RulePlace>,
+    _client: ClientPlace,
+    instead_of: Option<ClientNetwork>,
+}
+
+impl Place {
+    /// Whose connection has to end for it.
+    pub(crate) const fn instead_of(&self) -> Option<ClientNetwork> {
+        self.instead_of
+    }
+}
 
 impl Limits {
-    /// Those of `rules`. A rule goes on counting where one of its name does among the `earlier` ones.
-    pub(crate) fn of(rules: &[Rule], earlier: Option<(&[Rule], &Self)>) -> Self {
-        let earlier = earlier.into_iter().flat_map(|(rules, limits)| rules.iter().zip(&*limits.0));
+    /// Those of `config`. A rule goes on counting where one of its name does among the `earlier` ones.
+    pub(crate) fn of(config: &Config, earlier: Option<(&[Rule], &Self)>) -> Self {
+        let rules = earlier.into_iter().flat_map(|(rules, limits)| rules.iter().zip(&*limits.rules));
         let counted: HashMap<&str, &Arc<Limit>> =
-            earlier.filter_map(|(rule, limit)| Some((&*rule.name, limit.as_ref()?))).collect();
+            rules.filter_map(|(rule, limit)| Some((&*rule.name, limit.as_ref()?))).collect();
         let limit = |rule: &Rule| {
             let most = rule.limits.connections?.get();
             let live = counted.get(&*rule.name).map(|limit| Arc::clone(&limit.live));
             Some(Arc::new(Limit { most, live: live.unwrap_or_default() }))
         };
-        Self(rules.iter().map(limit).collect())
+        Self {
+            rules: config.rules.iter().map(limit).collect(),
+            connections: config.connections,
+            clients: earlier.map(|(_, limits)| limits.clients.clone()).unwrap_or_default(),
+        }
     }
 
-    /// A place for one more connection of the rule at `index`, if there is one.
-    pub(crate) fn place(&self, index: usize) -> Option<Place> {
-        let Some(limit) = &self.0[index] else { return Some(Place(None)) };
-        let one_more = |live| (live < limit.most).then_some(live + 1);
-        limit.live.fetch_update(Relaxed, Relaxed, one_more).ok()?;
-        Some(Place(Some(Arc::clone(limit))))
+    /// A place for one more connection of a client by the rule at `index`, which has this scope.
+    pub(crate) fn place(&self, index: usize, scope: Scope, client: ClientAddr) -> Result<Place, Full> {
+        let rule = self.rules[index].as_ref().map(RulePlace::new).transpose()?;
+        let ConnectionLimits { total, per_client } = self.connections;
+        // All clients of scope `outbound` are this host.
+        let per_client = if scope == Scope::Outbound { total } else { per_client };
+        let (client, instead_of) = match self.clients.room(client, ConnectionLimits { total, per_client }) {
+            Room::Free(place) => (place, None),
+            Room::InsteadOf(other, place) => (place, Some(other)),
+            Room::None => return Err(Full::Client),
+        };
+        Ok(Place { _rule: rule, _client: client, instead_of })
     }
 }
 
-impl Drop for Place {
+impl RulePlace {
+    fn new(limit: &Arc<Limit>) -> Result<Self, Full> {
+        let one_more = |live| (live < limit.most).then_some(live + 1);
+        limit.live.fetch_update(Relaxed, Relaxed, one_more).map_err(|_| Full::Rule)?;
+        Ok(Self(Arc::clone(limit)))
+    }
+}
+
+impl Drop for RulePlace {
     fn drop(&mut self) {
-        if let Some(limit) = &self.0 {
-            limit.live.fetch_sub(1, Relaxed);
-        }
+        self.0.live.fetch_sub(1, Relaxed);
     }
 }

@@ -7,6 +7,7 @@ mod control;
 mod datagram;
 mod errors;
 mod icmp;
+mod message;
 mod namespace;
 mod raw;
 mod readable;
@@ -16,23 +17,25 @@ mod stream;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, AsRawFd as _},
 };
 
 use socket2::{SockFilter, Socket};
 
 pub use datagram::{
     Endpoint, Visibility, datagram_black_hole, datagram_from, datagram_listener, datagram_upstream, session,
-    set_ttl, set_visibility,
+    set_fragmenting, set_ttl, set_visibility,
 };
 pub use errors::{PeerError, next_error};
 pub use icmp::{IcmpError, IcmpSender};
+pub use message::{Message, Outgoing, Pieces, TrafficClass, receive_messages, send_message};
 pub use namespace::namespace_cookie;
 pub use raw::RawSender;
 pub use readable::Readable;
 pub use receive::{Datagram, Receiver};
 pub use stream::{
-    Received, Rest, black_hole, close_in_order, has_data, join_ack_with_data, keep_alive, listener, push,
-    receive, upstream,
+    Received, Rest, black_hole, class_of_syn, close_in_order, has_data, join_ack_with_data, keep_alive,
+    listener, push, receive, segments_received, set_class, upstream,
 };
 
 use crate::family::Family;
@@ -88,6 +91,24 @@ fn transparent(socket: &Socket, family: Family) -> Result<(), SocketError> {
         Family::V4 => socket.set_ip_transparent_v4(true).map_err(privileged("IP_TRANSPARENT")),
         Family::V6 => socket.set_ip_transparent_v6(true).map_err(privileged("IPV6_TRANSPARENT")),
     }
+}
+
+/// Sets an option that is a number, and that no library knows.
+fn set_number(socket: &impl AsFd, level: i32, option: i32, number: i32) -> io::Result<()> {
+    let (value, length) = ((&raw const number).cast(), size_of_val(&number) as libc::socklen_t);
+    // SAFETY: `value` points to `length` bytes, which the kernel reads.
+    let result = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, value, length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads an option, as much of it as there is room for, and says how long that is.
+fn get(socket: &impl AsFd, level: i32, option: i32, room: &mut [u8]) -> io::Result<usize> {
+    let mut length = room.len() as libc::socklen_t;
+    // SAFETY: the room is as long as `length` says, and the kernel writes no more than that.
+    let result = unsafe {
+        libc::getsockopt(socket.as_fd().as_raw_fd(), level, option, room.as_mut_ptr().cast(), &raw mut length)
+    };
+    if result == 0 { Ok(length as usize) } else { Err(io::Error::last_os_error()) }
 }
 
 /// From now on nothing is received.

@@ -25,6 +25,7 @@ mod buffers;
 mod conduit;
 mod connection;
 mod counters;
+mod keepalive;
 mod pipe;
 mod relay;
 mod respond;

@@ -31,6 +31,7 @@ mod batch;
 mod begin;
 mod channel;
 mod counters;
+mod dns;
 mod errors;
 mod forward;
 mod listener;
@@ -50,6 +51,8 @@ pub use service::{Setup, Sockets};
 #[doc(hidden)]
 pub use table::exercise_sessions;
 
+use tproxy_common::packet::Fragmenting;
+
 use crate::{
     flow::{ClientAddr, OriginalDst},
     generation::RuleNumber,
@@ -58,8 +61,8 @@ use crate::{
 /// Why a flow is steered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selected {
-    /// A rule selects it.
-    By(RuleNumber),
+    /// A rule selects it. Its first datagram may be fragmented or not, where that was seen.
+    By(RuleNumber, Option<Fragmenting>),
     /// No rule does: fragments of a datagram were taken before the one that says so was seen. It is to be sent on as it is.
     Carry,
 }

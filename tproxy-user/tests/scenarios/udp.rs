@@ -11,6 +11,7 @@ mod order;
 mod quic;
 mod real;
 mod send;
+mod transparency;
 
 use std::{
     io::ErrorKind,

@@ -13,10 +13,10 @@ use std::{
 use clap::Args as _;
 use ipnet::IpNet;
 use rustix::process::{Resource, Rlimit, getrlimit};
-use tproxy_common::{abi::MAX_WORKERS, rule::MAX_RULES};
+use tproxy_common::{abi::MAX_WORKERS, flow::Protocol, rule::MAX_RULES};
 
 use super::{
-    Config, Listed, NamedSet, Rule, SessionLimits,
+    Config, ConnectionLimits, Listed, NamedSet, Rule, SessionLimits,
     draft::{Draft, DraftRule, Members},
     path::Path,
     values::{Item, Text},
@@ -99,8 +99,13 @@ pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> 
     }
     let total = draft.limits.udp_sessions.unwrap_or_else(default_sessions);
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = draft.workers.unwrap_or(cpus).min(MAX_WORKERS as usize);
+    let rules: Vec<_> = rules.into_iter().flatten().collect();
+    let sessions = if rules.iter().any(|rule| rule.protocols.include(Protocol::Udp)) { total } else { 0 };
+    let connections = draft.limits.connections.unwrap_or_else(|| default_connections(workers, sessions));
+    let per_client = draft.limits.connections_per_client.unwrap_or_else(default_connections_per_client);
     Ok(Config {
-        rules: rules.into_iter().flatten().collect(),
+        rules,
         name: draft.name,
         metrics: draft.metrics,
         mark: draft.mark,
@@ -108,13 +113,14 @@ pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> 
         priority: draft.priority,
         steer: draft.steer,
         on_exit: draft.on_exit,
-        workers: draft.workers.unwrap_or(cpus).min(MAX_WORKERS as usize),
+        workers,
         timeouts: draft.timeouts,
         sessions: SessionLimits {
             total,
             per_client: draft.limits.udp_sessions_per_client.unwrap_or(total.div_ceil(4)).min(total),
         },
         unused_sets: sets.unused(),
+        connections: ConnectionLimits { total: connections, per_client: per_client.min(connections) },
     })
 }
 
@@ -123,6 +129,26 @@ pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> 
 pub(crate) fn default_sessions() -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     maximum.map_or(MOST_SESSIONS, |maximum| (maximum as usize / 4).clamp(1, MOST_SESSIONS))
+}
+
+/// TCP connections at most where descriptors set no lower limit.
+const MOST_CONNECTIONS: usize = 1 << 20;
+
+/// Two descriptors for each, without those that the instance itself needs, that `status` and metrics need when all others are
+/// used up, and that a quarter of the UDP sessions have.
+fn default_connections(workers: usize, sessions: usize) -> usize {
+    const INSTANCE: usize = 160;
+    const WORKER: usize = 16;
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    maximum.map_or(MOST_CONNECTIONS, |maximum| {
+        let flows = (maximum as usize).saturating_sub(INSTANCE + workers * WORKER) / 2;
+        flows.saturating_sub(sessions / 4).clamp(1, MOST_CONNECTIONS)
+    })
+}
+
+fn default_connections_per_client() -> usize {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    maximum.map_or(MOST_CONNECTIONS, |maximum| maximum as usize / 2).div_ceil(4).clamp(1, MOST_CONNECTIONS)
 }
 
 struct Check {
@@ -171,9 +197,14 @@ impl Check {
         if !(1..32_766).contains(&draft.priority) {
             wrong("priority", "must be between 1 and 32765, after the kernel's table local and before main");
         }
+        if !rule::KEEPALIVE.contains(&draft.timeouts.keepalive.as_secs()) {
+            wrong("timeouts.keepalive", "must be between 1s and 32767s");
+        }
         for (key, value) in [
             ("limits.udp_sessions", draft.limits.udp_sessions),
             ("limits.udp_sessions_per_client", draft.limits.udp_sessions_per_client),
+            ("limits.connections", draft.limits.connections),
+            ("limits.connections_per_client", draft.limits.connections_per_client),
         ] {
             if value == Some(0) {
                 wrong(key, "must be at least 1");

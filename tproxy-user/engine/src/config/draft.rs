@@ -103,11 +103,22 @@ pub(crate) struct Limits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "usize")]
     pub(crate) udp_sessions: Option<usize>,
-    /// Most UDP sessions at once of one client address (default: a quarter of all)
+    /// Most UDP sessions at once of one client address, or /64 of IPv6 (default: a quarter of all)
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "usize")]
     pub(crate) udp_sessions_per_client: Option<usize>,
+    /// Most TCP connections at once; each takes two descriptors (default: as many as the descriptors allow)
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "usize")]
+    pub(crate) connections: Option<usize>,
+    /// Most TCP connections at once of one client address, or /64 of IPv6; not in scope outbound (default: a quarter of what
+    /// the descriptors allow)
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "usize")]
+    pub(crate) connections_per_client: Option<usize>,
 }
 
 /// Sets that rules name as `@NAME`.

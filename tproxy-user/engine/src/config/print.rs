@@ -68,6 +68,8 @@ impl From<&Config> for Draft {
             limits: Limits {
                 udp_sessions: Some(config.sessions.total),
                 udp_sessions_per_client: Some(config.sessions.per_client),
+                connections: Some(config.connections.total),
+                connections_per_client: Some(config.connections.per_client),
             },
             sets: Sets {
                 prefixes: used(rules().flat_map(|rule| [&rule.from, &rule.to, &rule.except])),

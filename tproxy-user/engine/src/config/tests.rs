@@ -99,6 +99,7 @@ fn a_rule_is_what_its_keys_say() {
         drain: Duration::from_millis(500),
         udp: seconds(3),
         udp_stream: seconds(4),
+        keepalive: seconds(60),
     };
     assert_eq!(config.timeouts, timeouts);
     assert_eq!(config.sessions, SessionLimits { total: 100, per_client: 7 });
@@ -110,7 +111,10 @@ fn a_rule_is_what_its_keys_say() {
     assert_eq!(first.ports.own, [80..=80, 443..=443, 8000..=8999]);
     assert_eq!((&first.uids[..], &first.cgroups[..]), (&[0, 1000][..], &["/system.slice".into()][..]));
     assert_eq!(first.action, Action::Upstream("[2001:db8::1]:8443".parse().unwrap()));
-    assert_eq!(first.timeouts, RuleTimeouts { connect: Some(seconds(2)), idle: Some(seconds(3600)) });
+    assert_eq!(
+        first.timeouts,
+        RuleTimeouts { connect: Some(seconds(2)), idle: Some(seconds(3600)), keepalive: None }
+    );
     assert_eq!(first.limits.connections, NonZeroUsize::new(12));
     assert_eq!((&*second.name, second.source), ("rule-1", Source::ClientPort));
     assert_eq!((second.protocols, second.nat), (Protocols::Udp, Nat::PerDestination));

@@ -2,8 +2,9 @@
 
 use aya::maps::{HashMap, MapData};
 use tproxy_common::{
-    abi::{CARRY, HEARD, Memory, map},
+    abi::{CARRY, FRAGMENTABLE, HEARD, Memory, WHOLE, map},
     flow::Tuple,
+    packet::Fragmenting,
 };
 
 use super::{Datapath, DatapathError, tuple};
@@ -32,7 +33,14 @@ impl udp::Memory for MemoryMap {
             // From there on are those that no worker has.
             Memory { worker: HEARD.., .. } => None,
             Memory { rule: CARRY, .. } => Some(Selected::Carry),
-            Memory { rule, .. } => Some(Selected::By(RuleNumber(rule))),
+            Memory { rule, fragmenting, .. } => {
+                let fragmenting = match fragmenting {
+                    FRAGMENTABLE => Some(Fragmenting::Allowed),
+                    WHOLE => Some(Fragmenting::Forbidden),
+                    _ => None,
+                };
+                Some(Selected::By(RuleNumber(rule), fragmenting))
+            }
         }
     }
 

@@ -33,6 +33,7 @@ fn config(steer: Steer, mark: &str, number: u32, port: u16, text: &str) -> Confi
             drain: second,
             udp: second,
             udp_stream: second,
+            keepalive: second,
         },
         sessions: SessionLimits { total: 16, per_client: 16 },
         ..Config::new(vec![rule])

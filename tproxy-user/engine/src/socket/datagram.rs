@@ -10,7 +10,12 @@ use std::{
 use nix::sys::socket::{SetSockOpt, setsockopt, sockopt};
 use socket2::{Protocol, SockRef, Socket, Type};
 
-use super::{SocketError, UpstreamSource, bind, bind_foreign, discard_all, os, privileged, transparent};
+use tproxy_common::packet::Fragmenting;
+
+use super::{
+    SocketError, UpstreamSource, bind, bind_foreign, discard_all, message, os, privileged, set_number,
+    transparent,
+};
 use crate::{
     family::Family,
     flow::{ClientAddr, OriginalDst},
@@ -63,6 +68,7 @@ pub fn datagram_listener(family: Family, mark: Mark) -> Result<Socket, SocketErr
             set(&socket, sockopt::Ipv6RecvHopLimit, "IPV6_RECVHOPLIMIT")?;
         }
     }
+    tell_of_fragments(&socket, family)?;
     receive_buffer(&socket, LISTENER_BUFFER)?;
     bind_alone(&socket, family)?;
     Ok(socket)
@@ -96,6 +102,7 @@ fn bind_alone(socket: &Socket, family: Family) -> Result<(), SocketError> {
 pub fn session(dst: OriginalDst, client: ClientAddr, mark: Mark) -> Result<Socket, SocketError> {
     let family = Family::of(client.0.ip());
     let socket = relaying(family)?;
+    tell_of_fragments(&socket, family)?;
     // There is one for each client of the same destination.
     socket.set_reuse_address(true).map_err(os("SO_REUSEADDR"))?;
     bind_foreign(&socket, family, dst.0)?;
@@ -195,7 +202,38 @@ pub fn set_ttl(socket: &impl AsFd, family: Family, ttl: u8) -> io::Result<()> {
     }
 }
 
-/// A socket between a client and an upstream: it receives several datagrams of one flow as one message, with their ECN.
+/// Says whether what a socket sends from now on may be fragmented. What must not, and does not fit, is not sent, and the
+/// error queue tells what would (`ip_append_data`, `ip6_append_data`).
+///
+/// # Errors
+/// The kernel's, which has none for a socket of this family.
+pub fn set_fragmenting(socket: &impl AsFd, family: Family, fragmenting: Fragmenting) -> io::Result<()> {
+    let (level, option) = match family {
+        Family::V4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+        Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    };
+    // The values of IPv6 are the same.
+    set_number(
+        socket,
+        level,
+        option,
+        match fragmenting {
+            Fragmenting::Allowed => libc::IP_PMTUDISC_DONT,
+            Fragmenting::Forbidden => libc::IP_PMTUDISC_DO,
+        },
+    )
+}
+
+/// Has each datagram say whether it came in fragments.
+fn tell_of_fragments(socket: &Socket, family: Family) -> Result<(), SocketError> {
+    match family {
+        Family::V4 => set_number(socket, libc::IPPROTO_IP, message::IP_RECVFRAGSIZE, 1),
+        Family::V6 => set_number(socket, libc::IPPROTO_IPV6, message::IPV6_RECVFRAGSIZE, 1),
+    }
+    .map_err(os("IP_RECVFRAGSIZE"))
+}
+
+/// A socket between a client and an upstream: it receives several datagrams of one flow as one message, with their class.
 fn relaying(family: Family) -> Result<Socket, SocketError> {
     let socket = unbound(family)?;
     set(&socket, sockopt::UdpGroSegment, "UDP_GRO")?;

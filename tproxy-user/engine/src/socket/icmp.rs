@@ -10,6 +10,7 @@ use socket2::{Protocol, Socket};
 use super::{
     SocketError,
     control::Control,
+    message::TrafficClass,
     raw::{checksum, raw, send},
 };
 use crate::{
@@ -65,12 +66,16 @@ impl IcmpError {
         }
     }
 
+    pub(super) fn too_big(mtu: u32) -> Self {
+        Self::PacketTooBig { mtu: u16::try_from(mtu).unwrap_or(u16::MAX) }
+    }
+
     pub(super) fn of_v4(kind: u8, code: u8, info: u32) -> Option<Self> {
         match (kind, code) {
             (3, 0 | 6 | 11) => Some(Self::NetUnreachable),
             (3, 1 | 7 | 12) => Some(Self::HostUnreachable),
             (3, 2 | 3) => Some(Self::PortUnreachable),
-            (3, 4) => Some(Self::PacketTooBig { mtu: u16::try_from(info).unwrap_or(u16::MAX) }),
+            (3, 4) => Some(Self::too_big(info)),
             (3, 9 | 10 | 13) => Some(Self::AdminProhibited),
             (11, 0) => Some(Self::TimeExceeded),
             _ => None,
@@ -83,7 +88,7 @@ impl IcmpError {
             (1, 1 | 5 | 6) => Some(Self::AdminProhibited),
             (1, 3) => Some(Self::HostUnreachable),
             (1, 4) => Some(Self::PortUnreachable),
-            (2, _) => Some(Self::PacketTooBig { mtu: u16::try_from(info).unwrap_or(u16::MAX) }),
+            (2, _) => Some(Self::too_big(info)),
             (3, 0) => Some(Self::TimeExceeded),
             _ => None,
         }
@@ -129,7 +134,7 @@ impl IcmpSender {
             header[2..4].copy_from_slice(&sum.to_be_bytes());
         }
         let parts = [IoSlice::new(&header), IoSlice::new(&quoted[..length])];
-        send(&self.0, client.0.ip(), &Control::new(reporter, 0), &parts)
+        send(&self.0, client.0.ip(), &Control::new(reporter, TrafficClass::default()), &parts)
     }
 }
 

@@ -5,10 +5,9 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use quinn_udp::EcnCodepoint;
 use socket2::{MsgHdr, Protocol, Socket, Type};
 
-use super::{SocketError, control::Control, discard_all, os, privileged, transparent};
+use super::{SocketError, control::Control, discard_all, message::TrafficClass, os, privileged, transparent};
 use crate::{
     family::Family,
     flow::{ClientAddr, OriginalDst},
@@ -37,7 +36,7 @@ impl RawSender {
         &mut self,
         from: OriginalDst,
         to: ClientAddr,
-        ecn: Option<EcnCodepoint>,
+        class: TrafficClass,
         payload: &[u8],
     ) -> io::Result<()> {
         let length = u16::try_from(UDP_HEADER + payload.len())
@@ -49,7 +48,7 @@ impl RawSender {
         let sum = checksum([&pseudo_header(from.0.ip(), to.0.ip(), UDP, length)[..], &header, payload]);
         // Zero would say that there is none (RFC 768).
         header[6..].copy_from_slice(&(if sum == 0 { !0 } else { sum }).to_be_bytes());
-        let control = Control::new(from.0.ip(), ecn.map_or(0, |ecn| ecn as u8));
+        let control = Control::new(from.0.ip(), class);
         send(&self.0, to.0.ip(), &control, &[IoSlice::new(&header), IoSlice::new(payload)])
     }
 }

@@ -1,17 +1,8 @@
 //! What arrives at a UDP listener, with its original destination.
 
-use std::{
-    io::{self, IoSliceMut},
-    net::SocketAddr,
-    os::fd::{AsFd, AsRawFd},
-};
+use std::{io, os::fd::AsFd};
 
-use nix::{
-    errno::Errno,
-    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg},
-};
-use quinn_udp::EcnCodepoint;
-
+use super::message::{Message, Pieces, TrafficClass, receive_messages};
 use crate::flow::{ClientAddr, OriginalDst};
 
 /// A datagram is shorter than this.
@@ -20,9 +11,6 @@ const LONGEST: usize = 1 << 16;
 /// Datagrams received in one go.
 const AT_ONCE: usize = 32;
 
-/// Room for an address, a TTL and a traffic class with their headers (cmsg(3)).
-const CONTROL: usize = 128;
-
 /// A datagram that was steered to a listener.
 #[derive(Debug)]
 pub struct Datagram<'a> {
@@ -30,10 +18,12 @@ pub struct Datagram<'a> {
     pub client: ClientAddr,
     /// Where it was to go.
     pub dst: OriginalDst,
-    /// Its ECN codepoint.
-    pub ecn: Option<EcnCodepoint>,
+    /// Its class.
+    pub class: TrafficClass,
     /// Its TTL or hop limit.
     pub ttl: u8,
+    /// How it came.
+    pub pieces: Pieces,
     /// What is in it.
     pub payload: &'a [u8],
 }
@@ -59,56 +49,28 @@ impl Receiver {
         for received in 0..AT_ONCE {
             match self.receive(listener) {
                 Ok(datagram) => datagram.into_iter().for_each(&mut each),
-                Err(Errno::EAGAIN) => return Ok(received),
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(received),
+                Err(error) => return Err(error),
             }
         }
         Ok(AT_ONCE)
     }
 
     /// Receives one; nothing if it lacks what only other sockets' datagrams can lack.
-    fn receive(&mut self, listener: &impl AsFd) -> nix::Result<Option<Datagram<'_>>> {
-        let mut control = [0; CONTROL];
-        let mut buffer = [IoSliceMut::new(&mut self.0)];
-        let listener = listener.as_fd().as_raw_fd();
-        let message =
-            recvmsg::<SockaddrStorage>(listener, &mut buffer, Some(&mut control), MsgFlags::empty())?;
-        let (mut dst, mut tos, mut ttl) = (None, 0, None);
-        for control in message.cmsgs()? {
-            match control {
-                ControlMessageOwned::Ipv4OrigDstAddr(address) => dst = Some(SocketAddr::V4(v4(&address))),
-                ControlMessageOwned::Ipv6OrigDstAddr(address) => dst = Some(SocketAddr::V6(v6(&address))),
-                ControlMessageOwned::Ipv4Tos(bits) => tos = bits,
-                ControlMessageOwned::Ipv6TClass(bits) => tos = bits as u8,
-                ControlMessageOwned::Ipv4Ttl(hops) | ControlMessageOwned::Ipv6HopLimit(hops) => {
-                    ttl = Some(hops as u8)
-                }
-                _ => {}
-            }
-        }
-        let (client, bytes) = (message.address.as_ref().and_then(address), message.bytes);
-        Ok(client.zip(dst).zip(ttl).map(|((client, dst), ttl)| Datagram {
-            client: ClientAddr(client),
+    fn receive(&mut self, listener: &impl AsFd) -> io::Result<Option<Datagram<'_>>> {
+        let mut message = [Message::NOTHING];
+        receive_messages(listener, &mut self.0, LONGEST, &mut message)?;
+        let [Message { from, dst, ttl, class, pieces, length, .. }] = message;
+        let payload = &self.0[..length];
+        Ok(dst.zip(ttl).map(|(dst, ttl)| Datagram {
+            client: ClientAddr(from),
             dst: OriginalDst(dst),
-            ecn: EcnCodepoint::from_bits(tos),
+            class,
             ttl,
-            payload: &self.0[..bytes],
+            pieces,
+            payload,
         }))
     }
-}
-
-pub(super) fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = storage.as_sockaddr_in().map(|address| SocketAddr::V4((*address).into()));
-    v4.or_else(|| storage.as_sockaddr_in6().map(|address| SocketAddr::V6((*address).into())))
-}
-
-fn v4(address: &libc::sockaddr_in) -> std::net::SocketAddrV4 {
-    nix::sys::socket::SockaddrIn::from(*address).into()
-}
-
-fn v6(address: &libc::sockaddr_in6) -> std::net::SocketAddrV6 {
-    nix::sys::socket::SockaddrIn6::from(*address).into()
 }
 
 #[cfg(test)]

@@ -15,17 +15,20 @@ use std::{
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::{SocketError, UpstreamSource, bind_foreign, discard_all, os, privileged, transparent};
+use super::{
+    SocketError, UpstreamSource, bind_foreign, discard_all, get, message::TrafficClass, os, privileged,
+    set_number, transparent,
+};
 use crate::{family::Family, mark::Mark};
 
 /// Connections that may wait for `accept`; `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
 
-/// A peer that has vanished without a word is found out within eight minutes of silence.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(300))
-    .with_interval(Duration::from_secs(30))
-    .with_retries(6);
+/// Unanswered questions after which a peer has vanished without a word.
+const KEEPALIVE_RETRIES: u32 = 6;
+
+/// For connections to which nobody gives another one.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// A listener that tc and `sk_lookup` can steer to: transparent, non-blocking, with the own mark.
 ///
@@ -39,7 +42,8 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 pub fn listener(family: Family, mark: Mark) -> Result<Socket, SocketError> {
     let socket = marked(family, mark)?;
     transparent(&socket, family)?;
-    keep_alive(&socket).map_err(os("SO_KEEPALIVE"))?;
+    keep_alive(&socket, KEEPALIVE).map_err(os("SO_KEEPALIVE"))?;
+    set_number(&socket, libc::IPPROTO_TCP, TCP_SAVE_SYN, 1).map_err(os("TCP_SAVE_SYN"))?;
     bind_and_listen(&socket, family)?;
     Ok(socket)
 }
@@ -85,13 +89,59 @@ pub fn upstream(upstream: SocketAddr, source: UpstreamSource, mark: Mark) -> Res
     Ok(socket)
 }
 
-/// Has the kernel find out whether the peer is still there. Sockets towards upstreams are made without: these four system
-/// calls are a tenth of what a short connection needs, and make no difference to it.
+/// Has the kernel find out, after each such silence, whether the peer is still there. Sockets towards upstreams are made
+/// without: these four system calls are a tenth of what a short connection needs, and make no difference to it.
 ///
 /// # Errors
 /// The kernel's, which has none for a TCP socket.
-pub fn keep_alive(socket: &impl AsFd) -> io::Result<()> {
-    SockRef::from(socket).set_tcp_keepalive(&KEEPALIVE)
+pub fn keep_alive(socket: &impl AsFd, silence: Duration) -> io::Result<()> {
+    let keepalive =
+        TcpKeepalive::new().with_time(silence).with_interval(silence).with_retries(KEEPALIVE_RETRIES);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
+}
+
+/// `linux/tcp.h`
+const TCP_SAVE_SYN: libc::c_int = 27;
+const TCP_SAVED_SYN: libc::c_int = 28;
+
+/// The class of the SYN that a connection began with; the usual one where that is not known (SYN cookies). To be asked once.
+pub fn class_of_syn(accepted: &impl AsFd) -> TrafficClass {
+    // The longest headers of IPv4 and TCP; of IPv6 with extensions the beginning is no less.
+    let mut headers = [0_u8; 120];
+    let length = get(accepted, libc::IPPROTO_TCP, TCP_SAVED_SYN, &mut headers);
+    let class = match (length, headers) {
+        (Ok(20..), [first, second, ..]) if first >> 4 == 6 => first << 4 | second >> 4,
+        (Ok(20..), [_, class, ..]) => class,
+        _ => 0,
+    };
+    TrafficClass(class)
+}
+
+/// Gives what a socket sends from now on a class, but for ECN, which is the connection's own business.
+///
+/// # Errors
+/// The kernel's, which has none for a socket of this family.
+pub fn set_class(socket: &impl AsFd, family: Family, class: TrafficClass) -> io::Result<()> {
+    const ECN: u8 = 3;
+    let socket = SockRef::from(socket);
+    match (family, u32::from(class.0 & !ECN)) {
+        (_, 0) => Ok(()),
+        (Family::V4, class) => socket.set_tos_v4(class),
+        (Family::V6, class) => socket.set_tclass_v6(class),
+    }
+}
+
+/// How many segments a connection has received, with those that the kernel has answered by itself.
+///
+/// # Errors
+/// The kernel's, which has none for a TCP socket.
+pub fn segments_received(socket: &impl AsFd) -> io::Result<u32> {
+    /// Where `struct tcp_info` (`linux/tcp.h`) has `tcpi_segs_in`.
+    const PLACE: usize = 140;
+    let mut info = [0_u8; PLACE + 4];
+    get(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
+    let [.., a, b, c, d] = info;
+    Ok(u32::from_ne_bytes([a, b, c, d]))
 }
 
 /// Has the last ACK of a handshake wait for the first data and go with it, in one packet instead of two. For who has data
@@ -171,11 +221,7 @@ const TCP_INQ: libc::c_int = 36;
 
 /// Has each read say how much is left.
 fn inquire(socket: &Socket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let (option, length) = ((&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
-    // SAFETY: `option` points to `length` bytes, which the kernel reads.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, TCP_INQ, option, length) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_number(socket, libc::IPPROTO_TCP, TCP_INQ, 1)
 }
 
 /// The options that all sockets have in common.

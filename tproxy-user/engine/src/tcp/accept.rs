@@ -16,7 +16,11 @@ use super::{
     service::Shared,
     session,
 };
-use crate::flow::{ClientAddr, OriginalDst};
+use crate::{
+    family::Family,
+    flow::{ClientAddr, OriginalDst},
+    socket,
+};
 
 /// How long accepting pauses for lack of descriptors, unless a connection of ours ends before that.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -62,10 +66,20 @@ fn decide(stream: TcpStream, client: ClientAddr, shared: &Rc<Shared>) {
     let Some(rule) = decision.and_then(|number| shared.generations.rule(number)) else {
         return refuse(shared, client, dst, End::Undecided);
     };
-    let Some(place) = rule.place() else {
-        return refuse(shared, client, dst, End::OverLimit);
+    let place = match rule.place(client) {
+        Ok(place) => place,
+        Err(full) => {
+            tracing::warn!(%client, %dst, rule = %rule.name, %full, "refused");
+            return refuse(shared, client, dst, End::OverLimit);
+        }
     };
-    let connection = Connection::new(Rc::clone(shared), client, dst, rule, place);
+    if let Some(other) = place.instead_of() {
+        shared.flows.close_one_of(other);
+    }
+    let class = socket::class_of_syn(&stream);
+    // It fails for no socket of ours.
+    let _ = socket::set_class(&stream, Family::of(client.0.ip()), class);
+    let connection = Connection::new(Rc::clone(shared), client, dst, rule, class, place);
     let flow = connection.live.share();
     flow.served_by(tokio::task::spawn_local(session::run(stream, connection)).abort_handle());
 }

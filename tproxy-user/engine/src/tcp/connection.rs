@@ -18,6 +18,7 @@ use crate::{
     flows::{Live, Selection},
     generation::ChosenRule,
     limits::Place,
+    socket::TrafficClass,
 };
 
 /// A live connection. It is counted and logged as ended when it is dropped: by then [`Connection::end`]
@@ -30,6 +31,8 @@ pub(super) struct Connection {
     /// upstream → client
     pub(super) down: Pipe,
     rule: ChosenRule,
+    /// Of its SYN, and so of all its packets.
+    pub(super) class: TrafficClass,
     _place: Place,
     announced: Announced,
     counted: Counted,
@@ -100,6 +103,7 @@ impl Connection {
         client: ClientAddr,
         dst: OriginalDst,
         rule: ChosenRule,
+        class: TrafficClass,
         place: Place,
     ) -> Self {
         shared.live.begin();
@@ -112,6 +116,7 @@ impl Connection {
             up: Pipe::default(),
             down: Pipe::default(),
             rule,
+            class,
             _place: place,
             announced: Announced::No,
             counted: Counted::default(),
@@ -133,6 +138,11 @@ impl Connection {
 
     pub(super) fn connect_timeout(&self) -> Duration {
         self.rule().timeouts.connect.unwrap_or(self.rule.generation().timeouts().connect)
+    }
+
+    /// After which silence both ends are asked whether they are still there.
+    pub(super) fn keepalive(&self) -> Duration {
+        self.rule().timeouts.keepalive.unwrap_or(self.rule.generation().timeouts().keepalive)
     }
 
     pub(super) fn idle_timeout(&self) -> Duration {

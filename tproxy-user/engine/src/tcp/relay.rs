@@ -5,7 +5,6 @@ use std::{
     io,
     pin::pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures_util::future::LocalBoxFuture;
@@ -18,15 +17,11 @@ use tokio::{
 use super::{
     End,
     connection::{Connection, Ended, client_failed, pending_error, upstream_failed},
+    keepalive::KeepAlive,
     pipe::Failure,
 };
-use crate::socket;
-
 /// Reads of one direction before other connections of the worker have their turn.
 const CHUNKS_PER_TURN: u32 = 8;
-
-/// Shorter than the silence after which the kernel would ask a peer whether it is still there.
-const SHORT: Duration = Duration::from_secs(60);
 
 /// Relays until both sides have ended, one of them fails, or nothing moves for too long.
 pub(super) async fn relay(client: &TcpStream, upstream: &TcpStream, connection: &mut Connection) -> Ended {
@@ -34,8 +29,9 @@ pub(super) async fn relay(client: &TcpStream, upstream: &TcpStream, connection: 
     // One timer a connection: moving bytes only notes the time, and the timer looks at it when it fires.
     let limit = connection.idle_timeout();
     let mut last_moved = Instant::now();
-    let mut timer = pin!(sleep_until(last_moved + limit.min(SHORT)));
-    let mut kept_alive = false;
+    let mut keep_alive = KeepAlive::new(connection.keepalive());
+    let due = |keep_alive: &KeepAlive| keep_alive.due().map_or(limit, |due| limit.min(due));
+    let mut timer = pin!(sleep_until(last_moved + due(&keep_alive)));
 
     poll_fn(|cx| {
         let ends = match move_bytes(cx, client, upstream, connection) {
@@ -56,15 +52,14 @@ pub(super) async fn relay(client: &TcpStream, upstream: &TcpStream, connection: 
             last_moved = Instant::now();
         }
         while timer.as_mut().poll(cx).is_ready() {
-            if !kept_alive {
-                // It fails for no socket of ours. The client's has it from its listener.
-                let _ = socket::keep_alive(upstream);
-                kept_alive = true;
-            }
-            if last_moved.elapsed() >= limit {
+            let silence = last_moved.elapsed();
+            if silence >= limit {
                 return Poll::Ready(End::IdleTimeout.into());
             }
-            timer.as_mut().reset(last_moved + limit);
+            if silence >= due(&keep_alive) {
+                keep_alive.look(client, upstream, last_moved);
+            }
+            timer.as_mut().reset(last_moved + due(&keep_alive));
         }
         Poll::Pending
     })

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     config::Scope,
+    family::Family,
     flow::{ClientAddr, OriginalDst},
     host::connections,
     socket::{self, SocketError},
@@ -40,6 +41,8 @@ pub(super) async fn connect(
     loop {
         let socket = socket::upstream(address, source, connection.shared.mark);
         let socket = socket.inspect(|socket| {
+            // Else it leaves with another one, and arrives all the same.
+            let _ = socket::set_class(socket, Family::of(address.ip()), connection.class);
             if socket::has_data(client) {
                 socket::join_ack_with_data(socket)
             }

@@ -4,13 +4,12 @@
 //! size in one call (`UDP_SEGMENT`, udp(7)), the last of which may be shorter. Messages of one size are therefore moved
 //! together: a copy costs far less than a system call.
 
-use std::{
-    io::{self, IoSliceMut},
-    net::SocketAddr,
-    os::fd::AsFd,
-};
+use std::{io, net::SocketAddr, os::fd::AsFd};
 
-use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
+use crate::socket::{Datagram, Message, Pieces, TrafficClass, receive_messages};
+
+/// Messages received by one call.
+const BATCH_SIZE: usize = 32;
 
 /// The longest message that can be received: a datagram or several put together are 65,535 bytes at most.
 const MESSAGE: usize = 1 << 16;
@@ -23,16 +22,24 @@ const LONGEST_SEND: usize = 65_507;
 pub(super) struct Run<'a> {
     /// Who sent them.
     pub(super) from: SocketAddr,
-    pub(super) ecn: Option<EcnCodepoint>,
+    pub(super) class: TrafficClass,
+    pub(super) pieces: Pieces,
     /// One after the other, each of `size` bytes but the last, which may be shorter.
     pub(super) contents: &'a [u8],
     pub(super) size: usize,
 }
 
 impl<'a> Run<'a> {
-    /// A single datagram.
-    pub(super) const fn one(from: SocketAddr, ecn: Option<EcnCodepoint>, payload: &'a [u8]) -> Self {
-        Self { from, ecn, contents: payload, size: payload.len() }
+    /// A single datagram of ours.
+    pub(super) const fn one(from: SocketAddr, payload: &'a [u8]) -> Self {
+        let (class, pieces) = (TrafficClass(0), Pieces::One);
+        Self { from, class, pieces, contents: payload, size: payload.len() }
+    }
+
+    /// One that came by a listener.
+    pub(super) const fn of(datagram: &Datagram<'a>) -> Self {
+        let Datagram { client, class, pieces, payload, .. } = *datagram;
+        Self { from: client.0, class, pieces, contents: payload, size: payload.len() }
     }
 
     /// The datagrams, each for itself. Empty ones are datagrams too.
@@ -59,7 +66,7 @@ pub(super) struct Most {
 /// costs nothing.
 pub(super) struct Batch {
     memory: Box<[u8]>,
-    messages: [RecvMeta; BATCH_SIZE],
+    messages: [Message; BATCH_SIZE],
     received: usize,
     taken: usize,
 }
@@ -68,7 +75,7 @@ impl Batch {
     pub(super) fn new() -> Self {
         Self {
             memory: vec![0; BATCH_SIZE * MESSAGE].into_boxed_slice(),
-            messages: [RecvMeta::default(); BATCH_SIZE],
+            messages: [Message::NOTHING; BATCH_SIZE],
             received: 0,
             taken: 0,
         }
@@ -78,57 +85,54 @@ impl Batch {
     ///
     /// # Errors
     /// `WouldBlock` when there is nothing; else the socket's pending error, which this clears (`sock_error`).
-    pub(super) fn receive(&mut self, state: &UdpSocketState, socket: &impl AsFd) -> io::Result<()> {
+    pub(super) fn receive(&mut self, socket: &impl AsFd) -> io::Result<()> {
         (self.received, self.taken) = (0, 0);
-        let mut memory = self.memory.chunks_exact_mut(MESSAGE);
-        let mut buffers =
-            std::array::from_fn::<_, BATCH_SIZE, _>(|_| IoSliceMut::new(memory.next().unwrap_or_default()));
-        self.received = state.recv(socket.into(), &mut buffers, &mut self.messages)?;
+        self.received = receive_messages(socket, &mut self.memory, MESSAGE, &mut self.messages)?;
         Ok(())
     }
 
     /// Who sent what comes next.
     pub(super) fn next_from(&self) -> Option<SocketAddr> {
-        self.messages[self.taken..self.received].first().map(|message| message.addr)
+        self.messages[self.taken..self.received].first().map(|message| message.from)
     }
 
     /// What comes next, and can leave together.
     pub(super) fn next_run(&mut self, most: Most) -> Option<Run<'_>> {
         let messages = &self.messages[self.taken..self.received];
-        let RecvMeta { addr: from, ecn, stride: size, .. } = *messages.first()?;
+        let Message { from, class, pieces, size, .. } = *messages.first()?;
         let start = self.taken * MESSAGE;
         let mut end = start;
         for message in &messages[..together(messages, most)] {
             let place = self.taken * MESSAGE;
             // The first lies where it has to, and those after it find room: a message is shorter than its buffer.
             if place != end {
-                self.memory.copy_within(place..place + message.len, end);
+                self.memory.copy_within(place..place + message.length, end);
             }
-            end += message.len;
+            end += message.length;
             self.taken += 1;
         }
-        Some(Run { from, ecn, contents: &self.memory[start..end], size })
+        Some(Run { from, class, pieces, contents: &self.memory[start..end], size })
     }
 }
 
 /// How many of these messages, of which there is at least one, can leave together.
-fn together(messages: &[RecvMeta], most: Most) -> usize {
+fn together(messages: &[Message], most: Most) -> usize {
     let (first, rest) = (&messages[0], &messages[1..]);
-    let size = first.stride;
-    let mut bytes = first.len;
-    let mut count = datagrams(first.len, first.stride);
-    if first.len == 0 || size > most.size {
+    let size = first.size;
+    let mut bytes = first.length;
+    let mut count = datagrams(first.length, first.size);
+    if first.length == 0 || size > most.size {
         return 1;
     }
     let mut taken = 1;
     for next in rest {
-        let joins = next.addr == first.addr
-            && next.ecn == first.ecn
+        let joins = next.from == first.from
+            && (next.class, next.pieces) == (first.class, first.pieces)
             && bytes % size == 0
-            && (next.stride == size || (next.len < size && next.stride == next.len))
-            && next.len > 0;
-        bytes += next.len;
-        count += datagrams(next.len, next.stride);
+            && (next.size == size || (next.length < size && next.size == next.length))
+            && next.length > 0;
+        bytes += next.length;
+        count += datagrams(next.length, next.size);
         if !joins || bytes > LONGEST_SEND || count > most.datagrams {
             break;
         }
@@ -152,22 +156,22 @@ mod tests {
         let sizes = prop_oneof![Just(0_usize), Just(1), Just(40), Just(1200), 1..9000_usize];
         let many = prop_oneof![3 => Just(1_usize), 1 => 1..20_usize];
         (1..3_u16, prop_oneof![4 => Just(0_u8), 1 => 0..4_u8], sizes, many, 0..9000_usize).prop_map(
-            |(from, ecn, size, many, shorter)| {
+            |(from, class, size, many, shorter)| {
                 let length = (size * many).saturating_sub(shorter % size.max(1)).min(MESSAGE - 1);
                 let contents = (0..length).map(|place| (place % 251) as u8).collect();
-                (from, ecn, contents, size.min(length))
+                (from, class, contents, size.min(length))
             },
         )
     }
 
     fn batch_of(messages: &[(u16, u8, Vec<u8>, usize)]) -> Batch {
         let mut batch = Batch::new();
-        for (index, (from, ecn, contents, stride)) in messages.iter().enumerate() {
+        for (index, (from, class, contents, stride)) in messages.iter().enumerate() {
             batch.memory[index * MESSAGE..][..contents.len()].copy_from_slice(contents);
             let message = &mut batch.messages[index];
-            message.addr = ([127, 0, 0, 1], *from).into();
-            message.ecn = EcnCodepoint::from_bits(*ecn);
-            (message.len, message.stride) = (contents.len(), *stride);
+            message.from = ([127, 0, 0, 1], *from).into();
+            message.class = TrafficClass(*class);
+            (message.length, message.size) = (contents.len(), *stride);
         }
         batch.received = messages.len();
         batch
@@ -184,9 +188,10 @@ mod tests {
             let most = Most { datagrams: most.0, size: most.1 };
             let sent: Vec<_> = messages
                 .iter()
-                .flat_map(|(from, ecn, contents, size)| {
-                    let run = Run { from: ([127, 0, 0, 1], *from).into(), ecn: EcnCodepoint::from_bits(*ecn), contents, size: *size };
-                    run.datagrams().map(move |datagram| (run.from, run.ecn, datagram))
+                .flat_map(|(from, class, contents, size)| {
+                    let (from, class) = (([127, 0, 0, 1], *from).into(), TrafficClass(*class));
+                    let run = Run { from, class, pieces: Pieces::One, contents, size: *size };
+                    run.datagrams().map(move |datagram| (run.from, run.class, datagram))
                 })
                 .collect();
             let mut batch = batch_of(&messages);
@@ -196,7 +201,7 @@ mod tests {
                 let run = batch.next_run(most).unwrap();
                 prop_assert_eq!(run.from, next);
                 prop_assert_eq!(run.count() as usize, run.datagrams().count());
-                let put_together: Vec<_> = run.datagrams().map(|datagram| (run.from, run.ecn, datagram)).collect();
+                let put_together: Vec<_> = run.datagrams().map(|datagram| (run.from, run.class, datagram)).collect();
                 prop_assert_eq!(&sent[place..place + put_together.len()], &put_together);
                 place += put_together.len();
                 if messages > 1 {

@@ -13,8 +13,8 @@ use super::{
     mapping::Sharing,
     readiness::Token,
     relay::Relay,
-    session::{Reply, Session, Upstream, UpstreamSocket},
-    table::{Flow, Full, SessionId},
+    session::{Reply, Session, Travel, Upstream, UpstreamSocket},
+    table::{Flow, SessionId},
 };
 use crate::{
     config::{Action, Nat, Rule, Scope, Source},
@@ -25,6 +25,10 @@ use crate::{
     socket::{self, Datagram, Endpoint, SocketError},
     source::Sources,
 };
+
+/// Sessions that end, at most, for one to begin: with one of them a port or a descriptor need not be free, as sessions share
+/// them.
+const MOST_EVICTED: usize = 8;
 
 /// What a flow's first datagram leads to.
 enum Begun {
@@ -39,8 +43,6 @@ enum Unbegun {
     Loop,
     #[error("the datapath has no record of it")]
     Undecided,
-    #[error("too many sessions")]
-    Refused,
     #[error(transparent)]
     Socket(#[from] SocketError),
 }
@@ -50,7 +52,7 @@ impl Relay {
     /// was read up to `place`, is named.
     pub(super) fn take(&mut self, datagram: &Datagram<'_>, place: Place, now: Instant) -> Option<SessionId> {
         let flow = Flow { client: datagram.client, dst: datagram.dst };
-        let run = Run::one(datagram.client.0, datagram.ecn, datagram.payload);
+        let run = Run::of(datagram);
         if let Some(id) = self.table.find(&flow) {
             self.up(id, &run, now);
             return None;
@@ -76,27 +78,17 @@ impl Relay {
         if self.bound.contains(&flow.dst.0) {
             return Err(Unbegun::Loop);
         }
-        let number = match self.memory.selected(flow.client, flow.dst) {
-            Some(Selected::By(number)) => number,
+        let (number, fragmenting) = match self.memory.selected(flow.client, flow.dst) {
+            Some(Selected::By(number, fragmenting)) => (number, fragmenting),
             Some(Selected::Carry) => return Ok(Begun::Carried),
             None => return Err(Unbegun::Undecided),
         };
         let rule = self.generations.rule(number).ok_or(Unbegun::Undecided)?;
-        match self.table.in_the_way(flow.client, now) {
-            Err(Full) => return Err(Unbegun::Refused),
-            Ok(Some(oldest)) => self.end(oldest, End::Evicted, now),
-            Ok(None) => {}
+        if let Some(oldest) = self.table.in_the_way(flow.client) {
+            self.end(oldest, End::Evicted, now);
         }
         let ttl = if rule.scope == Scope::Forwarded { ttl.saturating_sub(1).max(1) } else { ttl };
-        let (reply, upstream) = match self.sockets(&flow, &rule) {
-            Err(Unbegun::Socket(error)) if is_exhausted(&error) => {
-                add(&self.counters.out_of_descriptors, 1);
-                let oldest = self.table.oldest_one_way().ok_or(Unbegun::Socket(error))?;
-                self.end(oldest, End::Evicted, now);
-                self.sockets(&flow, &rule)?
-            }
-            sockets => sockets?,
-        };
+        let (reply, upstream) = self.sockets_with_room(&flow, &rule, now)?;
         let live = self.flows.enter(Selection {
             protocol: Protocol::Udp,
             scope: rule.scope,
@@ -104,7 +96,7 @@ impl Relay {
             client: flow.client,
             dst: flow.dst,
         });
-        let mut session = Session::new(rule, reply, upstream, ttl, live, now);
+        let mut session = Session::new(rule, reply, upstream, Travel { ttl, fragmenting }, live, now);
         match session.reply {
             // The kernel's own lookup brings the flow's datagrams to it from now on.
             Reply::Own(_) => {
@@ -121,6 +113,38 @@ impl Relay {
             self.unwatched(id, &error);
         }
         Ok(Begun::Session(id))
+    }
+
+    /// The sockets of a session. Where what they take is used up, others make room.
+    fn sockets_with_room(
+        &mut self,
+        flow: &Flow,
+        rule: &Rule,
+        now: Instant,
+    ) -> Result<(Reply, Upstream), Unbegun> {
+        for _ in 0..MOST_EVICTED {
+            let error = match self.sockets(flow, rule) {
+                Err(Unbegun::Socket(error)) => error,
+                sockets => return sockets,
+            };
+            let oldest = match lack(&error) {
+                None => return Err(error.into()),
+                Some(Lack::Descriptors) => {
+                    add(&self.counters.out_of_descriptors, 1);
+                    self.table.dispensable()
+                }
+                Some(Lack::Ports) => {
+                    add(&self.counters.out_of_ports, 1);
+                    match rule.source {
+                        Source::Host => self.table.dispensable(),
+                        // Ports of the client's own address.
+                        Source::Client | Source::ClientPort => self.table.dispensable_of(flow.client),
+                    }
+                }
+            };
+            self.end(oldest.ok_or(error)?, End::Evicted, now);
+        }
+        self.sockets(flow, rule)
     }
 
     fn sockets(&mut self, flow: &Flow, rule: &Rule) -> Result<(Reply, Upstream), Unbegun> {
@@ -214,7 +238,6 @@ impl Relay {
         let counter = match error {
             Unbegun::Loop => &self.counters.to_ourselves,
             Unbegun::Undecided => &self.counters.undecided,
-            Unbegun::Refused => &self.counters.refused,
             Unbegun::Socket(_) => &self.counters.no_upstream,
         };
         add(counter, 1);
@@ -226,13 +249,22 @@ impl Relay {
     }
 }
 
-/// Whether something had to be closed first.
-fn is_exhausted(error: &SocketError) -> bool {
+/// What there is no more of.
+enum Lack {
+    /// Descriptors, or memory.
+    Descriptors,
+    /// Local ports.
+    Ports,
+}
+
+fn lack(error: &SocketError) -> Option<Lack> {
     const EXHAUSTED: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
     match error {
+        // Any would have done.
+        SocketError::Taken { address } if address.port() == 0 => Some(Lack::Ports),
         SocketError::Os { source, .. } => {
-            source.raw_os_error().is_some_and(|errno| EXHAUSTED.contains(&errno))
+            source.raw_os_error().filter(|errno| EXHAUSTED.contains(errno)).map(|_| Lack::Descriptors)
         }
-        _ => false,
+        _ => None,
     }
 }

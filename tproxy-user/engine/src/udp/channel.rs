@@ -2,44 +2,16 @@
 
 use std::{io, net::SocketAddr};
 
-use quinn_udp::{Transmit, UdpSocketState};
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
-use super::batch::{Batch, Most, Run};
+use super::batch::{Most, Run};
+use crate::socket::{Outgoing, send_message};
 
 /// The longest datagram that fits every Ethernet with the headers of IPv6 and UDP.
 const USUAL: usize = 1452;
 
-/// What the kernel can do for datagrams, as `quinn-udp` has found out. One serves all sockets of a worker.
-pub(super) struct Offload(UdpSocketState);
-
-impl Offload {
-    /// # Errors
-    /// For lack of a descriptor.
-    pub(super) fn new() -> io::Result<Self> {
-        // It sets options for QUIC (no fragments, timestamps) that our own sockets must not have.
-        let spare = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-        UdpSocketState::new((&spare).into()).map(Self)
-    }
-
-    /// As [`Batch::receive`].
-    pub(super) fn receive(&self, socket: &Socket, batch: &mut Batch) -> io::Result<()> {
-        batch.receive(&self.0, socket)
-    }
-
-    fn send(&mut self, socket: &Socket, transmit: &Transmit<'_>) -> io::Result<()> {
-        let result = self.0.try_send(socket.into(), transmit);
-        let errno = result.as_ref().err().and_then(io::Error::raw_os_error);
-        if matches!(errno, Some(libc::EINVAL | libc::EIO)) {
-            // It takes these for the kernel's word about GSO and ECN, and does without from then on. But they are about
-            // this one path (a tunnel that cannot split, a smaller MTU on Linux before 6.14): forget it.
-            if let Ok(anew) = Self::new() {
-                *self = anew;
-            }
-        }
-        result
-    }
-}
+/// Datagrams that one call sends: `UDP_MAX_SEGMENTS`, which newer kernels have doubled.
+const MOST: usize = 64;
 
 /// What became of a run.
 #[derive(Debug, Default)]
@@ -55,6 +27,11 @@ pub(super) struct Sent {
 }
 
 impl Sent {
+    /// Whether the last that was not taken must not be fragmented, and would have to.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.error.as_ref().and_then(io::Error::raw_os_error) == Some(libc::EMSGSIZE)
+    }
+
     pub(super) fn count(&mut self, datagrams: u64, bytes: usize, result: io::Result<()>) {
         match result {
             Ok(()) => {
@@ -83,23 +60,22 @@ impl Channel {
     }
 
     /// What may be put together for this socket.
-    pub(super) fn most(&self, offload: &Offload) -> Most {
-        Most { datagrams: offload.0.max_gso_segments(), size: self.together }
+    pub(super) const fn most(&self) -> Most {
+        Most { datagrams: MOST, size: self.together }
     }
 
     /// Sends a run, in one call if that is possible.
     ///
     /// What would block is lost, as it is in a router whose queue is full. To wait instead would hold up the worker's one
     /// batch, or take memory for each session, and make the queue longer than the kernel's own two already are.
-    pub(super) fn send(&mut self, offload: &mut Offload, run: &Run<'_>, to: SocketAddr) -> Sent {
+    pub(super) fn send(&mut self, run: &Run<'_>, to: SocketAddr) -> Sent {
         let mut sent = Sent::default();
         let count = u64::from(run.count());
-        let most = self.most(offload);
-        let transmit =
-            |contents| Transmit { destination: to, ecn: run.ecn, contents, segment_size: None, src_ip: None };
+        let most = self.most();
+        let outgoing = |contents| Outgoing { to, class: run.class, contents, segment: None };
         if count > 1 && count <= most.datagrams as u64 && run.size <= most.size {
-            let whole = Transmit { segment_size: Some(run.size), ..transmit(run.contents) };
-            let result = self.attempt(offload, &whole, &mut sent.refused);
+            let whole = Outgoing { segment: Some(run.size as u16), ..outgoing(run.contents) };
+            let result = self.attempt(&whole, &mut sent.refused);
             let errno = result.as_ref().err().and_then(io::Error::raw_os_error);
             if !matches!(errno, Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO)) {
                 sent.count(count, run.contents.len(), result);
@@ -113,20 +89,25 @@ impl Channel {
                 sent.lost += 1;
                 continue;
             }
-            let result = self.attempt(offload, &transmit(datagram), &mut sent.refused);
+            let result = self.attempt(&outgoing(datagram), &mut sent.refused);
             sent.count(1, datagram.len(), result);
         }
         sent
     }
 
     /// An error may be that of an earlier datagram, and reading it clears it (`sock_error`); so there is a second attempt.
-    fn attempt(&self, offload: &mut Offload, transmit: &Transmit<'_>, refused: &mut bool) -> io::Result<()> {
-        match offload.send(&self.socket, transmit) {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+    fn attempt(&self, outgoing: &Outgoing<'_>, refused: &mut bool) -> io::Result<()> {
+        match send_message(&self.socket, outgoing) {
+            Err(error) if !is_about_this_one(&error) => {
                 *refused |= error.kind() == io::ErrorKind::ConnectionRefused;
-                offload.send(&self.socket, transmit)
+                send_message(&self.socket, outgoing)
             }
             result => result,
         }
     }
+}
+
+/// The buffer is full, or it is too long.
+fn is_about_this_one(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::EMSGSIZE)
 }

@@ -116,10 +116,12 @@ counters! {
     unsolicited: "unsolicited",
     /// Datagrams to sockets with one peer from another, which came just as they were connected.
     not_from_peer: "not_from_peer",
-    /// Datagrams of flows that found no room.
-    refused: "refused",
+    /// Datagrams that `respond` left without an answer: too many, too short for it, or themselves answers.
+    unanswered: "unanswered",
     /// Times that a socket could not be made for lack of descriptors or memory.
     out_of_descriptors: "out_of_descriptors",
+    /// Times that an upstream socket found no local port.
+    out_of_ports: "out_of_ports",
     /// Datagrams of flows for which no upstream socket could be made.
     no_upstream: "no_upstream",
     /// Datagrams sent on as they were: no rule selects them, but it took all fragments to know.

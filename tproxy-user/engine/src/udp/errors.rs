@@ -4,9 +4,10 @@ use std::{io, net::IpAddr, time::Instant};
 
 use socket2::Socket;
 
-use super::{UdpCounters, counters::add, rate::Rate, table::Flow};
+use super::{UdpCounters, counters::add, mapping::Mapping, rate::Rate, table::Flow};
 use crate::{
     family::Family,
+    flow::OriginalDst,
     socket::{self, IcmpError, IcmpSender, PeerError},
 };
 
@@ -55,6 +56,26 @@ impl Reporter {
             (error, _) => error,
         };
         self.send(reporter, told, flow, counters, now);
+    }
+
+    /// Tells a client of all errors of its mapping; `sent` is whose datagram was the last that did not even leave.
+    pub(super) fn report_all(
+        &mut self,
+        mapping: &Mapping,
+        sent: Option<&Flow>,
+        counters: &UdpCounters,
+        now: Instant,
+    ) {
+        for error in of(&mapping.socket.channel.socket) {
+            let flow = match (error.peer.port(), sent) {
+                // It did not leave, and of IPv4 the kernel notes no port then.
+                (0, sent) => sent.copied(),
+                _ => Some(Flow { client: mapping.sharing.client, dst: OriginalDst(error.peer) }),
+            };
+            if let Some(flow) = flow {
+                self.report(&flow, &error, counters, now);
+            }
+        }
     }
 
     /// Tells a client that this host itself knows no way to the upstream.

@@ -1,17 +1,19 @@
 //! Moving datagrams.
 
-use std::{io, time::Instant};
+use std::{io, num::NonZeroUsize, sync::Arc, time::Instant};
 
 use super::{
     End,
     batch::{Batch, Most, Run},
     counters::add,
+    dns,
     relay::Relay,
     session::{Reply, Session, Traffic, Upstream},
     stray::Stray,
-    table::{Flow, Sender, SessionId},
+    table::{Flow, Sender, SessionId, Table},
 };
 use crate::{
+    family::Family,
     flow::{ClientAddr, OriginalDst},
     socket::{self, Visibility},
 };
@@ -36,7 +38,7 @@ impl Relay {
         let Some((_, Session { reply: Reply::Own(channel), .. })) = self.table.get_mut(id) else {
             return false;
         };
-        match self.offload.receive(&channel.socket, batch) {
+        match batch.receive(&channel.socket) {
             Ok(()) => true,
             Err(error) => {
                 if error.kind() == io::ErrorKind::ConnectionRefused {
@@ -49,7 +51,7 @@ impl Relay {
 
     fn all_up(&mut self, id: SessionId, batch: &mut Batch, now: Instant) {
         let Some((Flow { client, dst }, session)) = self.table.get_mut(id) else { return };
-        let (client, dst, ttl) = (*client, *dst, session.ttl);
+        let (client, dst, ttl) = (*client, *dst, session.travel.ttl);
         while let Some(run) = batch.next_run(self.most_up(id)) {
             if run.from == client.0 {
                 self.up(id, &run, now);
@@ -65,7 +67,7 @@ impl Relay {
             return;
         };
         // An error was one that the error queue tells, too; reading has cleared it.
-        if self.offload.receive(&socket.channel.socket, batch).is_err() {
+        if batch.receive(&socket.channel.socket).is_err() {
             return;
         }
         let peer = *peer;
@@ -82,7 +84,7 @@ impl Relay {
     /// Relays what the socket of a mapping has, each datagram by the session with its sender.
     pub(super) fn read_mapping(&mut self, index: u32, batch: &mut Batch, now: Instant) {
         let Some(mapping) = self.mappings.get_mut(index) else { return };
-        if self.offload.receive(&mapping.socket.channel.socket, batch).is_err() {
+        if batch.receive(&mapping.socket.channel.socket).is_err() {
             return;
         }
         let client = mapping.sharing.client;
@@ -137,14 +139,18 @@ impl Relay {
 
     /// Datagrams from a client to where its session leads.
     pub(super) fn up(&mut self, id: SessionId, run: &Run<'_>, now: Instant) {
-        let Self { table, mappings, offload, counters, reporter, .. } = self;
+        let Self { table, mappings, counters, reporter, .. } = self;
         let Some((flow, session)) = table.get_mut(id) else { return };
-        let ttl = session.ttl;
+        let travel = session.travel;
         let sent = match &mut session.upstream {
-            Upstream::Own(socket, peer) => socket.send(offload, run, *peer, ttl),
+            Upstream::Own(socket, peer) => socket.send(run, *peer, travel),
             Upstream::Shared(index) => {
                 let Some(mapping) = mappings.get_mut(*index) else { return };
-                mapping.socket.send(offload, run, flow.dst.0, ttl)
+                let sent = mapping.socket.send(run, flow.dst.0, travel);
+                if sent.is_too_long() {
+                    reporter.report_all(mapping, Some(flow), counters, now);
+                }
+                sent
             }
             Upstream::Text(_) => return self.respond(id, run, now),
         };
@@ -156,29 +162,37 @@ impl Relay {
             reporter.report_failure(flow, error, counters, now);
         }
         table.used(id, Sender::Client, run.count(), now);
+        note_what_is_no_dns(table, id, run, dns::is_query);
     }
 
-    /// Answers each datagram in place of an upstream.
+    /// Answers datagrams in place of an upstream, where nobody is harmed by it.
     fn respond(&mut self, id: SessionId, run: &Run<'_>, now: Instant) {
-        let Some((_, session)) = self.table.get_mut(id) else { return };
+        let Some((flow, session)) = self.table.get_mut(id) else { return };
         let Upstream::Text(text) = &session.upstream else { return };
-        let text = std::sync::Arc::clone(text);
+        let (text, client) = (Arc::clone(text), flow.client);
+        let most = session.record.rule.limits.amplification.map_or(AMPLIFICATION, NonZeroUsize::get);
         let received = u64::from(run.count());
         session.count_up(Traffic { datagrams: received, bytes: run.contents.len() as u64 });
         add(&self.counters.datagrams_up, received);
         add(&self.counters.bytes_up, run.contents.len() as u64);
         self.table.used(id, Sender::Client, run.count(), now);
-        for _ in 0..received {
-            self.down(id, &Run::one(run.from, None, text.as_bytes()), now);
+        note_what_is_no_dns(&mut self.table, id, run, dns::is_query);
+        for question in run.datagrams() {
+            let answer = text.as_bytes();
+            if is_fair(question, answer, client, most) && self.answers.allows(client, now) {
+                self.down(id, &Run::one(run.from, answer), now);
+            } else {
+                add(&self.counters.unanswered, 1);
+            }
         }
     }
 
     /// Datagrams of a session to its client.
     fn down(&mut self, id: SessionId, run: &Run<'_>, now: Instant) {
-        let Self { table, offload, counters, raw, .. } = self;
+        let Self { table, counters, raw, .. } = self;
         let Some((flow, session)) = table.get_mut(id) else { return };
         let sent = match &mut session.reply {
-            Reply::Own(channel) => channel.send(offload, run, flow.client.0),
+            Reply::Own(channel) => channel.send(run, flow.client.0),
             Reply::Raw => raw.send(flow.dst, flow.client, run),
         };
         session.count_down(Traffic::from(&sent));
@@ -190,6 +204,7 @@ impl Relay {
             Upstream::Own(..) | Upstream::Shared(_) => Sender::Upstream,
         };
         table.used(id, sender, run.count(), now);
+        note_what_is_no_dns(table, id, run, dns::is_answer);
         if table.is_answered(id) {
             self.answered.push(id);
         }
@@ -210,19 +225,44 @@ impl Relay {
     fn most_up(&mut self, id: SessionId) -> Most {
         let Some((_, session)) = self.table.get_mut(id) else { return SINGLY };
         match &session.upstream {
-            Upstream::Own(socket, _) => socket.channel.most(&self.offload),
-            Upstream::Shared(index) => self
-                .mappings
-                .get_mut(*index)
-                .map_or(SINGLY, |mapping| mapping.socket.channel.most(&self.offload)),
+            Upstream::Own(socket, _) => socket.channel.most(),
+            Upstream::Shared(index) => {
+                self.mappings.get_mut(*index).map_or(SINGLY, |mapping| mapping.socket.channel.most())
+            }
             Upstream::Text(_) => SINGLY,
         }
     }
 
     fn most_down(&mut self, id: SessionId) -> Most {
         match self.table.get_mut(id) {
-            Some((_, Session { reply: Reply::Own(channel), .. })) => channel.most(&self.offload),
+            Some((_, Session { reply: Reply::Own(channel), .. })) => channel.most(),
             _ => SINGLY,
         }
+    }
+}
+
+/// How many times as long as its question an answer may be, where the rule says nothing else (as RFC 9000, 8).
+const AMPLIFICATION: usize = 3;
+
+/// Whether an answer is not much longer than its question, whose sender may be forged; and not to an answer of ours that
+/// somebody sends back: that would go on for ever.
+fn is_fair(question: &[u8], answer: &[u8], client: ClientAddr, most: usize) -> bool {
+    let headers = match Family::of(client.0.ip()) {
+        Family::V4 => 28,
+        Family::V6 => 48,
+    };
+    let is_sent_back = !answer.is_empty() && memmem(question, answer);
+    headers + answer.len() <= most.saturating_mul(headers + question.len()) && !is_sent_back
+}
+
+/// Whether one has the other in it.
+fn memmem(whole: &[u8], part: &[u8]) -> bool {
+    whole.windows(part.len()).any(|window| window == part)
+}
+
+/// DNS ends with its answer, and nothing else does.
+fn note_what_is_no_dns(table: &mut Table<Session>, id: SessionId, run: &Run<'_>, is_dns: fn(&[u8]) -> bool) {
+    if table.may_be_dns(id) && !run.datagrams().all(is_dns) {
+        table.is_no_dns(id);
     }
 }

@@ -17,7 +17,7 @@ impl RawReplies {
         let family = Family::of(to.0.ip());
         let Some((_, sender)) = self.0.iter_mut().find(|(of, _)| *of == family) else { return sent };
         for datagram in run.datagrams() {
-            sent.count(1, datagram.len(), sender.send(from, to, run.ecn, datagram));
+            sent.count(1, datagram.len(), sender.send(from, to, run.class, datagram));
         }
         sent
     }

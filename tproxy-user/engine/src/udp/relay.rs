@@ -10,11 +10,11 @@ use std::{
 use super::{
     End, Memory, Setup, UdpCounters,
     batch::Batch,
-    channel::Offload,
     counters::add,
     errors::{self, Reporter},
     listener::Place,
     mapping::Mappings,
+    rate::Rates,
     raw::RawReplies,
     readiness::{Token, Watch},
     session::{Reply, Session, Upstream},
@@ -35,6 +35,9 @@ use crate::{
 /// While draining, whoever is silent for this long is done.
 const DRAINED: Duration = Duration::from_secs(1);
 
+/// Answers of ours to one client in a second, over all workers.
+const ANSWERS_PER_SECOND: u32 = 100;
+
 /// The sessions of a worker, and what they have in common.
 pub(super) struct Relay {
     pub(super) bound: Arc<[SocketAddr]>,
@@ -46,9 +49,10 @@ pub(super) struct Relay {
     pub(super) flows: Arc<flows::Table>,
     pub(super) table: Table<Session>,
     pub(super) mappings: Mappings,
-    pub(super) offload: Offload,
     pub(super) raw: RawReplies,
     pub(super) reporter: Reporter,
+    /// What is answered in place of an upstream.
+    pub(super) answers: Rates,
     pub(super) watch: Watch,
     /// Sessions whose queries have all been answered, just now.
     pub(super) answered: Vec<SessionId>,
@@ -63,11 +67,11 @@ impl Relay {
         senders: Vec<(Family, RawSender, IcmpSender)>,
         live: Live,
         watch: Watch,
-    ) -> io::Result<Self> {
+    ) -> Self {
         let (raw, icmp) =
             senders.into_iter().map(|(family, raw, icmp)| ((family, raw), (family, icmp))).unzip();
         let limits = limits(&setup.generations, setup.workers);
-        Ok(Self {
+        Self {
             bound: setup.bound,
             generations: setup.generations,
             workers: setup.workers,
@@ -77,14 +81,14 @@ impl Relay {
             flows: setup.flows,
             table: Table::new(limits),
             mappings: Mappings::default(),
-            offload: Offload::new()?,
             raw: RawReplies(raw),
             reporter: Reporter::new(icmp),
+            answers: Rates::new(ANSWERS_PER_SECOND.div_ceil(setup.workers as u32)),
             watch,
             answered: Vec::new(),
             strays: Vec::new(),
             live,
-        })
+        }
     }
 
     /// Enters a session of a flow that has none.
@@ -149,7 +153,8 @@ impl Relay {
     }
 
     /// The latest generation's limits hold for all sessions.
-    pub(super) fn adopt_limits(&mut self) {
+    pub(super) fn adopt_limits(&mut self, now: Instant) {
+        self.answers.forget_the_silent(now);
         self.table.set_limits(limits(&self.generations, self.workers));
     }
 
@@ -184,10 +189,7 @@ impl Relay {
             }
             Token::Mapping(index) => {
                 let Some(mapping) = mappings.get_mut(index) else { return };
-                for error in errors::of(&mapping.socket.channel.socket) {
-                    let flow = Flow { client: mapping.sharing.client, dst: OriginalDst(error.peer) };
-                    reporter.report(&flow, &error, counters, now);
-                }
+                reporter.report_all(mapping, None, counters, now);
             }
             // Their errors are told where they are read.
             Token::Client(_) | Token::Listener(_) => {}

@@ -115,7 +115,7 @@ impl Service {
             listeners.push(Listener::new(family, listener)?);
             senders.push((family, raw, icmp));
         }
-        let relay = Relay::new(setup, senders, live, watch)?;
+        let relay = Relay::new(setup, senders, live, watch);
         Ok(Self { listeners, readiness, relay, batch: Batch::new(), draining })
     }
 
@@ -136,7 +136,7 @@ impl Service {
                     }
                 }
                 _ = sweep.tick() => {
-                    self.relay.adopt_limits();
+                    self.relay.adopt_limits(Instant::now());
                     sweeping = true;
                 }
                 () = flows.closing() => self.relay.end_closing(Instant::now()),

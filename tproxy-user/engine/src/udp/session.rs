@@ -2,10 +2,12 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
+use tproxy_common::packet::Fragmenting;
+
 use super::{
     End,
     batch::Run,
-    channel::{Channel, Offload, Sent},
+    channel::{Channel, Sent},
     listener::Place,
     mapping::Mapping,
     table::Flow,
@@ -14,15 +16,15 @@ use crate::{
     family::Family,
     flows::{FlowState, Live},
     generation::ChosenRule,
-    socket,
+    socket::{self, Pieces},
 };
 
 /// A flow that is relayed or answered.
 pub(super) struct Session {
     pub(super) reply: Reply,
     pub(super) upstream: Upstream,
-    /// The TTL or hop limit of what leaves by the upstream socket.
-    pub(super) ttl: u8,
+    /// How what leaves by the upstream socket travels.
+    pub(super) travel: Travel,
     /// The socket towards the client is not read yet.
     pub(super) waits_for: Option<Place>,
     pub(super) record: Record,
@@ -78,25 +80,45 @@ impl From<&Sent> for Traffic {
     }
 }
 
-/// A socket towards an upstream, with its TTL.
+/// How datagrams to an upstream travel, as the client's first one did.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Travel {
+    /// Their TTL or hop limit.
+    pub(super) ttl: u8,
+    /// Whether they may be fragmented, if that is known.
+    pub(super) fragmenting: Option<Fragmenting>,
+}
+
+/// A socket towards an upstream, with what was set last for it.
 pub(super) struct UpstreamSocket {
     pub(super) channel: Channel,
-    /// The one that was set last.
     ttl: Option<u8>,
+    fragmenting: Option<Fragmenting>,
 }
 
 impl UpstreamSocket {
     pub(super) const fn new(channel: Channel) -> Self {
-        Self { channel, ttl: None }
+        Self { channel, ttl: None, fragmenting: None }
     }
 
-    pub(super) fn send(&mut self, offload: &mut Offload, run: &Run<'_>, to: SocketAddr, ttl: u8) -> Sent {
-        if self.ttl != Some(ttl) {
+    pub(super) fn send(&mut self, run: &Run<'_>, to: SocketAddr, travel: Travel) -> Sent {
+        let family = Family::of(to.ip());
+        if self.ttl != Some(travel.ttl) {
             // Without it the datagram lives longer or shorter than it should, and arrives all the same.
-            let _ = socket::set_ttl(&self.channel.socket, Family::of(to.ip()), ttl);
-            self.ttl = Some(ttl);
+            let _ = socket::set_ttl(&self.channel.socket, family, travel.ttl);
+            self.ttl = Some(travel.ttl);
         }
-        self.channel.send(offload, run, to)
+        // What the client itself had to fragment nobody can ask it to make shorter.
+        let fragmenting = match run.pieces {
+            Pieces::One => travel.fragmenting,
+            Pieces::Many => Some(Fragmenting::Allowed),
+        };
+        if let Some(wanted) = fragmenting.filter(|wanted| self.fragmenting != Some(*wanted)) {
+            // The kernel has an opinion of its own otherwise, which is to fragment what does not fit.
+            let _ = socket::set_fragmenting(&self.channel.socket, family, wanted);
+            self.fragmenting = Some(wanted);
+        }
+        self.channel.send(run, to)
     }
 
     pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -110,7 +132,7 @@ impl Session {
         rule: ChosenRule,
         reply: Reply,
         upstream: Upstream,
-        ttl: u8,
+        travel: Travel,
         live: Live,
         now: Instant,
     ) -> Self {
@@ -118,7 +140,7 @@ impl Session {
         if let Upstream::Text(_) = upstream {
             live.set_state(FlowState::Answering);
         }
-        Self { reply, upstream, ttl, waits_for: None, record: Record { rule, up, down, began: now }, live }
+        Self { reply, upstream, travel, waits_for: None, record: Record { rule, up, down, began: now }, live }
     }
 
     /// Counts what was sent to the upstream.

@@ -4,19 +4,18 @@
 //! connected when the look-up asks whether it is (`__udp4_lib_lookup` does so after `compute_score`, without a lock). Such a
 //! datagram has to go where it would have gone by the listener. It is rare enough to be copied.
 
-use quinn_udp::EcnCodepoint;
-
 use super::batch::Run;
 use crate::{
     flow::{ClientAddr, OriginalDst},
-    socket::Datagram,
+    socket::{Datagram, Pieces, TrafficClass},
 };
 
 /// A copy of one of them.
 pub(super) struct Stray {
     client: ClientAddr,
     dst: OriginalDst,
-    ecn: Option<EcnCodepoint>,
+    class: TrafficClass,
+    pieces: Pieces,
     ttl: u8,
     payload: Box<[u8]>,
 }
@@ -24,12 +23,19 @@ pub(super) struct Stray {
 impl Stray {
     /// A datagram of `run`, which is for `dst`.
     pub(super) fn new(run: &Run<'_>, dst: OriginalDst, ttl: u8, payload: &[u8]) -> Self {
-        Self { client: ClientAddr(run.from), dst, ecn: run.ecn, ttl, payload: payload.into() }
+        Self {
+            client: ClientAddr(run.from),
+            dst,
+            class: run.class,
+            pieces: run.pieces,
+            ttl,
+            payload: payload.into(),
+        }
     }
 
     /// As it would have come by the listener.
     pub(super) fn as_datagram(&self) -> Datagram<'_> {
-        let Self { client, dst, ecn, ttl, ref payload } = *self;
-        Datagram { client, dst, ecn, ttl, payload }
+        let Self { client, dst, class, pieces, ttl, ref payload } = *self;
+        Datagram { client, dst, class, pieces, ttl, payload }
     }
 }

@@ -4,8 +4,7 @@ mod exercise;
 mod list;
 
 use std::{
-    collections::HashMap,
-    net::IpAddr,
+    collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -15,7 +14,7 @@ use slab::Slab;
 
 use crate::{
     config::SessionLimits,
-    flow::{ClientAddr, OriginalDst},
+    flow::{ClientAddr, ClientNetwork, OriginalDst},
 };
 
 /// The port of DNS, where an answer ends what a query began.
@@ -72,6 +71,11 @@ struct Orders {
 }
 
 impl Orders {
+    /// The least recently used, and rather one that only one side has sent in.
+    fn dispensable(&self) -> Option<SessionId> {
+        self.one_way.first().or_else(|| self.two_way.first())
+    }
+
     const fn list(&mut self, two_way: bool) -> &mut List {
         if two_way { &mut self.two_way } else { &mut self.one_way }
     }
@@ -85,7 +89,9 @@ pub(super) struct Table<T> {
     by_flow: HashMap<Flow, SessionId>,
     all: Orders,
     clients: Slab<Client>,
-    by_address: HashMap<IpAddr, usize>,
+    by_network: HashMap<ClientNetwork, usize>,
+    /// How many sessions each client has, with its place: who has most is the last.
+    ranks: BTreeSet<(usize, usize)>,
     /// The neighbours of each session: among all, and among its client's.
     links: [Vec<Links>; 2],
 }
@@ -104,13 +110,9 @@ struct Session<T> {
     client: usize,
     used: Instant,
     two_way: bool,
-    /// Datagrams of the client without an answer each.
-    unanswered: u32,
+    /// Queries without an answer each, as long as all that was said is DNS.
+    unanswered: Option<u32>,
 }
-
-/// No session may be ended for a new one.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Full;
 
 impl<T> Table<T> {
     pub(super) fn new(limits: Limits) -> Self {
@@ -120,7 +122,8 @@ impl<T> Table<T> {
             by_flow: HashMap::new(),
             all: Orders::default(),
             clients: Slab::new(),
-            by_address: HashMap::new(),
+            by_network: HashMap::new(),
+            ranks: BTreeSet::new(),
             links: Default::default(),
         }
     }
@@ -137,37 +140,41 @@ impl<T> Table<T> {
         self.sessions.get_mut(id.0 as usize).map(|session| (&session.flow, &mut session.value))
     }
 
-    /// Which session has to end before this client can have another, if one has to.
-    pub(super) fn in_the_way(&self, client: ClientAddr, now: Instant) -> Result<Option<SessionId>, Full> {
+    /// Which session has to end before this client can have another, if one has to: at its own limit one of its own, else one
+    /// of whoever has most.
+    pub(super) fn in_the_way(&self, client: ClientAddr) -> Option<SessionId> {
         let SessionLimits { total, per_client } = self.limits.sessions;
-        let client = self.by_address.get(&client.0.ip()).map(|client| &self.clients[*client]);
-        match client {
-            Some(client) if client.sessions >= per_client => {
-                self.dispensable(&client.orders, now).ok_or(Full).map(Some)
-            }
-            _ if self.sessions.len() >= total => self.dispensable(&self.all, now).ok_or(Full).map(Some),
-            _ => Ok(None),
+        let own = self.by_network.get(&client.network()).map_or(0, |client| self.clients[*client].sessions);
+        if own >= per_client {
+            return self.dispensable_of(client);
+        }
+        if self.sessions.len() >= total { self.dispensable() } else { None }
+    }
+
+    /// Which session is to end for want of something that all have in common: the least recently used of whoever has most,
+    /// whether that is used or not; and where nobody has more than one, of all.
+    pub(super) fn dispensable(&self) -> Option<SessionId> {
+        match self.ranks.last() {
+            Some((2.., client)) => self.clients[*client].orders.dispensable(),
+            _ => self.all.dispensable(),
         }
     }
 
-    /// The least recently used session that only one side has sent in.
-    pub(super) fn oldest_one_way(&self) -> Option<SessionId> {
-        self.all.one_way.first()
-    }
-
-    fn dispensable(&self, orders: &Orders, now: Instant) -> Option<SessionId> {
-        let silent =
-            |id: &SessionId| now.duration_since(self.sessions[id.0 as usize].used) > self.limits.one_way;
-        orders.one_way.first().or_else(|| orders.two_way.first().filter(silent))
+    /// The same for want of something that a client's sessions alone have in common.
+    pub(super) fn dispensable_of(&self, client: ClientAddr) -> Option<SessionId> {
+        let client = self.by_network.get(&client.network())?;
+        self.clients[*client].orders.dispensable()
     }
 
     /// Adds a session in which the client has yet to send. There is none of that flow, and none in the way.
     pub(super) fn insert(&mut self, flow: Flow, value: T, now: Instant) -> SessionId {
-        let clients = &mut self.clients;
+        let Self { by_network, clients, .. } = self;
         let client =
-            self.by_address.entry(flow.client.0.ip()).or_insert_with(|| clients.insert(Client::default()));
-        clients[*client].sessions += 1;
-        let session = Session { value, flow, client: *client, used: now, two_way: false, unanswered: 0 };
+            *by_network.entry(flow.client.network()).or_insert_with(|| clients.insert(Client::default()));
+        let others = clients[client].sessions;
+        self.rank(client, others + 1);
+        let unanswered = (flow.dst.0.port() == DNS).then_some(0);
+        let session = Session { value, flow, client, used: now, two_way: false, unanswered };
         let id = SessionId(self.sessions.insert(session) as u32);
         for links in &mut self.links {
             links.resize(links.len().max(id.0 as usize + 1), Links::default());
@@ -183,17 +190,29 @@ impl<T> Table<T> {
         let session = &mut self.sessions[id.0 as usize];
         session.used = now;
         session.two_way |= sender == Sender::Upstream;
-        session.unanswered = match sender {
-            Sender::Client => session.unanswered.saturating_add(datagrams),
-            Sender::Upstream | Sender::Ourselves => session.unanswered.saturating_sub(datagrams),
-        };
+        session.unanswered = session.unanswered.map(|unanswered| match sender {
+            Sender::Client => unanswered.saturating_add(datagrams),
+            Sender::Upstream | Sender::Ourselves => unanswered.saturating_sub(datagrams),
+        });
         self.link(id);
+    }
+
+    /// Whether all that was said in a session may be DNS.
+    pub(super) fn may_be_dns(&self, id: SessionId) -> bool {
+        self.sessions.get(id.0 as usize).is_some_and(|session| session.unanswered.is_some())
+    }
+
+    /// Something was said that is no DNS: no answer ends the session.
+    pub(super) fn is_no_dns(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get_mut(id.0 as usize) {
+            session.unanswered = None;
+        }
     }
 
     /// Whether a session is over, since all that was asked is answered.
     pub(super) fn is_answered(&self, id: SessionId) -> bool {
         let session = self.sessions.get(id.0 as usize);
-        session.is_some_and(|session| session.flow.dst.0.port() == DNS && session.unanswered == 0)
+        session.is_some_and(|session| session.unanswered == Some(0))
     }
 
     pub(super) fn remove(&mut self, id: SessionId) -> Option<(Flow, T)> {
@@ -201,10 +220,11 @@ impl<T> Table<T> {
         self.unlink(id);
         let Session { flow, value, client, .. } = self.sessions.remove(id.0 as usize);
         self.by_flow.remove(&flow);
-        self.clients[client].sessions -= 1;
-        if self.clients[client].sessions == 0 {
+        let others = self.clients[client].sessions - 1;
+        self.rank(client, others);
+        if others == 0 {
             self.clients.remove(client);
-            self.by_address.remove(&flow.client.0.ip());
+            self.by_network.remove(&flow.client.network());
         }
         Some((flow, value))
     }
@@ -235,6 +255,15 @@ impl<T> Table<T> {
     /// Any session, as long as there is one.
     pub(super) fn any(&self) -> Option<SessionId> {
         self.all.one_way.first().or(self.all.two_way.first())
+    }
+
+    /// A client has so many sessions from now on.
+    fn rank(&mut self, client: usize, sessions: usize) {
+        let before = std::mem::replace(&mut self.clients[client].sessions, sessions);
+        self.ranks.remove(&(before, client));
+        if sessions > 0 {
+            self.ranks.insert((sessions, client));
+        }
     }
 
     fn link(&mut self, id: SessionId) {

@@ -13,6 +13,12 @@ use crate::config::{
 /// Longest name of an interface, in bytes (`IFNAMSIZ` without the final zero).
 const LONGEST_INTERFACE: usize = 15;
 
+/// The longest payload of a UDP datagram over IPv4.
+const LONGEST_DATAGRAM: usize = 65_507;
+
+/// What the kernel takes (tcp(7), `TCP_KEEPIDLE`), in seconds.
+pub(super) const KEEPALIVE: std::ops::RangeInclusive<u64> = 1..=32_767;
+
 /// Longest name of a rule, in bytes.
 const LONGEST_NAME: usize = 64;
 
@@ -175,6 +181,7 @@ fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
         }
     }
     about_the_action(rule, form, &mut say);
+    about_datagrams(rule, form, &mut say);
     if !share_a_family(&rule.from, &rule.to) {
         say(
             &["to", "from"],
@@ -226,10 +233,12 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
     let tcp = rule.protocols != Protocols::Udp;
     const CONNECT: &[&str] = &["timeouts.connect", "action", "protocol"];
     const IDLE: &[&str] = &["timeouts.idle", "action", "protocol"];
+    const KEEPALIVE: &[&str] = &["timeouts.keepalive", "action", "protocol"];
     const CONNECTIONS: &[&str] = &["limits.connections", "action", "protocol"];
     for (keys, given, works) in [
         (CONNECT, rule.timeouts.connect.is_some(), connects && tcp),
         (IDLE, rule.timeouts.idle.is_some(), accepts && tcp),
+        (KEEPALIVE, rule.timeouts.keepalive.is_some(), connects && tcp),
         (CONNECTIONS, rule.limits.connections.is_some(), accepts && tcp),
     ] {
         if given && !works {
@@ -239,6 +248,37 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
             );
             say(keys, text);
         }
+    }
+}
+
+fn about_datagrams(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'static str], String)) {
+    let udp = rule.protocols != Protocols::Tcp;
+    if let Action::Respond(text) = &rule.action
+        && udp
+        && text.len() > LONGEST_DATAGRAM
+    {
+        let length = text.len();
+        say(
+            &["action", "protocol"],
+            format!(
+                "a datagram holds {LONGEST_DATAGRAM} bytes, and the text of respond= has {length}: shorten it, or use {}",
+                form.is("protocol", "tcp")
+            ),
+        );
+    }
+    if rule.limits.amplification.is_some() && !(udp && matches!(rule.action, Action::Respond(_))) {
+        say(
+            &["limits.amplification", "action", "protocol"],
+            "limits.amplification is about answers of respond= over UDP, and this rule gives none: leave it out, or use \
+             another action or protocol"
+                .to_owned(),
+        );
+    }
+    if let Some(time) = rule.timeouts.keepalive.filter(|time| !KEEPALIVE.contains(&time.as_secs())) {
+        say(
+            &["timeouts.keepalive"],
+            format!("timeouts.keepalive must be between 1s and 32767s, and {time:?} is not"),
+        );
     }
 }
 

@@ -41,8 +41,8 @@ fn any_config() -> impl Strategy<Value = Config> {
         action,
         source,
         nat,
-        timeouts: RuleTimeouts { connect, idle },
-        limits: RuleLimits { connections: connections.and_then(NonZeroUsize::new) },
+        timeouts: RuleTimeouts { connect, idle, keepalive: idle.map(|_| Duration::from_secs(7)) },
+        limits: RuleLimits { connections: connections.and_then(NonZeroUsize::new), ..RuleLimits::default() },
         ports: rule.ports.iter().filter(|ports| *ports.start() > 0).cloned().collect::<Vec<_>>().into(),
         from: truncated(rule.from),
         to: truncated(rule.to),
@@ -69,8 +69,10 @@ fn any_config() -> impl Strategy<Value = Config> {
                 drain: times.2,
                 udp: times.3,
                 udp_stream: times.4,
+                keepalive: Duration::from_secs(1 + total as u64 % 32_767),
             },
             sessions: SessionLimits { total, per_client: 1 + total / 2 },
+            connections: ConnectionLimits { total, per_client: 1 + total / 3 },
         },
     )
 }

@@ -135,6 +135,9 @@ impl<'a> Reference<'a> {
         let waits_for_ack = self.decisions.get(&parsed.tuple).is_some_and(|d| d.worker != APPLICATION);
         match parsed.kind {
             Kind::Syn if hook == Direction::Egress && seen.ingress_ifindex != 0 => Err(Reason::NotOurs),
+            Kind::Syn if hook == Direction::Ingress && parsed.hops <= 1 && !waits_for_ack => {
+                Err(Reason::Expiring)
+            }
             Kind::Syn => {
                 let verdict = self.ask(scope_of(hook), Protocol::Tcp, link, &parsed.tuple);
                 if !matches!(verdict, Verdict::Steer(_)) && waits_for_ack {
@@ -216,6 +219,9 @@ impl<'a> Reference<'a> {
     fn first(&mut self, link: &Link, verdict: Verdict, parsed: &Packet, seen: Seen<'_>) -> Decided {
         match verdict {
             Verdict::Pass(reason) => self.leave_alone(link, parsed, reason),
+            Verdict::Steer(_) if parsed.kind == Kind::Syn && packet::is_signed(seen.packet, parsed.l4) => {
+                Err(Reason::Signed)
+            }
             Verdict::Steer(rule) => {
                 self.follow(parsed, FragmentCourse::Steer);
                 self.remember(rule, parsed.protocol, &parsed.tuple, link);

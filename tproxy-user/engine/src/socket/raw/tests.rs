@@ -1,15 +1,10 @@
-use std::{
-    io::{ErrorKind, IoSliceMut},
-    mem::MaybeUninit,
-    net::UdpSocket,
-};
+use std::{io::ErrorKind, mem::MaybeUninit, net::UdpSocket};
 
-use quinn_udp::{RecvMeta, UdpSocketState};
 use tproxy_netns::Topology;
 
 use super::*;
 use crate::socket::{
-    Endpoint, UpstreamSource, datagram_upstream,
+    Endpoint, Message, UpstreamSource, datagram_upstream, receive_messages,
     rig::{FAMILIES, address_of, counter, foreign, udp_socket, wait_for_datagram},
     session,
 };
@@ -39,11 +34,11 @@ fn a_client_receives_from_a_port_that_somebody_holds() {
         let mut buffer = vec![0; 65_536];
         for length in [0, 1, 2, 999, unfragmented, 4_000, 60_000, longest] {
             let payload: Vec<_> = (0..length).map(|index| (index % 251) as u8).collect();
-            sender.send(from, to, None, &payload).unwrap();
+            sender.send(from, to, TrafficClass(0), &payload).unwrap();
             let (received, source) = client.recv_from(&mut buffer).unwrap();
             assert_eq!((&buffer[..received], source), (&payload[..], from.0));
         }
-        let too_long = sender.send(from, to, None, &vec![0; longest + 1]).unwrap_err();
+        let too_long = sender.send(from, to, TrafficClass(0), &vec![0; longest + 1]).unwrap_err();
         assert_eq!(too_long.raw_os_error(), Some(libc::EMSGSIZE));
         let reassembled = counter(&net.client, family, "ReasmOKs");
         assert_eq!(reassembled, 3, "what does not fit the link comes in fragments");
@@ -66,7 +61,7 @@ fn a_sum_of_zero_is_not_taken_for_none() {
         assert_eq!(checksum([&pseudo[..], &header, &payload]), 0);
 
         let mut sender = net.gateway.enter(|| RawSender::new(family, Mark::DEFAULT)).unwrap();
-        sender.send(from, to, None, &payload).unwrap();
+        sender.send(from, to, TrafficClass(0), &payload).unwrap();
         let mut buffer = [0; 2];
         assert_eq!(client.recv_from(&mut buffer).unwrap(), (2, from.0));
         assert_eq!(buffer, payload);
@@ -74,22 +69,20 @@ fn a_sum_of_zero_is_not_taken_for_none() {
 }
 
 #[test]
-fn the_ecn_codepoint_arrives() {
+fn the_class_arrives() {
     let net = Topology::three().unwrap();
     for (family, addresses) in FAMILIES {
         let any = Endpoint::Any(family);
         let client =
             net.client.enter(|| datagram_upstream(any, UpstreamSource::Host, Mark::DEFAULT)).unwrap();
-        let state = UdpSocketState::new((&client).into()).unwrap();
         let to = ClientAddr(SocketAddr::new(addresses.client(), address_of(&client).port()));
         let mut sender = net.gateway.enter(|| RawSender::new(family, Mark::DEFAULT)).unwrap();
-        for ecn in [None, Some(EcnCodepoint::Ect0), Some(EcnCodepoint::Ect1), Some(EcnCodepoint::Ce)] {
-            sender.send(OriginalDst(foreign(family, 53)), to, ecn, b"x").unwrap();
+        for class in [0, 1, 2, 3, 0xb8, 0xff].map(TrafficClass) {
+            sender.send(OriginalDst(foreign(family, 53)), to, class, b"x").unwrap();
             wait_for_datagram(&client);
-            let mut meta = [RecvMeta::default()];
-            let mut buffer = [0; 1];
-            state.recv((&client).into(), &mut [IoSliceMut::new(&mut buffer)], &mut meta).unwrap();
-            assert_eq!((meta[0].ecn, meta[0].addr), (ecn, foreign(family, 53)));
+            let mut messages = [Message::NOTHING];
+            receive_messages(&client, &mut [0; 1], 1, &mut messages).unwrap();
+            assert_eq!((messages[0].class, messages[0].from), (class, foreign(family, 53)));
         }
     }
 }

@@ -17,8 +17,8 @@ fn a_listener_tells_who_sent_a_datagram_and_where_it_was_to_go() {
         client.send_to(b"", address_of(&listener)).unwrap();
         let socket = socket2::SockRef::from(&client);
         match family {
-            Family::V4 => socket.set_tos_v4(EcnCodepoint::Ce as u32).unwrap(),
-            Family::V6 => socket.set_tclass_v6(EcnCodepoint::Ce as u32).unwrap(),
+            Family::V4 => socket.set_tos_v4(0xb9).unwrap(),
+            Family::V6 => socket.set_tclass_v6(0xb9).unwrap(),
         }
         client.send_to(&[9; 60_000], address_of(&listener)).unwrap();
 
@@ -28,11 +28,15 @@ fn a_listener_tells_who_sent_a_datagram_and_where_it_was_to_go() {
             receiver.recv(&listener, |datagram| {
                 assert_eq!(datagram.client.0, client.local_addr().unwrap());
                 assert_eq!((datagram.dst.0, datagram.ttl), (address_of(&listener), 7));
-                seen.push((datagram.ecn, datagram.payload.to_vec()));
+                seen.push((datagram.class, datagram.payload.to_vec()));
             })
         };
         assert_eq!((receive().unwrap(), receive().unwrap()), (3, 0));
-        let sent = [(None, b"one".to_vec()), (None, vec![]), (Some(EcnCodepoint::Ce), vec![9; 60_000])];
+        let sent = [
+            (TrafficClass(0), b"one".to_vec()),
+            (TrafficClass(0), vec![]),
+            (TrafficClass(0xb9), vec![9; 60_000]),
+        ];
         assert_eq!(seen, sent);
     }
 }

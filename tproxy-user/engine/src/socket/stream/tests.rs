@@ -19,7 +19,7 @@ fn what_a_listener_accepts_has_its_options() {
         assert!(accepted.tcp_nodelay().unwrap());
         assert!(accepted.out_of_band_inline().unwrap());
         assert!(accepted.keepalive().unwrap());
-        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(300));
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), KEEPALIVE);
     }
 }
 

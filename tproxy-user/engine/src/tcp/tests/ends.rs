@@ -157,7 +157,7 @@ fn only_silence_is_idle() {
 fn a_rule_has_its_own_idle_time() {
     let idle = Duration::from_millis(300);
     let (rig, server) = upstream_with(|setup| {
-        let timeouts = RuleTimeouts { idle: Some(idle), connect: None };
+        let timeouts = RuleTimeouts { idle: Some(idle), ..RuleTimeouts::default() };
         let rule = Rule { timeouts, ..setup.generations.latest().rules()[0].clone() };
         setup.generations = generations(rule, TIMEOUTS);
     });
@@ -169,7 +169,7 @@ fn a_rule_has_its_own_idle_time() {
 #[test]
 fn a_rule_has_no_more_connections_than_its_limit() {
     let (rig, server) = upstream_with(|setup| {
-        let limits = RuleLimits { connections: NonZeroUsize::new(2) };
+        let limits = RuleLimits { connections: NonZeroUsize::new(2), ..RuleLimits::default() };
         let rule = Rule { limits, ..setup.generations.latest().rules()[0].clone() };
         setup.generations = generations(rule, TIMEOUTS);
     });

@@ -17,7 +17,7 @@ use crate::{
     generation::RuleNumber,
     live::Live,
     mark::Mark,
-    socket,
+    socket::{self, TrafficClass},
     tcp::{Affinity, Setup, TcpCounters, connection::Connection, service::Shared, session},
 };
 
@@ -44,10 +44,11 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
     );
     let dst = OriginalDst(server.local_addr().unwrap());
     let rule = shared.generations.rule(RuleNumber(0)).unwrap();
-    let place = rule.place().unwrap();
-    let connection = Connection::new(Rc::clone(&shared), ClientAddr(peer), dst, rule, place);
+    let place = rule.place(ClientAddr(peer)).unwrap();
+    let connection =
+        Connection::new(Rc::clone(&shared), ClientAddr(peer), dst, rule, TrafficClass::default(), place);
     let session = session::run(accepted, connection);
-    assert!(size_of_val(&session) <= 656, "{} bytes a connection", size_of_val(&session));
+    assert!(size_of_val(&session) <= 768, "{} bytes a connection", size_of_val(&session));
     tokio::task::spawn_local(session);
     let (upstream, _) = server.accept().await.unwrap();
     (client, upstream, shared)

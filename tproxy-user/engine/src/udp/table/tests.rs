@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use std::net::IpAddr;
+
 use super::*;
 
 const ONE_WAY: Duration = Duration::from_secs(30);
@@ -42,27 +44,44 @@ fn the_least_recently_used_one_way_session_makes_room() {
     let (mut table, clock) = table(3, 3);
     let ids = [1, 2, 3].map(|client| table.insert(flow(client, 1, 1), "", clock.at(u64::from(client))));
     let newcomer = flow(9, 1, 1).client;
-    assert_eq!(table.in_the_way(newcomer, clock.at(4)), Ok(Some(ids[0])));
+    assert_eq!(table.in_the_way(newcomer), Some(ids[0]));
     table.used(ids[0], Sender::Client, 1, clock.at(4));
-    assert_eq!(table.in_the_way(newcomer, clock.at(5)), Ok(Some(ids[1])));
+    assert_eq!(table.in_the_way(newcomer), Some(ids[1]));
     // Answered ones are kept as long as there are others.
     table.used(ids[1], Sender::Upstream, 1, clock.at(5));
-    assert_eq!(table.in_the_way(newcomer, clock.at(6)), Ok(Some(ids[2])));
+    assert_eq!(table.in_the_way(newcomer), Some(ids[2]));
     table.remove(ids[2]);
-    assert_eq!(table.in_the_way(newcomer, clock.at(7)), Ok(None));
+    assert_eq!(table.in_the_way(newcomer), None);
 }
 
 #[test]
-fn a_two_way_session_makes_room_only_when_it_is_silent() {
-    let (mut table, clock) = table(2, 2);
-    let ids = [1, 2].map(|client| table.insert(flow(client, 1, 1), "", clock.at(0)));
-    for id in ids {
-        table.used(id, Sender::Upstream, 1, clock.at(0));
-    }
-    table.used(ids[0], Sender::Client, 1, clock.at(20));
+fn who_has_most_makes_room_used_or_not() {
+    let (mut table, clock) = table(5, 5);
+    let most = [1, 2, 3].map(|port| table.insert(flow(1, port, 1), "", clock.at(5)));
+    let others = [2, 3].map(|client| table.insert(flow(client, 1, 1), "", clock.at(0)));
     let newcomer = flow(9, 1, 1).client;
-    assert_eq!(table.in_the_way(newcomer, clock.at(30)), Err(Full));
-    assert_eq!(table.in_the_way(newcomer, clock.at(31)), Ok(Some(ids[1])));
+    for id in most {
+        table.used(id, Sender::Upstream, 1, clock.at(6));
+    }
+    assert_eq!(table.in_the_way(newcomer), Some(most[0]), "not the one-way ones of those who have one");
+    table.remove(most[0]);
+    table.insert(flow(9, 1, 1), "", clock.at(7));
+    assert_eq!(table.in_the_way(flow(8, 1, 1).client), Some(most[1]));
+    table.remove(most[1]);
+    table.insert(flow(8, 1, 1), "", clock.at(8));
+    assert_eq!(table.in_the_way(flow(7, 1, 1).client), Some(others[0]), "of equals, a one-way one");
+}
+
+#[test]
+fn all_of_a_64_are_one_client() {
+    let (mut table, clock) = table(10, 2);
+    let flow = |address: &str| Flow {
+        client: ClientAddr((address.parse::<std::net::Ipv6Addr>().unwrap(), 1).into()),
+        dst: OriginalDst(([8, 8, 8, 8], 1).into()),
+    };
+    let ids = ["2001:db8::1", "2001:db8::ffff:2"].map(|client| table.insert(flow(client), "", clock.at(0)));
+    assert_eq!(table.in_the_way(flow("2001:db8::3").client), Some(ids[0]));
+    assert_eq!(table.in_the_way(flow("2001:db8:0:1::3").client), None);
 }
 
 #[test]
@@ -70,15 +89,15 @@ fn a_client_at_its_limit_pays_with_its_own_sessions() {
     let (mut table, clock) = table(10, 2);
     let other = table.insert(flow(1, 1, 1), "", clock.at(0));
     let own = [1, 2].map(|port| table.insert(flow(2, port, 1), "", clock.at(1)));
-    assert_eq!(table.in_the_way(flow(2, 9, 1).client, clock.at(2)), Ok(Some(own[0])));
-    assert_eq!(table.in_the_way(flow(1, 9, 1).client, clock.at(2)), Ok(None));
+    assert_eq!(table.in_the_way(flow(2, 9, 1).client), Some(own[0]));
+    assert_eq!(table.in_the_way(flow(1, 9, 1).client), None);
     for id in own {
         table.used(id, Sender::Upstream, 1, clock.at(2));
     }
-    assert_eq!(table.in_the_way(flow(2, 9, 1).client, clock.at(2)), Err(Full));
+    assert_eq!(table.in_the_way(flow(2, 9, 1).client), Some(own[0]));
     table.remove(own[1]);
-    assert_eq!(table.in_the_way(flow(2, 9, 1).client, clock.at(2)), Ok(None));
-    assert_eq!(table.oldest_one_way(), Some(other));
+    assert_eq!(table.in_the_way(flow(2, 9, 1).client), None);
+    assert_eq!(table.dispensable(), Some(other), "one-way, as everybody has one");
 }
 
 #[test]
@@ -116,6 +135,9 @@ fn dns_is_over_when_all_is_answered() {
     assert!(is_over_after(dns, Sender::Ourselves, 5));
     assert!(!is_over_after(other, Sender::Client, 1));
     assert!(!is_over_after(other, Sender::Upstream, 1));
+    assert!(table.may_be_dns(dns) && !table.may_be_dns(other));
+    table.is_no_dns(dns);
+    assert!(!table.is_answered(dns));
 }
 
 #[test]
@@ -124,7 +146,7 @@ fn answers_of_our_own_make_no_session_two_way() {
     let id = table.insert(flow(1, 1, 1), "", clock.at(0));
     table.used(id, Sender::Client, 1, clock.at(0));
     table.used(id, Sender::Ourselves, 1, clock.at(0));
-    assert_eq!(table.in_the_way(flow(9, 1, 1).client, clock.at(0)), Ok(Some(id)));
+    assert_eq!(table.in_the_way(flow(9, 1, 1).client), Some(id));
 }
 
 #[derive(Debug, Clone)]
@@ -180,7 +202,7 @@ proptest! {
             prop_assert_eq!(table.all.one_way.first(), first(false, None));
             prop_assert_eq!(table.all.two_way.first(), first(true, None));
             for client in 0..4 {
-                let known = table.by_address.get(&IpAddr::from([10, 0, 0, client])).map(|client| &table.clients[*client]);
+                let known = table.by_network.get(&flow(client, 0, 0).client.network()).map(|client| &table.clients[*client]);
                 let count = reference.iter().filter(|(_, flow, _)| flow.client.0.ip() == IpAddr::from([10, 0, 0, client]));
                 prop_assert_eq!(known.map_or(0, |known| known.sessions), count.count());
                 prop_assert_eq!(known.and_then(|known| known.orders.one_way.first()), first(false, Some(client)));

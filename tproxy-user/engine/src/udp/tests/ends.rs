@@ -5,6 +5,7 @@ use std::{net::UdpSocket, sync::Arc, time::Duration};
 use nix::sys::socket::{setsockopt, sockopt};
 use tproxy_netns::Family;
 
+use super::super::dns::tests::{answer, query};
 use super::rig::*;
 use crate::{
     config::{Action, Nat, Rule, Timeouts},
@@ -35,22 +36,42 @@ fn a_dns_session_ends_with_the_last_answer() {
         let server = rig.server(Family::V4.public(), 53);
         let client = rig.client_of(server.local_addr().unwrap());
         let mut froms = Vec::new();
-        for query in [b"A", b"B"] {
-            client.send(query).unwrap();
-            let mut buffer = [0; 1];
-            let (_, from) = receive(&server, &mut buffer);
-            assert_eq!(&buffer, query);
+        for name in [b'a', b'b'] {
+            client.send(&query(name)).unwrap();
+            let mut buffer = [0; 100];
+            let (length, from) = receive(&server, &mut buffer);
+            assert_eq!(buffer[..length], query(name));
             froms.push(from);
         }
-        server.send_to(b"a", froms[0]).unwrap();
+        server.send_to(&answer(b'a'), froms[0]).unwrap();
         receive(&client, &mut [0; 1]);
         assert_eq!(rig.worker.live(), 1, "one query is open");
-        server.send_to(b"b", froms[1]).unwrap();
+        server.send_to(&answer(b'b'), froms[1]).unwrap();
         receive(&client, &mut [0; 1]);
         assert_ended(&rig.wait_for_the_end(), End::Answered);
         // The client's next query is another session.
-        client.send(b"C").unwrap();
+        client.send(&query(b'c')).unwrap();
         rig.wait_until(|counted| counted.sessions == 2);
+    }
+}
+
+#[test]
+fn what_is_no_dns_does_not_end_with_an_answer() {
+    for nat in [Nat::EndpointIndependent, Nat::PerDestination] {
+        let rig = Rig::new(Rule { nat, ..rule(Action::Direct) });
+        let server = rig.server(Family::V6.public(), 53);
+        let client = rig.client_of(server.local_addr().unwrap());
+        // A VPN's, and one that only begins like DNS.
+        for (asked, told) in [(b"request".to_vec(), b"response".to_vec()), (query(b'a'), b"more".to_vec())] {
+            client.send(&asked).unwrap();
+            let (_, from) = receive(&server, &mut [0; 100]);
+            for _ in 0..3 {
+                server.send_to(&told, from).unwrap();
+                receive(&client, &mut [0; 100]);
+            }
+        }
+        let counted = rig.counted();
+        assert_eq!((counted.sessions, counted.active()), (1, 1), "{counted}");
     }
 }
 
@@ -111,8 +132,8 @@ fn a_client_that_is_gone_ends_its_session() {
 fn what_nobody_decided_goes_nowhere() {
     for (selected, action) in [
         (None, Action::Direct),
-        (Some(Selected::By(RuleNumber(7))), Action::Direct),
-        (Some(Selected::By(RuleNumber(0))), Action::Pass),
+        (Some(Selected::By(RuleNumber(7), None)), Action::Direct),
+        (Some(Selected::By(RuleNumber(0), None)), Action::Pass),
     ] {
         let rig = Rig::with(rule(action), |setup| setup.memory = Box::new(Just(selected)));
         let (client, server) = rig.pair(Family::V4);

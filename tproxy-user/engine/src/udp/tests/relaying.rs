@@ -7,13 +7,13 @@ use std::{
     time::Instant,
 };
 
-use quinn_udp::EcnCodepoint;
 use tproxy_netns::Family;
 
 use super::rig::*;
 use crate::{
     config::{Action, Nat, Rule},
     flow::{ClientAddr, OriginalDst},
+    socket::TrafficClass,
     udp::Selected,
 };
 
@@ -183,18 +183,19 @@ fn bursts_arrive_by_a_narrow_path() {
 }
 
 #[test]
-fn ecn_is_carried_both_ways() {
+fn the_class_is_carried_both_ways() {
     let rig = Rig::new(rule(Action::Direct));
     for family in Family::ALL {
         let (client, server) = rig.pair(family);
         let dst = server.local_addr().unwrap();
-        // By the listener, and then by the session's own socket.
-        for ecn in [EcnCodepoint::Ect0, EcnCodepoint::Ect1, EcnCodepoint::Ce] {
-            send_marked(&client, dst, ecn, b"ping");
+        // By the listener, and then by the session's own socket. ECN, DSCP, and none again.
+        for class in [1, 2, 3, 0xb8, 0x2b, 0].map(TrafficClass) {
+            send_marked(&client, dst, class, b"ping");
             let received = receive_marked(&server);
-            assert_eq!(received.ecn, Some(ecn));
-            send_marked(&server, received.addr, ecn, b"pong");
-            assert_eq!(receive_marked(&client).ecn, Some(ecn));
+            assert_eq!(received.class, class);
+            let back = TrafficClass(!class.0);
+            send_marked(&server, received.from, back, b"pong");
+            assert_eq!(receive_marked(&client).class, back);
         }
     }
 }

@@ -1,14 +1,13 @@
 //! A worker on the gateway.
 
 use std::{
-    io::{self, IoSliceMut},
+    io,
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use tproxy_netns::Topology;
 
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
     flows::Flows,
     generation::{Generation, Generations, RuleNumber},
     mark::Mark,
+    socket::{self, Message, Outgoing, TrafficClass},
     tcp::{self, TcpCounters},
     udp::{End, Memory, Selected, Setup, Snapshot, Sockets, UdpCounters},
     worker::{Worker, WorkerSetup},
@@ -32,8 +32,14 @@ pub(super) const A_WHILE: Duration = Duration::from_millis(200);
 /// Where servers listen.
 pub(super) const PORT: u16 = 4000;
 
-pub(super) const TIMEOUTS: Timeouts =
-    Timeouts { connect: PATIENCE, idle: PATIENCE, drain: PATIENCE, udp: PATIENCE, udp_stream: PATIENCE };
+pub(super) const TIMEOUTS: Timeouts = Timeouts {
+    connect: PATIENCE,
+    idle: PATIENCE,
+    drain: PATIENCE,
+    udp: PATIENCE,
+    udp_stream: PATIENCE,
+    keepalive: PATIENCE,
+};
 
 /// A datapath that selects every flow, and writes down what it was told to forget.
 #[derive(Clone)]
@@ -84,7 +90,8 @@ impl Rig {
 
     pub(super) fn with(rule: Rule, change: impl FnOnce(&mut Setup) + Send) -> Self {
         let net = Topology::three().expect("root");
-        let memory = Everything { selected: Some(Selected::By(RuleNumber(0))), forgotten: Arc::default() };
+        let memory =
+            Everything { selected: Some(Selected::By(RuleNumber(0), None)), forgotten: Arc::default() };
         let counters = Arc::new(UdpCounters::default());
         let flows = Flows::of_workers(1);
         let worker = net.gateway.enter(|| {
@@ -261,22 +268,25 @@ pub(super) fn persist(mut again: impl FnMut() -> io::Result<()>, had_its_effect:
     }
 }
 
-/// Sends with ECN.
-pub(super) fn send_marked(socket: &UdpSocket, to: SocketAddr, ecn: EcnCodepoint, contents: &[u8]) {
-    let state = UdpSocketState::new(socket.into()).unwrap();
-    let transmit = Transmit { destination: to, ecn: Some(ecn), contents, segment_size: None, src_ip: None };
-    state.try_send(socket.into(), &transmit).unwrap();
+/// Sends with a class.
+pub(super) fn send_marked(socket: &UdpSocket, to: SocketAddr, class: TrafficClass, contents: &[u8]) {
+    socket::send_message(socket, &Outgoing { to, class, contents, segment: None }).unwrap();
 }
 
-/// What arrives, and from whom, with its ECN.
-pub(super) fn receive_marked(socket: &UdpSocket) -> RecvMeta {
-    let state = UdpSocketState::new(socket.into()).unwrap();
-    socket.set_nonblocking(false).unwrap();
-    let mut buffer = [0; 100];
-    let mut meta = [RecvMeta::default()];
-    // It takes up again what a signal interrupts.
-    state.recv(socket.into(), &mut [IoSliceMut::new(&mut buffer)], &mut meta).unwrap();
-    meta[0]
+/// What arrives, and from whom, with its class.
+pub(super) fn receive_marked(socket: &UdpSocket) -> Message {
+    let told = socket2::SockRef::from(socket);
+    match socket.local_addr().unwrap() {
+        SocketAddr::V4(_) => told.set_recv_tos_v4(true).unwrap(),
+        SocketAddr::V6(_) => told.set_recv_tclass_v6(true).unwrap(),
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut message = [Message::NOTHING];
+    while let Err(error) = socket::receive_messages(socket, &mut [0; 100], 100, &mut message) {
+        assert!(Instant::now() < deadline, "{error}");
+        thread::yield_now();
+    }
+    message[0]
 }
 
 /// That a single session has ended in this way.
