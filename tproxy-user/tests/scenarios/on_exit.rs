@@ -137,7 +137,7 @@ fn a_flow_of_datagrams_under_way_is_refused_too() {
         let socket = datagrams(client, (Family::V4.client(), 0));
         socket.connect(to).unwrap();
         let ask = || {
-            socket.send(b"hello")?;
+            socket.send(b"who is there?")?;
             socket.recv(&mut [0; 100])
         };
         assert_eq!(ask().unwrap(), "hello".len(), "{engine}\n{}", *tproxy);

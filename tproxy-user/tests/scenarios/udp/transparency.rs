@@ -28,9 +28,10 @@ fn narrow() -> World {
 
 #[test]
 fn what_must_not_be_fragmented_is_not_and_its_sender_is_told_what_fits() {
-    let world = narrow();
     for engine in ENGINES {
         for nat in ["endpoint-independent", "per-destination"] {
+            // The client keeps in mind what it was told.
+            let world = narrow();
             let tproxy = world
                 .tproxy(&format!("{FORWARDED} --proto udp --action direct --nat {nat} --steer {engine}"));
             for family in Family::ALL {
