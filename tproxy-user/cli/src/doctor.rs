@@ -3,7 +3,7 @@
 //! Nothing is changed, but for namespaces that `--probe` makes and removes.
 
 mod configuration;
-mod firewall;
+pub(crate) mod firewall;
 mod hooks;
 mod kernel;
 mod limits;
@@ -121,6 +121,17 @@ impl fmt::Display for Finding {
     }
 }
 
+/// What the kernel shows to nobody else: without privileges, whatever is found there is found wrong.
+const SEEN_WITH_PRIVILEGES: [&str; 7] = [
+    kernel::HELPERS,
+    kernel::PROGRAMS,
+    kernel::TCX,
+    kernel::DESTROYING,
+    routing::INSTANCES,
+    firewall::CHECK,
+    hooks::CHECK,
+];
+
 /// All that was found.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -145,20 +156,30 @@ impl fmt::Display for Report {
 pub fn examine(args: &Args) -> Report {
     let mut findings = Vec::new();
     let mut identity = Identity { mark: args.mark, table: args.table, priority: args.priority };
+    let mut config = None;
     if let Some(file) = &args.config {
-        let (config, found) = configuration::examine(file);
+        let (read, found) = configuration::examine(file);
         findings.extend(found);
-        if let Some(Config { mark, table, priority, .. }) = config {
-            identity = Identity { mark, table, priority };
-        }
+        config = read;
+    }
+    if let Some(Config { mark, table, priority, .. }) = config {
+        identity = Identity { mark, table, priority };
     }
     findings.extend(kernel::examine(identity.mark));
     findings.extend(limits::examine());
     findings.extend(routing::examine(&identity));
-    findings.extend(firewall::examine(identity.mark));
+    findings.extend(firewall::examine(identity.mark, config.as_ref()));
     findings.extend(hooks::examine());
     if args.probe {
         findings.extend(probe::examine());
+    }
+    if findings.iter().any(|finding| finding.check == limits::CAPABILITIES && finding.level == Level::Fail) {
+        findings.iter_mut().filter(|finding| SEEN_WITH_PRIVILEGES.contains(&finding.check)).for_each(
+            |finding| {
+                *finding = Finding::unknown(finding.check, &"only root sees it");
+            },
+        );
+        findings.dedup();
     }
     let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
     Report { worst, findings }

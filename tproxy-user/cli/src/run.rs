@@ -28,7 +28,7 @@ use tproxy::{
     worker::Pulse,
 };
 
-use crate::{control::Seat, logging};
+use crate::{control::Seat, doctor::firewall, logging};
 use cgroups::CgroupWatch;
 use commands::{Course, Executor, Prepared};
 use last_resort::LastResort;
@@ -60,6 +60,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let mut signals = Signals::new(file.is_some()).map_err(no_signals)?;
     preflight::check()?;
     remark(&config);
+    look_at_the_firewall(config.clone());
     descriptors::raise_limit();
     let cannot_watch = |error: io::Error| anyhow!("cannot watch the interfaces (netlink): {error}");
     let mut monitor = Monitor::new().map_err(cannot_watch)?;
@@ -162,6 +163,18 @@ pub fn cleanup() -> anyhow::Result<Vec<Report>> {
 fn remark(config: &Config) {
     for remark in config.remarks_on_this_host() {
         tracing::warn!("{remark}");
+    }
+}
+
+/// Says what the firewall does to steered packets; it may take seconds to ask it, which nobody waits for.
+fn look_at_the_firewall(config: Config) {
+    let look = move || {
+        for remark in firewall::remarks(&config) {
+            tracing::warn!("{remark}");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("tproxy-look".into()).spawn(look) {
+        tracing::warn!("the firewall is not looked at: {error}");
     }
 }
 

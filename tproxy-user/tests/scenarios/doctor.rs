@@ -5,27 +5,27 @@ use serde_json::Value;
 use crate::{reload::File, support::*};
 
 /// What doctor says in a namespace, and its exit code.
-struct Said {
+pub(crate) struct Said {
     code: Option<i32>,
     report: Value,
 }
 
 #[track_caller]
-fn doctor(namespace: &Namespace, args: &str) -> Said {
+pub(crate) fn doctor(namespace: &Namespace, args: &str) -> Said {
     let ended = tproxy_output(namespace, &format!("doctor --json {args}"));
     let report = serde_json::from_str(&ended.said).unwrap_or_else(|error| panic!("{error}: {}", ended.said));
     Said { code: ended.status.code(), report }
 }
 
 impl Said {
-    fn findings(&self, check: &str, level: &str) -> Vec<&Value> {
+    pub(crate) fn findings(&self, check: &str, level: &str) -> Vec<&Value> {
         let all = self.report["findings"].as_array().expect("findings");
         all.iter().filter(|finding| finding["check"] == check && finding["level"] == level).collect()
     }
 
     /// The one finding of a check that is not ok: what cures it.
     #[track_caller]
-    fn cure(&self, check: &str, level: &str) -> String {
+    pub(crate) fn cure(&self, check: &str, level: &str) -> String {
         let found = self.findings(check, level);
         assert_eq!(found.len(), 1, "{check}: {:#}", self.report);
         assert!(found[0]["breaks"].is_string(), "{:#}", found[0]);
@@ -33,7 +33,7 @@ impl Said {
     }
 
     #[track_caller]
-    fn assert_ok(&self, check: &str) {
+    pub(crate) fn assert_ok(&self, check: &str) {
         assert!(!self.findings(check, "ok").is_empty(), "{check}: {:#}", self.report);
         assert!(self.findings(check, "warn").is_empty(), "{check}: {:#}", self.report);
         assert!(self.findings(check, "fail").is_empty(), "{check}: {:#}", self.report);
@@ -172,6 +172,9 @@ fn without_privileges_it_says_which_are_missing() {
     let said = proc.lines().join("\n");
     assert!(said.contains("fail capabilities  missing: CAP_NET_ADMIN, CAP_BPF"), "{said}");
     assert!(said.contains("cure: sudo tproxy"), "{said}");
+    for check in ["programs", "instances", "firewall", "tc"] {
+        assert!(said.contains(&format!("warn {check:<14}cannot tell: only root sees it")), "{check}: {said}");
+    }
 }
 
 #[test]

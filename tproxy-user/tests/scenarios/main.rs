@@ -10,6 +10,7 @@ mod deciding;
 mod doctor;
 mod errors;
 mod explain;
+mod firewall;
 mod forwarded;
 mod inbound;
 mod instances;

@@ -1,175 +1,545 @@
-//! Firewalls: steered packets traverse INPUT, where they meet rules that never saw forwarded packets.
+//! Firewalls, read: what iptables (of both kinds) and nft do with steered packets. Those traverse INPUT, where they meet
+//! rules that never saw forwarded packets, and no longer FORWARD.
+//!
+//! Rules are followed through jumps, gotos, sets and maps, for the first packet of a flow by each interface, family and
+//! protocol. What else it is (its addresses, its ports) is left open: a rule that takes only some packets settles nothing.
 
-use std::process::Command;
+mod iptables;
+mod nft;
+mod walk;
 
-use serde_json::Value;
-use tproxy::mark::Mark;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs, io,
+    process::Command,
+};
+
+use tproxy::{
+    config::{Action, Config, Protocols, Rule, Scope, Source},
+    family::Family,
+    host::{Change, Standing, links, on_record},
+    mark::Mark,
+    plan::names,
+};
 
 use super::Finding;
+use walk::{Chains, Fate, Marked, fate, met};
 
-const CHECK: &str = "firewall";
+pub(super) const CHECK: &str = "firewall";
 
-pub(super) fn examine(mark: Mark) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let saves = [("iptables-save", "iptables"), ("ip6tables-save", "ip6tables")];
-    for (save, program) in saves {
-        if let Some(text) = output(save, &[]) {
-            findings.extend(iptables(&text, program, mark));
+const LOOPBACK: &str = "lo";
+
+/// An interface that no rule of a firewall names.
+const STRANGER: &str = "";
+
+/// First packets of flows, by what firewalls ask of them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Packet {
+    interface: String,
+    family: Family,
+    protocol: Protocol,
+}
+
+/// Named as in findings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// What is steered.
+#[derive(Debug, Clone)]
+enum Steered {
+    /// These.
+    Known(BTreeSet<Packet>),
+    /// Some of these, by interface.
+    Among(BTreeSet<Packet>),
+}
+
+impl Steered {
+    /// By rules.
+    fn by(config: &Config) -> Self {
+        let links = links::snapshot().unwrap_or_default();
+        let mut packets = BTreeSet::new();
+        for rule in config.rules.iter().filter(|rule| is_taken(&rule.action)) {
+            let interfaces: Vec<String> = match rule.scope {
+                // Delivered as ever: the firewall has its say, and says the same.
+                Scope::Inbound => continue,
+                Scope::Outbound => vec![LOOPBACK.to_owned()],
+                Scope::Forwarded => {
+                    let there = links.iter().filter(|link| {
+                        link.master.is_none() && rule.interfaces.iter().any(|name| names(name, link))
+                    });
+                    let absent = rule.interfaces.iter().filter(|name| {
+                        !name.contains(['*', '?', '[']) && !links.iter().any(|link| link.name == **name)
+                    });
+                    let there: BTreeSet<_> = there.map(|link| link.name.clone()).collect();
+                    there.into_iter().chain(absent.cloned()).collect()
+                }
+            };
+            for interface in interfaces {
+                packets.extend(all_by(&interface).filter(|packet| may_select(rule, packet)));
+            }
+        }
+        Self::Known(packets)
+    }
+
+    /// By the instance that runs here; if there is none, by one that may.
+    fn on_this_host(mark: Mark) -> Self {
+        let mut packets = BTreeSet::new();
+        let mut interfaces = Vec::new();
+        let living = on_record().unwrap_or_default().into_iter();
+        for change in living
+            .filter(|known| known.standing == Standing::Lives && known.identity.mark == mark)
+            .flat_map(|known| known.changes)
+        {
+            match change {
+                Change::Rule { iif, .. } => interfaces.push(iif),
+                Change::CommonRule { .. } => return Self::anything(),
+                _ => {}
+            }
+        }
+        if interfaces.is_empty() {
+            return Self::anything();
+        }
+        for interface in interfaces {
+            packets.extend(all_by(&interface));
+        }
+        Self::Known(packets)
+    }
+
+    fn anything() -> Self {
+        let links = links::snapshot().unwrap_or_default().into_iter();
+        let arrive = links.filter(|link| link.up && link.master.is_none() && link.name != LOOPBACK);
+        let interfaces = arrive.map(|link| link.name).chain([STRANGER, LOOPBACK].map(str::to_owned));
+        Self::Among(interfaces.flat_map(|interface| all_by(&interface).collect::<Vec<_>>()).collect())
+    }
+
+    const fn packets(&self) -> &BTreeSet<Packet> {
+        match self {
+            Self::Known(packets) | Self::Among(packets) => packets,
         }
     }
-    if let Some(text) = output("nft", &["-j", "list", "ruleset"]) {
-        match serde_json::from_str(&text) {
-            Ok(ruleset) => findings.extend(nft(&ruleset, mark)),
-            Err(error) => findings.push(Finding::unknown(CHECK, &format!("nft -j list ruleset: {error}"))),
+}
+
+fn all_by(interface: &str) -> impl Iterator<Item = Packet> {
+    Family::BOTH.into_iter().flat_map(move |family| {
+        [Protocol::Tcp, Protocol::Udp].map(move |protocol| Packet {
+            interface: interface.to_owned(),
+            family,
+            protocol,
+        })
+    })
+}
+
+/// Refusals are sent by the datapath, which no firewall sees.
+const fn is_taken(action: &Action) -> bool {
+    !matches!(action, Action::Pass | Action::Reject | Action::Drop)
+}
+
+fn may_select(rule: &Rule, packet: &Packet) -> bool {
+    let family = [&rule.from, &rule.to]
+        .into_iter()
+        .all(|nets| nets.is_any() || nets.iter().any(|net| Family::of(net.addr()) == packet.family));
+    let protocol = match rule.protocols {
+        Protocols::Both => true,
+        Protocols::Tcp => packet.protocol == Protocol::Tcp,
+        Protocols::Udp => packet.protocol == Protocol::Udp,
+    };
+    family && protocol
+}
+
+/// What stands in the way of steered packets, or does not any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Obstacle {
+    kind: Kind,
+    /// Where it is, and how it is written.
+    place: String,
+    /// Whom it concerns.
+    packets: BTreeSet<Packet>,
+    /// All that meet it.
+    of: BTreeSet<Packet>,
+    /// The command that has steered packets get by, or what to do.
+    cure: String,
+}
+
+impl Obstacle {
+    /// With whom it concerns, if that is not everybody.
+    fn shown(&self) -> String {
+        format!("{}{}", self.place, whom(&self.packets, &self.of))
+    }
+}
+
+/// What an obstacle does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Steered packets that no other rule accepts are discarded at INPUT.
+    Discards,
+    /// The steer mark is overwritten before the packet is routed by it.
+    Unmarks,
+    /// The mark of tproxy's own packets is overwritten before they leave.
+    UnmarksOwn,
+    /// Packets that conntrack finds invalid are discarded.
+    DiscardsInvalid,
+    /// What FORWARD discards gets through.
+    IsBypassed,
+}
+
+impl Kind {
+    const fn breaks(self) -> &'static str {
+        match self {
+            Self::Discards => {
+                "steered packets traverse INPUT and no longer FORWARD; what it does not accept by another rule is lost"
+            }
+            Self::Unmarks => {
+                "the steer mark is overwritten before the packet is routed by it: flows that a rule selects go their own way"
+            }
+            Self::UnmarksOwn => {
+                "the mark of tproxy's own packets is overwritten before they leave: scope outbound takes its own connections, again and again"
+            }
+            Self::DiscardsInvalid => {
+                "with source = client-port both connections of a flow have one tuple, and conntrack may find packets of it invalid"
+            }
+            Self::IsBypassed => {
+                "flows that a rule takes do not traverse FORWARD, so what this discards gets through"
+            }
         }
     }
-    if findings.is_empty() {
-        findings.push(Finding::ok(
+}
+
+/// Where a chain is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hook {
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+}
+
+impl Hook {
+    /// What arrives by `lo` is this host's own, and not forwarded; of what leaves, only that is taken.
+    fn sees(self, packet: &Packet) -> bool {
+        match self {
+            Self::Prerouting | Self::Input => true,
+            Self::Forward => packet.interface != LOOPBACK,
+            Self::Output => packet.interface == LOOPBACK,
+        }
+    }
+
+    /// The bits that are ours of the mark there.
+    const fn mark(self, mark: Mark) -> u32 {
+        match self {
+            Self::Prerouting | Self::Input => mark.steer(),
+            // As it would be if nobody steered it.
+            Self::Forward => 0,
+            Self::Output => mark.own(),
+        }
+    }
+
+    /// What is to be accepted there, lest it meet an obstacle.
+    const fn accepted(self, mark: Mark) -> u32 {
+        match self {
+            Self::Output => mark.own(),
+            Self::Prerouting | Self::Input | Self::Forward => mark.steer(),
+        }
+    }
+}
+
+/// A chain at a hook, with those that it may lead to.
+struct Base<'a> {
+    chains: &'a Chains,
+    name: &'a str,
+    hook: Hook,
+    /// As it is written where it discards what goes through.
+    drops: Option<&'static str>,
+}
+
+/// What is to be found.
+#[derive(Debug, Clone, Copy)]
+struct View<'a> {
+    mark: Mark,
+    steered: &'a BTreeSet<Packet>,
+}
+
+/// What a chain does: the kind, how that is written, and to whom.
+struct Found {
+    kind: Kind,
+    what: String,
+    packets: BTreeSet<Packet>,
+}
+
+impl Base<'_> {
+    /// `seen` are the packets that the chain sees.
+    fn look(&self, mark: Mark, seen: &BTreeSet<Packet>) -> Vec<Found> {
+        let mut found = Gathered::default();
+        for packet in seen {
+            let marked = Marked { of: packet, value: self.hook.mark(mark), known: mark.mask() };
+            let rules = met(self.chains, self.name, &marked);
+            let unmarks = match self.hook {
+                Hook::Prerouting => Some(Kind::Unmarks),
+                Hook::Output => Some(Kind::UnmarksOwn),
+                Hook::Input | Hook::Forward => None,
+            };
+            if let Some(kind) = unmarks {
+                for rule in rules.iter().filter(|rule| marked.is_changed_by(rule)) {
+                    found.add(kind, &rule.text, packet);
+                }
+            }
+            if self.hook == Hook::Input {
+                match (fate(self.chains, self.name, &marked), self.drops) {
+                    (Fate::Discarded(what), _) => found.add(Kind::Discards, &what, packet),
+                    (Fate::GoesOn, Some(policy)) => found.add(Kind::Discards, policy, packet),
+                    (Fate::GoesOn, None) | (Fate::Accepted, _) => {}
+                }
+            }
+            if self.hook == Hook::Forward {
+                let goes_on = fate(self.chains, self.name, &marked) == Fate::GoesOn;
+                let discarding = rules.iter().find(|rule| rule.is_policy()).map(|rule| &*rule.text);
+                if let Some(what) = self.drops.filter(|_| goes_on).or(discarding) {
+                    found.add(Kind::IsBypassed, what, packet);
+                }
+            } else if let Some(rule) = rules.iter().find(|rule| rule.discards_invalid()) {
+                found.add(Kind::DiscardsInvalid, &rule.text, packet);
+            }
+        }
+        found.by_kind()
+    }
+}
+
+/// Findings in a chain, which has one cure for each kind.
+#[derive(Default)]
+struct Gathered(Vec<(Kind, Vec<String>, BTreeSet<Packet>)>);
+
+impl Gathered {
+    fn add(&mut self, kind: Kind, what: &str, packet: &Packet) {
+        let at = self.0.iter().position(|(known, ..)| *known == kind).unwrap_or_else(|| {
+            self.0.push((kind, Vec::new(), BTreeSet::new()));
+            self.0.len() - 1
+        });
+        let (_, texts, packets) = &mut self.0[at];
+        if !texts.iter().any(|text| text == what) {
+            texts.push(what.to_owned());
+        }
+        packets.insert(packet.clone());
+    }
+
+    fn by_kind(self) -> Vec<Found> {
+        let found = self.0.into_iter().map(|(kind, texts, packets)| {
+            let more = texts.len() - 1;
+            let rest = if more == 0 { String::new() } else { format!(", and {more} more") };
+            Found { kind, what: format!("{}{rest}", texts[0]), packets }
+        });
+        found.collect()
+    }
+}
+
+/// What is left out of `all`, as a remark behind a place.
+fn whom(packets: &BTreeSet<Packet>, all: &BTreeSet<Packet>) -> String {
+    fn narrowed<T: Ord>(
+        packets: &BTreeSet<Packet>,
+        all: &BTreeSet<Packet>,
+        of: impl Fn(&Packet) -> T,
+    ) -> Option<BTreeSet<T>> {
+        let [these, every]: [BTreeSet<T>; 2] =
+            [packets, all].map(|packets| packets.iter().map(&of).collect());
+        (these != every).then_some(these)
+    }
+    let mut words = Vec::new();
+    if let Some(protocols) = narrowed(packets, all, |packet| packet.protocol) {
+        words.extend(protocols.iter().map(ToString::to_string));
+    }
+    if let Some(families) = narrowed(packets, all, |packet| packet.family) {
+        words.extend(families.iter().map(ToString::to_string));
+    }
+    // Hardly any firewall has something against the host's own: that says nothing of who arrives.
+    let is_own = |packet: &&Packet| {
+        all.iter().any(|other| other.interface == STRANGER) && packet.interface == LOOPBACK
+    };
+    let [of_others, all_others]: [BTreeSet<Packet>; 2] =
+        [packets, all].map(|packets| packets.iter().filter(|packet| !is_own(packet)).cloned().collect());
+    if let Some(interfaces) = narrowed(&of_others, &all_others, |packet| packet.interface.clone())
+        && !interfaces.is_empty()
+    {
+        let named: Vec<_> = interfaces.into_iter().filter(|name| name != STRANGER).collect();
+        words.push(format!("from {}", named.join(", ")));
+    }
+    if words.is_empty() { String::new() } else { format!(" ({})", words.join(" ")) }
+}
+
+/// What to do where a policy is bypassed.
+const REPEAT: &str = "have tproxy discard the same, by a rule before the others with action = \"drop\"";
+
+/// `config` says what will be steered, if there is one.
+pub(super) fn examine(mark: Mark, config: Option<&Config>) -> Vec<Finding> {
+    let steered = config.map_or_else(|| Steered::on_this_host(mark), Steered::by);
+    let (mut obstacles, unread) = obstacles(View { mark, steered: steered.packets() });
+    let keeps_port = |rule: &Rule| rule.is_spoofed() && rule.source == Source::ClientPort;
+    if config.is_some_and(|config| !config.rules.iter().any(keeps_port)) {
+        obstacles.retain(|found| found.kind != Kind::DiscardsInvalid);
+    }
+    let mut findings: Vec<_> = unread.iter().map(|error| Finding::unknown(CHECK, error)).collect();
+    let (lets_in, obstacles) = sift(&steered, obstacles);
+    for found in obstacles {
+        findings.push(Finding::warn(CHECK, found.shown(), found.kind.breaks(), found.cure));
+    }
+    match lets_in {
+        Some(some) => findings.push(Finding::ok(CHECK, some)),
+        None if findings.is_empty() => findings.push(Finding::ok(
             CHECK,
-            "no rule of iptables or nft discards what INPUT is not asked to accept",
-        ));
+            "no rule of iptables or nft discards what INPUT is not asked to accept, or takes the mark away",
+        )),
+        None => {}
     }
     findings
+}
+
+/// Most hosts trust one interface, and discard what arrives by others and no rule of theirs names. While nobody knows by
+/// which of them packets are steered, that is said, and no reason to warn; what they discard by its name is.
+fn sift(steered: &Steered, obstacles: Vec<Obstacle>) -> (Option<String>, Vec<Obstacle>) {
+    let Steered::Among(all) = steered else { return (None, obstacles) };
+    let is_lost = |packet: &Packet| {
+        obstacles.iter().any(|found| found.kind == Kind::Discards && found.packets.contains(packet))
+    };
+    let is_no_one = |interface: &str| matches!(interface, STRANGER | LOOPBACK);
+    let mut trusted: BTreeMap<&str, bool> = BTreeMap::new();
+    for packet in all.iter().filter(|packet| !is_no_one(&packet.interface)) {
+        *trusted.entry(&packet.interface).or_insert(true) &= !is_lost(packet);
+    }
+    let is_trusting = trusted.values().any(|is| *is);
+    let like_strangers = |packet: &Packet| {
+        let stranger = Packet { interface: STRANGER.to_owned(), ..packet.clone() };
+        is_lost(&stranger)
+    };
+    let [those, others] = [true, false].map(|wanted| {
+        let names = trusted.iter().filter(|(_, is)| **is == wanted).map(|(name, _)| *name);
+        names.collect::<Vec<_>>().join(", ")
+    });
+    let (mut left, mut untrusted) = (Vec::new(), BTreeSet::new());
+    for mut found in obstacles.iter().cloned() {
+        if found.kind == Kind::Discards && is_trusting {
+            let by_default = |packet: &Packet| like_strangers(packet) || is_no_one(&packet.interface);
+            untrusted.extend(found.packets.iter().filter(|packet| by_default(packet)).cloned());
+            found.packets.retain(|packet| !by_default(packet));
+        }
+        if found.packets.iter().any(|packet| trusted.is_empty() || packet.interface != STRANGER) {
+            left.push(found);
+        }
+    }
+    let is_said = untrusted.iter().any(|packet| !is_no_one(&packet.interface));
+    let said = is_said.then(|| {
+        format!("INPUT accepts what is steered from {those}, and not from {others}: tproxy doctor --config FILE looks at those that it names")
+    });
+    (said, left)
+}
+
+/// What a firewall does to what rules select, for the log; it may take seconds to ask it.
+pub(crate) fn remarks(config: &Config) -> Vec<String> {
+    let Steered::Known(steered) = Steered::by(config) else { return Vec::new() };
+    if steered.is_empty() {
+        return Vec::new();
+    }
+    let (obstacles, unread) = obstacles(View { mark: config.mark, steered: &steered });
+    let matters = |found: &Obstacle| match found.kind {
+        Kind::Discards | Kind::Unmarks | Kind::UnmarksOwn => true,
+        Kind::DiscardsInvalid | Kind::IsBypassed => false,
+    };
+    let said = |found: Obstacle| {
+        format!("firewall: {}: {}; cure: {}", found.shown(), found.kind.breaks(), found.cure)
+    };
+    let unread = unread.into_iter().map(|error| format!("firewall: cannot be read: {error}"));
+    obstacles.into_iter().filter(matters).map(said).chain(unread).collect()
+}
+
+/// All that is found in the network namespace of the calling thread, and what could not be read.
+fn obstacles(view: View<'_>) -> (Vec<Obstacle>, Vec<String>) {
+    let mut unread = Vec::new();
+    let mut ask = |program: &str, args: &[&str]| {
+        output(program, args).unwrap_or_else(|error| {
+            unread.push(error);
+            None
+        })
+    };
+    let saved: Vec<_> = iptables_programs()
+        .into_iter()
+        .filter_map(|iptables| Some((ask(&format!("{}-save", iptables.program), &[])?, iptables)))
+        .collect();
+    let listed = ask("nft", &["-j", "list", "ruleset"]);
+    let listed = listed.map(|text| serde_json::from_str(&text)).transpose().unwrap_or_else(|error| {
+        unread.push(format!("nft -j list ruleset: {error}"));
+        None
+    });
+    let listed = listed.unwrap_or_default();
+    let is_nft = |(_, iptables): &&(String, Iptables)| iptables.kind == IptablesKind::Nft;
+    let left = saved.iter().filter(is_nft).map(|(_, iptables)| iptables.family).collect();
+    let ruleset = nft::Ruleset::new(&listed, left);
+    let mut obstacles = Vec::new();
+    for (text, Iptables { program, family, kind }) in &saved {
+        let is_left = |table: &str| *kind == IptablesKind::Legacy || !ruleset.reads(*family, table);
+        obstacles.extend(iptables::obstacles(text, program, *family, view, is_left));
+    }
+    obstacles.extend(ruleset.obstacles(view));
+    (obstacles, unread)
+}
+
+/// Which of the kernel's two packet filters it makes rules in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IptablesKind {
+    Legacy,
+    Nft,
+}
+
+struct Iptables {
+    program: &'static str,
+    family: Family,
+    kind: IptablesKind,
+}
+
+/// Those that may have rules. To ask iptables-legacy for them loads its modules, so it is asked only where it was used.
+fn iptables_programs() -> Vec<Iptables> {
+    let mut programs = Vec::new();
+    for (program, legacy, nft, family, tables) in [
+        ("iptables", "iptables-legacy", "iptables-nft", Family::V4, "ip_tables_names"),
+        ("ip6tables", "ip6tables-legacy", "ip6tables-nft", Family::V6, "ip6_tables_names"),
+    ] {
+        let version = Command::new(program).arg("-V").output();
+        let is_nft = version.is_ok_and(|ended| String::from_utf8_lossy(&ended.stdout).contains("nf_tables"));
+        let is_used = fs::read_to_string(format!("/proc/thread-self/net/{tables}"))
+            .is_ok_and(|tables| !tables.trim().is_empty());
+        let (kind, other) = if is_nft {
+            (IptablesKind::Nft, is_used.then_some((legacy, IptablesKind::Legacy)))
+        } else {
+            (IptablesKind::Legacy, Some((nft, IptablesKind::Nft)))
+        };
+        if is_nft || is_used {
+            programs.push(Iptables { program, family, kind });
+        }
+        programs.extend(other.map(|(program, kind)| Iptables { program, family, kind }));
+    }
+    programs
 }
 
 /// What a program prints. One that is not installed has no rules, since it takes it to make them.
-fn output(program: &str, args: &[&str]) -> Option<String> {
-    let ended = Command::new(program).args(args).output().ok()?;
-    ended.status.success().then(|| String::from_utf8_lossy(&ended.stdout).into_owned())
-}
-
-const BREAKS: &str =
-    "steered packets traverse INPUT and no longer FORWARD; what it does not accept by another rule is lost";
-
-/// What `iptables-save` prints: the table `filter`, chain INPUT.
-fn iptables(save: &str, program: &str, mark: Mark) -> Option<Finding> {
-    let filter = save.split("*filter\n").nth(1)?.split("COMMIT").next()?;
-    let accepted = format!("-A INPUT -m mark --mark {:#x}/{:#x} -j ACCEPT", mark.steer(), mark.mask());
-    let mut discards = None;
-    for line in filter.lines() {
-        if line == accepted {
-            return None;
-        }
-        // Without a match, for every packet.
-        if line.starts_with("-A INPUT -j DROP") || line.starts_with("-A INPUT -j REJECT") {
-            discards = Some(line);
-            break;
-        }
-        if line.starts_with(":INPUT DROP") {
-            discards = Some("policy DROP");
-        }
-    }
-    let cure = format!("{program} -I INPUT -m mark --mark {mark} -j ACCEPT");
-    Some(Finding::warn(CHECK, format!("{program}, table filter, chain INPUT: {}", discards?), BREAKS, cure))
-}
-
-/// What `nft -j list ruleset` prints: base chains at the hook `input`. Those of iptables-nft are left to `iptables-save`.
-fn nft(ruleset: &Value, mark: Mark) -> Vec<Finding> {
-    let objects = ruleset["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let rules = |chain: &Value| -> Vec<&Value> {
-        let of_chain = |rule: &&Value| {
-            ["family", "table"].into_iter().all(|key| rule[key] == chain[key])
-                && rule["chain"] == chain["name"]
-        };
-        objects.iter().filter_map(|object| object.get("rule")).filter(of_chain).collect()
+fn output(program: &str, args: &[&str]) -> Result<Option<String>, String> {
+    let ended = match Command::new(program).args(args).output() {
+        Ok(ended) => ended,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("{program}: {error}")),
     };
-    let mut findings = Vec::new();
-    for chain in objects.iter().filter_map(|object| object.get("chain")) {
-        let by_iptables = chain["name"] == "INPUT" && chain["table"] == "filter" && chain["family"] != "inet";
-        if chain["hook"] == "input" && !by_iptables {
-            findings.extend(discards(chain, &rules(chain), mark));
-        }
+    if ended.status.success() {
+        return Ok(Some(String::from_utf8_lossy(&ended.stdout).into_owned()));
     }
-    findings
-}
-
-fn discards(chain: &Value, rules: &[&Value], mark: Mark) -> Option<Finding> {
-    let mut found = (chain["policy"] == "drop").then_some("policy drop");
-    for rule in rules {
-        let expressions = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
-        match expressions {
-            [matched, verdict] if verdict.get("accept").is_some() && is_our_mark(matched, mark) => {
-                return None;
-            }
-            // Counters and comments do not narrow it.
-            [.., verdict]
-                if (verdict.get("drop").is_some() || verdict.get("reject").is_some())
-                    && !expressions.iter().any(|expression| expression.get("match").is_some()) =>
-            {
-                found = Some("a rule that discards every packet");
-                break;
-            }
-            _ => {}
-        }
-    }
-    let name = |key: &str| chain[key].as_str().unwrap_or("?");
-    let (family, table, chain) = (name("family"), name("table"), name("name"));
-    let cure = format!(
-        "nft insert rule {family} {table} {chain} meta mark and {:#x} == {:#x} accept",
-        mark.mask(),
-        mark.steer()
-    );
-    Some(Finding::warn(
-        CHECK,
-        format!("nft, table {family} {table}, chain {chain}: {}", found?),
-        BREAKS,
-        cure,
-    ))
-}
-
-fn is_our_mark(expression: &Value, mark: Mark) -> bool {
-    let matched = &expression["match"];
-    let [field, mask] = matched["left"]["&"].as_array().map(Vec::as_slice).unwrap_or_default() else {
-        return false;
-    };
-    field["meta"]["key"] == "mark" && *mask == mark.mask() && matched["right"] == mark.steer()
+    let said = String::from_utf8_lossy(&ended.stderr);
+    Err(format!("{program}: {}", said.lines().next().unwrap_or("it failed")))
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn save(lines: &str) -> Option<Finding> {
-        let text = format!("*nat\n:INPUT ACCEPT [0:0]\nCOMMIT\n*filter\n{lines}COMMIT\n");
-        iptables(&text, "iptables", Mark::DEFAULT)
-    }
-
-    #[test]
-    fn iptables_discards_by_policy_or_by_a_last_rule_unless_the_mark_is_accepted_before() {
-        let accept = "-A INPUT -m mark --mark 0x20000000/0x30000000 -j ACCEPT\n";
-        assert_eq!(save(":INPUT ACCEPT [1:1]\n-A INPUT -p tcp -j DROP\n"), None, "some packets only");
-        for discarding in [
-            ":INPUT DROP [0:0]\n",
-            ":INPUT ACCEPT [0:0]\n-A INPUT -j REJECT --reject-with icmp-port-unreachable\n",
-        ] {
-            let finding = save(discarding).unwrap();
-            let cure = finding.cure.as_deref();
-            assert_eq!(cure, Some("iptables -I INPUT -m mark --mark 0x20000000/0x30000000 -j ACCEPT"));
-        }
-        assert_eq!(save(&format!(":INPUT DROP [0:0]\n{accept}")), None);
-        assert!(save(&format!(":INPUT ACCEPT [0:0]\n-A INPUT -j DROP\n{accept}")).is_some(), "too late");
-    }
-
-    #[test]
-    fn nft_chains_at_input_discard_unless_the_mark_is_accepted_before() {
-        let chain = |policy: &str| json!({"chain": {"family": "inet", "table": "f", "name": "in", "hook": "input", "policy": policy}});
-        let rule =
-            |expr: Value| json!({"rule": {"family": "inet", "table": "f", "chain": "in", "expr": expr}});
-        let accept = rule(json!([
-            {"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, 0x3000_0000]}, "right": 0x2000_0000}},
-            {"accept": null}
-        ]));
-        let all = rule(json!([{"counter": {}}, {"drop": null}]));
-        let some =
-            rule(json!([{"match": {"left": {"meta": {"key": "iifname"}}, "right": "x"}}, {"drop": null}]));
-        let findings = |objects: &[Value]| nft(&json!({ "nftables": objects }), Mark::DEFAULT).len();
-        assert_eq!(findings(&[chain("accept"), some.clone()]), 0);
-        assert_eq!(findings(&[chain("drop"), some]), 1);
-        assert_eq!(findings(&[chain("accept"), all.clone()]), 1);
-        assert_eq!(findings(&[chain("drop"), accept.clone(), all]), 0);
-        assert_eq!(findings(&[chain("drop"), accept]), 0);
-        assert_eq!(findings(&[]), 0);
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use tproxy::{
 
 use super::Finding;
 
-const CHECK: &str = "tc";
+pub(super) const CHECK: &str = "tc";
 
 pub(super) fn examine() -> Vec<Finding> {
     let links = match links::snapshot() {

@@ -15,7 +15,10 @@ use super::{
 };
 
 const KERNEL: &str = "kernel";
-const PROGRAMS: &str = "programs";
+pub(super) const PROGRAMS: &str = "programs";
+pub(super) const HELPERS: &str = "helpers";
+pub(super) const TCX: &str = "tcx";
+pub(super) const DESTROYING: &str = "destroying";
 
 pub(super) fn examine(mark: Mark) -> Vec<Finding> {
     vec![version(), helpers(), programs(mark), tcx(), destroying()]
@@ -32,19 +35,18 @@ fn version() -> Finding {
 }
 
 fn helpers() -> Finding {
-    const CHECK: &str = "helpers";
     let cure = "boot a kernel with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_ACT and CONFIG_CGROUPS, 6.1 or newer";
     let probed = support::has_sk_lookup().and_then(|lookup| Ok((lookup, support::missing_helpers()?)));
     match probed {
         Ok((true, missing)) if missing.is_empty() => {
-            Finding::ok(CHECK, "sk_lookup and every helper that may be absent are there")
+            Finding::ok(HELPERS, "sk_lookup and every helper that may be absent are there")
         }
         Ok((lookup, missing)) => {
             let lookup = (!lookup).then_some("sk_lookup programs");
             let missing: Vec<_> = lookup.into_iter().chain(missing).collect();
-            Finding::fail(CHECK, format!("missing: {}", missing.join(", ")), "tproxy does not start", cure)
+            Finding::fail(HELPERS, format!("missing: {}", missing.join(", ")), "tproxy does not start", cure)
         }
-        Err(error) => Finding::unknown(CHECK, &error),
+        Err(error) => Finding::unknown(HELPERS, &error),
     }
 }
 
@@ -71,22 +73,21 @@ fn programs(mark: Mark) -> Finding {
 }
 
 fn tcx() -> Finding {
-    const CHECK: &str = "tcx";
     if support::has_tcx() {
-        return Finding::ok(CHECK, "tc programs are attached by links, which vanish with the process");
+        return Finding::ok(TCX, "tc programs are attached by links, which vanish with the process");
     }
     let missing =
         ["sch_ingress", "cls_bpf"].into_iter().find(|name| modules::find(name) == Presence::Missing);
     if let Some(name) = missing {
         return Finding::fail(
-            CHECK,
+            TCX,
             format!("the kernel has neither tcx links (Linux 6.6) nor {name}, to attach tc programs by"),
             "tproxy does not start",
             format!("modprobe {name} (from the package of the kernel's modules), or boot Linux 6.6 or newer"),
         );
     }
     Finding::warn(
-        CHECK,
+        TCX,
         "the kernel has no tcx links (Linux 6.6)",
         "clsact filters are used in their place; after kill -9 they stay until the next start",
         "boot Linux 6.6 or newer, or after kill -9 run: tproxy cleanup",
@@ -94,21 +95,20 @@ fn tcx() -> Finding {
 }
 
 fn destroying() -> Finding {
-    const CHECK: &str = "destroying";
     match lingering::can_destroy() {
-        Ok(true) => Finding::ok(CHECK, "sockets that linger with foreign addresses can be destroyed"),
+        Ok(true) => Finding::ok(DESTROYING, "sockets that linger with foreign addresses can be destroyed"),
         Ok(false) => Finding::warn(
-            CHECK,
+            DESTROYING,
             "the kernel lacks CONFIG_INET_DIAG_DESTROY",
             "for a minute after a stop, sockets in TIME_WAIT swallow forwarded packets of the same addresses and ports",
             "sysctl -w net.ipv4.tcp_early_demux=0",
         ),
         Err(HostError::NoSockDiag) => Finding::warn(
-            CHECK,
+            DESTROYING,
             "the kernel does not list TCP sockets",
             "a stop does not wait for what closed connections still send, and sockets in TIME_WAIT swallow forwarded packets",
             "modprobe tcp_diag, or sysctl -w net.ipv4.tcp_early_demux=0",
         ),
-        Err(error) => Finding::unknown(CHECK, &error),
+        Err(error) => Finding::unknown(DESTROYING, &error),
     }
 }

@@ -15,6 +15,8 @@ const FEW_DESCRIPTORS: u64 = 65_536;
 const SMALL_BACKLOG: u64 = 1024;
 const FEW_PORTS: u64 = 16_384;
 
+pub(super) const CAPABILITIES: &str = "capabilities";
+
 pub(super) fn examine() -> Vec<Finding> {
     let mut findings = vec![capabilities(), descriptors(), loopback()];
     findings.extend(Family::BOTH.map(forwarding));
@@ -23,16 +25,15 @@ pub(super) fn examine() -> Vec<Finding> {
 }
 
 fn capabilities() -> Finding {
-    const CHECK: &str = "capabilities";
     match preflight::missing_capabilities() {
-        Ok(missing) if missing.is_empty() => Finding::ok(CHECK, "all that tproxy needs"),
+        Ok(missing) if missing.is_empty() => Finding::ok(CAPABILITIES, "all that tproxy needs"),
         Ok(missing) => Finding::fail(
-            CHECK,
+            CAPABILITIES,
             format!("missing: {}", missing.join(", ")),
             "tproxy does not start",
             "sudo tproxy …, or: setcap cap_net_admin,cap_net_raw,cap_net_bind_service,cap_bpf,cap_perfmon+ep $(command -v tproxy)",
         ),
-        Err(error) => Finding::unknown(CHECK, &error),
+        Err(error) => Finding::unknown(CAPABILITIES, &error),
     }
 }
 

@@ -7,7 +7,7 @@ use tproxy::host::{
 
 use super::Finding;
 
-const INSTANCES: &str = "instances";
+pub(super) const INSTANCES: &str = "instances";
 const MARK: &str = "mark";
 const TABLE: &str = "table";
 const RULES: &str = "rules";
