@@ -47,6 +47,13 @@ pub mod map {
     pub const ACTIONS: &str = "ACTIONS";
     /// `PerCpuArray<u64>`: flows that were decided by a rule, indexed as `ACTIONS`.
     pub const HITS: &str = "HITS";
+    /// `RingBuf` of `HeldSyn`: first packets for user space, which connects to the upstream before it lets them in.
+    pub const SYNS: &str = "SYNS";
+    /// `LruHashMap<Tuple, u64>`: when the first packet of a connection was handed to user space, in nanoseconds since boot,
+    /// until that is done with it.
+    pub const HELD: &str = "HELD";
+    /// `LruHashMap<Destination, u64>`: until when a destination is known to be reached, in nanoseconds since boot.
+    pub const REACHED: &str = "REACHED";
     /// `RingBuf` of `Told`: what was decided, while somebody looks.
     pub const TRACE: &str = "TRACE";
     /// `Array<u64>`, indexed by `watch`.
@@ -235,6 +242,20 @@ pub struct Given {
     pub connections: u32,
 }
 
+/// What the way of a flow's packets depends on beside their addresses, as its first packet was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[repr(C)]
+pub struct Origin {
+    /// The packet's mark without our bits.
+    pub mark: u32,
+    /// The sender's user id, in scope `outbound`.
+    pub uid: u32,
+    /// The interface that it came in by, in scope `forwarded`.
+    pub ifindex: u32,
+    /// The interface that the sender's socket is bound to, in scope `outbound`; 0 is none.
+    pub device: u32,
+}
+
 /// A flow was decided: its handshake belongs to a listener, its connection to this rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
@@ -246,6 +267,59 @@ pub struct Decision {
     /// The worker of the CPU that saw the first packet. The rest of the handshake has to meet the same listener: a SYN
     /// cookie is valid only for one that sent cookies lately (`tcp_synq_no_recent_overflow`).
     pub worker: u32,
+    /// How its first packet came.
+    pub origin: Origin,
+}
+
+/// The longest first packet that is held, with its link-layer header; a longer one has data and is steered at once.
+pub const LONGEST_SYN: usize = 255;
+
+/// The first packet of a connection whose upstream is to be connected before it is accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct HeldSyn {
+    /// Addresses and ports.
+    pub tuple: Tuple,
+    /// The rule that selected the flow.
+    pub rule: RuleNumber,
+    /// The worker that is to have it.
+    pub worker: u32,
+    /// How it came.
+    pub origin: Origin,
+    /// Where the IP header begins in `packet`.
+    pub l3: u32,
+    /// Where the TCP header begins in it.
+    pub l4: u32,
+    /// How much of `packet` was there to be read. What the IP header does not count is padding of the link.
+    pub length: u32,
+    /// From the link-layer header on, if it has one.
+    pub packet: [u8; LONGEST_SYN + 1],
+}
+
+/// Size of `SYNS` in bytes: some hundred of them. When it is full, connections are accepted at once.
+pub const SYNS_SIZE: u32 = 256 * 1024;
+
+/// For how long a first packet that is sent again is not handed to user space once more, in nanoseconds.
+pub const HELD_FOR: u64 = 5_000_000_000;
+
+/// An original destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Destination {
+    /// Its address.
+    pub addr: Addr,
+    /// Its port, big-endian; the rest is zero.
+    pub port: [u8; 4],
+}
+
+impl Destination {
+    /// That of a flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(tuple: &Tuple) -> Self {
+        let [high, low] = tuple.dport;
+        Self { addr: tuple.dst, port: [high, low, 0, 0] }
+    }
 }
 
 /// For how long a [`Decision`] is obeyed, in nanoseconds: the kernel sends a SYN-ACK for 63 s (`net.ipv4.tcp_synack_retries`)
@@ -300,10 +374,12 @@ pub struct Memory {
     /// The worker whose listener receives it until a socket of its own does; [`PASSED`], [`LEFT`], [`HEARD`]; or
     /// [`APPLICATION`].
     pub worker: u32,
-    /// Interface by which its last datagram came in that was decided; 0 of what this host sends.
-    pub ifindex: u32,
+    /// How its last datagram came that was decided.
+    pub origin: Origin,
     /// [`FRAGMENTABLE`], [`WHOLE`], or zero where that is not known.
     pub fragmenting: u32,
+    /// Zero.
+    pub rest: u32,
 }
 
 /// A packet as it comes in, before NAT of this host changes its addresses and ports.
@@ -520,9 +596,12 @@ pub const MAX_LISTENERS: u32 = (1 + MAX_WORKERS) * 4;
 
 const _: () = {
     assert!(size_of::<Tuple>() == 36);
-    assert!(size_of::<Decision>() == 16);
+    assert!(size_of::<Origin>() == 16);
+    assert!(size_of::<Decision>() == 32);
+    assert!(size_of::<HeldSyn>() == 328);
+    assert!(size_of::<Destination>() == 20);
     assert!(size_of::<Finding>() == 64);
-    assert!(size_of::<Memory>() == 24);
+    assert!(size_of::<Memory>() == 40);
     assert!(size_of::<TranslationKey>() == 40);
     assert!(size_of::<FragmentKey>() == 40);
     assert!(size_of::<Told>() == 72);
@@ -537,8 +616,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Addr, CgroupKey, Control, Decision, FragmentKey, Memory, PortBits, RuleSet, SlotAddr, SlotKey, Told,
-        Tuple,
+        Addr, CgroupKey, Control, Decision, Destination, FragmentKey, Memory, PortBits, RuleSet, SlotAddr,
+        SlotKey, Told, Tuple,
     };
 
     macro_rules! pod {
@@ -548,5 +627,5 @@ mod pod {
         )*};
     }
 
-    pod! { Addr CgroupKey Control Decision FragmentKey Memory PortBits RuleSet SlotAddr SlotKey Told Tuple }
+    pod! { Addr CgroupKey Control Decision Destination FragmentKey Memory PortBits RuleSet SlotAddr SlotKey Told Tuple }
 }

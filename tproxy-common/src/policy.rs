@@ -64,7 +64,7 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
                 Verdict::Pass(Reason::NeverIntercepted)
             }
         }
-        ActionKind::Steer => Verdict::Steer(rule),
+        ActionKind::Steer | ActionKind::SteerReached | ActionKind::SteerConnected => Verdict::Steer(rule),
         ActionKind::Reject => Verdict::Reject,
         ActionKind::Drop => Verdict::Drop,
         ActionKind::Pass => Verdict::Pass(Reason::RulePass),

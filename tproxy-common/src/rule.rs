@@ -35,6 +35,10 @@ pub enum ActionKind {
     Reject = 2,
     /// Discard it.
     Drop = 3,
+    /// As `Steer`; of TCP, after the upstream is connected, unless the destination was reached lately.
+    SteerReached = 4,
+    /// As `Steer`; of TCP, after the upstream is connected.
+    SteerConnected = 5,
 }
 
 impl ActionKind {
@@ -46,6 +50,8 @@ impl ActionKind {
             1 => Self::Steer,
             2 => Self::Reject,
             3 => Self::Drop,
+            4 => Self::SteerReached,
+            5 => Self::SteerConnected,
             _ => Self::Pass,
         }
     }

@@ -113,6 +113,8 @@ reasons! {
     Unreadable = 25 => "drop_unreadable",
     /// Passed: a rule selects the connection, but its SYN is signed with a key that only its ends have (TCP MD5, TCP-AO).
     Signed = 26 => "pass_signed",
+    /// Discarded: a SYN that was sent again while user space connects to the upstream, before the connection is accepted.
+    Held = 27 => "drop_held",
 }
 
 #[cfg(test)]

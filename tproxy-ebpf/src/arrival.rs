@@ -6,7 +6,7 @@ use aya_ebpf::{
     programs::SkReuseportContext,
 };
 use tproxy_common::{
-    abi::{Finding, NO_RULE},
+    abi::{Finding, NO_RULE, Origin},
     flow::Protocol,
     packet::{TCP_FLAGS, tcp_flag},
     rule::Scope,
@@ -73,7 +73,7 @@ fn carry_out(protocol: Protocol, reason: u32, found: &Finding) {
     if reason == Reason::RuleSteer as u32 {
         match protocol {
             Protocol::Tcp => {
-                maps::decided(tuple, number, worker);
+                maps::decided(tuple, number, worker, &Origin::default());
                 maps::give(worker);
             }
             Protocol::Udp => memory::given(tuple, number, worker, ifindex),

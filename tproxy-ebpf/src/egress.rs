@@ -31,6 +31,10 @@ const LOOPBACK_IFINDEX: u32 = 1;
 #[inline(always)]
 pub(crate) fn is_of_others(ctx: &TcContext, link: LinkLayer) -> bool {
     let meta = Meta::of(ctx);
+    // What is steered as it leaves is a first packet that was held: user space sends it in by `lo`.
+    if settings::is_steered(meta.mark) {
+        return true;
+    }
     !settings::is_own(meta.mark) && !meta.is_tagged && packet::is_of_others(ctx, link)
 }
 

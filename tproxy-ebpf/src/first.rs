@@ -8,13 +8,13 @@ use tproxy_common::{
     flow::{Flow, Protocol},
     packet::{Kind, Packet, Piece},
     policy::{Readable, decide, decide_unreadable},
-    rule::Scope,
+    rule::{RuleIndex, Scope},
     verdict::{Reason, Verdict},
 };
 
 use crate::{
-    fragments, maps, memory,
-    outcome::{History, Outcome, deliver, pass, refuse, shot},
+    fragments, hold, maps, memory,
+    outcome::{self, Course, History, Outcome, deliver, pass, refuse, shot},
     ownership::{self, Socket},
     packet::{self, LinkLayer, Meta},
     question, reject, settings,
@@ -25,23 +25,34 @@ use crate::{
 /// What becomes of a packet, after the rules were asked if it is its flow's first.
 #[inline(always)]
 pub(crate) fn ask_if_first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome {
-    let link = link.0 as u32;
     match Outcome::from_number(known) {
         Outcome::First(_) => {}
         Outcome::Unreadable => {
-            return Outcome::from_number(tproxy_unread(
-                ctx.skb.skb,
-                link,
-                u32::from(scope == Scope::Outbound),
-            ));
+            let outbound = u32::from(scope == Scope::Outbound);
+            return Outcome::from_number(tproxy_unread(ctx.skb.skb, link.0 as u32, outbound));
         }
         settled => return settled,
     }
-    Outcome::from_number(match scope {
-        Scope::Outbound => tproxy_first_outbound(ctx.skb.skb, link, known),
-        Scope::Forwarded | Scope::Inbound => tproxy_first_forwarded(ctx.skb.skb, link, known),
-    })
+    let ask = |known| {
+        let link = link.0 as u32;
+        match scope {
+            Scope::Outbound => tproxy_first_outbound(ctx.skb.skb, link, known),
+            Scope::Forwarded | Scope::Inbound => tproxy_first_forwarded(ctx.skb.skb, link, known),
+        }
+    };
+    let mut number = ask(known);
+    // Not done where the rules are asked: together they would need more stack than there is.
+    if let Outcome::Settled(Course::Hold, _, rule) = Outcome::from_number(number) {
+        number = hold::hand_over(ctx, link, scope, rule);
+        if let Outcome::First(_) = Outcome::from_number(number) {
+            number = ask(known | AT_ONCE);
+        }
+    }
+    Outcome::from_number(number)
 }
+
+/// In the number of what is known, which the history leaves free: a packet that cannot be held.
+const AT_ONCE: u32 = 1 << 8;
 
 /// A packet of which not all can be read: the rules are asked if there are any of its scope; else it passes for this reason.
 #[inline(always)]
@@ -111,10 +122,10 @@ fn is_caught(ctx: &TcContext, parsed: &Packet, scope: Scope) -> bool {
 #[inline(always)]
 fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome {
     let Outcome::First(history) = Outcome::from_number(known) else { return pass(Reason::NotOurs) };
-    let parsed = match packet::read(ctx, link) {
-        Ok(parsed) => parsed,
-        Err(reason) => return pass(reason),
-    };
+    let mut parsed = Packet::NOTHING;
+    if packet::read_to(ctx, link, &mut parsed) != 0 {
+        return pass(Reason::Malformed);
+    }
     let sender = matches!(scope, Scope::Outbound).then_some(ctx);
     let tables = Tables::of(maps::control(), sender);
     let verdict = match parsed.protocol {
@@ -125,7 +136,7 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
         Verdict::Steer(_) if parsed.kind == Kind::Syn && packet::is_signed(ctx, &parsed) => {
             pass(Reason::Signed)
         }
-        Verdict::Steer(rule) => steer(ctx, link, &parsed, tables.control.number(rule), history),
+        Verdict::Steer(rule) => steer(ctx, link, scope, &parsed, rule, history, known & AT_ONCE != 0),
         Verdict::Reject => {
             fragments::follow(&parsed, FragmentCourse::Drop);
             refuse(Reason::RuleReject, parsed.protocol)
@@ -142,7 +153,8 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
     };
     let Outcome::Settled(course, reason, _) = outcome else { return outcome };
     let rule = tables.decided.get();
-    if !question::is_asked(ctx) {
+    // What is held is told of where it is.
+    if course != Course::Hold && !question::is_asked(ctx) {
         if rule != NO_RULE {
             maps::hit(tables.hits());
         }
@@ -233,8 +245,17 @@ fn remember(ctx: &TcContext, scope: Scope, parsed: &Packet, verdict: Verdict, re
 }
 
 #[inline(always)]
-fn steer(ctx: &TcContext, link: LinkLayer, parsed: &Packet, rule: RuleNumber, history: History) -> Outcome {
+fn steer(
+    ctx: &TcContext,
+    link: LinkLayer,
+    scope: Scope,
+    parsed: &Packet,
+    rule: RuleIndex,
+    history: History,
+    at_once: bool,
+) -> Outcome {
     let control = maps::control();
+    let number = control.number(rule);
     if control.deciding == 0 && control.rejecting != 0 {
         return reject::unserved(parsed, Reason::Draining);
     }
@@ -247,6 +268,14 @@ fn steer(ctx: &TcContext, link: LinkLayer, parsed: &Packet, rule: RuleNumber, hi
         question::note_worker(ctx, worker);
         return deliver(Reason::RuleSteer);
     }
+    if parsed.protocol == Protocol::Tcp
+        && history != History::Decided
+        && !at_once
+        && hold::is_wanted(rule, parsed)
+    {
+        drop(listener);
+        return outcome::hold(Reason::RuleSteer);
+    }
     // The kernel has to see a socket in TIME_WAIT first, to end it; a listener that is assigned hides it. One that is
     // assigned to a fragment is lost when the packet is put together.
     if settings::sk_assign() && history != History::TimeWait && parsed.piece == Piece::Whole {
@@ -254,20 +283,37 @@ fn steer(ctx: &TcContext, link: LinkLayer, parsed: &Packet, rule: RuleNumber, hi
     }
     drop(listener);
     debug!(ctx, "rule {} steers a flow to port {}", rule, u16::from_be_bytes(parsed.tuple.dport));
-    match parsed.protocol {
-        Protocol::Tcp => {
-            maps::decided(&parsed.tuple, rule, worker);
-            if is_new {
-                maps::give(worker);
-            }
+    match scope {
+        Scope::Outbound => note::<true>(ctx.skb.skb, link.0 as u32, parsed, number, worker),
+        Scope::Forwarded | Scope::Inbound => {
+            note::<false>(ctx.skb.skb, link.0 as u32, parsed, number, worker);
         }
-        Protocol::Udp => {
-            let fragmenting = packet::fragmenting(ctx, link, parsed);
-            memory::steered(&parsed.tuple, rule, worker, Meta::of(ctx).ifindex, fragmenting);
-        }
+    }
+    if is_new && parsed.protocol == Protocol::Tcp {
+        maps::give(worker);
     }
     fragments::follow(parsed, FragmentCourse::Steer);
     deliver(Reason::RuleSteer)
+}
+
+/// Remembers that a worker gets a flow. Not inlined, for the sake of the stack.
+#[inline(never)]
+fn note<const OUTBOUND: bool>(
+    skb: *mut __sk_buff,
+    link: u32,
+    parsed: &Packet,
+    rule: RuleNumber,
+    worker: u32,
+) {
+    let ctx = TcContext::new(skb);
+    let origin = hold::origin(if OUTBOUND { Scope::Outbound } else { Scope::Forwarded }, &ctx);
+    match parsed.protocol {
+        Protocol::Tcp => maps::decided(&parsed.tuple, rule, worker, &origin),
+        Protocol::Udp => {
+            let fragmenting = packet::fragmenting(&ctx, LinkLayer(link as usize), parsed);
+            memory::steered(&parsed.tuple, rule, worker, origin, fragmenting);
+        }
+    }
 }
 
 /// The worker that gets a flow, and whether it is new to it. A SYN that is repeated goes to who had the first: where that was

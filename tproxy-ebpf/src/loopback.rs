@@ -1,8 +1,12 @@
 //! tc ingress of `lo`: packets that egress redirected, and those that our own flows send to applications of this host.
 
-use aya_ebpf::{bindings::TC_ACT_SHOT, programs::TcContext};
+use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
+    helpers::bpf_redirect,
+    programs::TcContext,
+};
 use tproxy_common::{
-    abi::APPLICATION,
+    abi::{APPLICATION, Decision, Origin},
     flow::Protocol,
     packet::{Kind, Packet, Piece},
     rule::Scope,
@@ -10,10 +14,11 @@ use tproxy_common::{
 };
 
 use crate::{
+    hold,
     ingress::PACKET_HOST,
     maps::{self, count},
     memory::{self, Known},
-    outcome::NEXT,
+    outcome::{NEXT, redirected},
     ownership::{self, Owner, Receiver},
     packet::{self, ETHERNET, Meta},
     settings,
@@ -29,13 +34,28 @@ pub(crate) fn run(ctx: &TcContext) -> i32 {
     if !settings::is_steered(meta.mark) {
         return NEXT;
     }
+    let parsed = packet::read(ctx, ETHERNET);
+    if let Ok(Packet { tuple, kind: Kind::Syn, .. }) = &parsed {
+        // Redirected, for a sender who is told of a drop would think that the link is congested (`tcp_enter_cwr`).
+        if hold::has(tuple) {
+            return TC_ACT_SHOT;
+        }
+        // It was held, and comes in once more by the interface by which it did: there its way goes on.
+        if let Some(Decision { origin: Origin { ifindex: ifindex @ 1.., mark, .. }, .. }) =
+            maps::decision(tuple)
+        {
+            ctx.set_mark(mark);
+            // SAFETY: plain numbers.
+            return redirected(unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) });
+        }
+    }
     // Its Ethernet destination is the gateway it was sent to, so the stack takes it for somebody else's.
     if ctx.skb.change_type(PACKET_HOST).is_err() {
         count(Reason::KernelRefused);
         return TC_ACT_SHOT;
     }
     if settings::sk_assign()
-        && let Ok(parsed) = packet::read(ctx, ETHERNET)
+        && let Ok(parsed) = parsed
         && parsed.piece == Piece::Whole
     {
         assign_redirected(ctx, &parsed);
@@ -57,7 +77,7 @@ fn remember_own(ctx: &TcContext, meta: &Meta) {
     }
     match packet::read(ctx, ETHERNET) {
         Ok(Packet { tuple, kind: Kind::Syn, .. }) if connections => {
-            maps::decided(&tuple, 0, APPLICATION);
+            maps::decided(&tuple, 0, APPLICATION, &Origin::default());
             ctx.set_mark(settings::unmarked(meta.mark));
         }
         // Sessions reply from the host's own addresses, and upstream sockets that are not spoofed send from them.

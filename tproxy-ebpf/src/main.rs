@@ -2,10 +2,11 @@
 //!
 //! The way of a packet: an entry point below → `packet` parses it → `ownership` asks whether a socket of ours
 //! owns its flow, and of UDP `memory` whether the flow is known → for a first packet `first` asks the policy, whose
-//! questions `tables` answers → `ingress` or `egress` carries the verdict out, and `fragments` has the rest of a
-//! fragmented packet follow → in the network namespace's listener lookup, `lookup` picks the listener, and where a packet really arrives there,
-//! `arrival` remembers what scope `inbound` made of it. Of what the rules were asked about, `trace` tells whoever looks;
-//! and `question` is for those who ask about a packet that does not exist.
+//! questions `tables` answers, and `hold` has user space connect where the upstream is to come first → `ingress` or `egress`
+//! carries the verdict out, and `fragments` has the rest of a fragmented packet follow → in the network namespace's listener
+//! lookup, `lookup` picks the listener, and where a packet really arrives there, `arrival` remembers what scope `inbound` made
+//! of it. Of what the rules were asked about, `trace` tells whoever looks; and `question` is for those who ask about a packet
+//! that does not exist.
 //!
 //! Only built for the bpf target; the policy and the parser live in `tproxy-common`, where they are tested.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -18,6 +19,8 @@ mod egress;
 mod first;
 #[cfg(target_arch = "bpf")]
 mod fragments;
+#[cfg(target_arch = "bpf")]
+mod hold;
 #[cfg(target_arch = "bpf")]
 mod ingress;
 #[cfg(target_arch = "bpf")]

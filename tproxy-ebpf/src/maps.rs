@@ -8,8 +8,9 @@ use aya_ebpf::{
 };
 use tproxy_common::{
     abi::{
-        CgroupKey, Control, Decision, Finding, FragmentKey, Given, MAX_LISTENERS, MAX_SETS, MAX_WORKERS,
-        Memory, PortBits, SLOTS, SlotAddr, SlotKey, TRACE_SIZE, Told, TranslationKey,
+        CgroupKey, Control, Decision, Destination, Finding, FragmentKey, Given, HeldSyn, MAX_LISTENERS,
+        MAX_SETS, MAX_WORKERS, Memory, Origin, PortBits, SLOTS, SYNS_SIZE, SlotAddr, SlotKey, TRACE_SIZE,
+        Told, TranslationKey,
     },
     addr::Addr,
     flow::Tuple,
@@ -61,6 +62,12 @@ pub(crate) static ACTIONS: Array<u8, { MAX_RULES * SLOTS as usize }> = Array::ne
 #[btf_map]
 pub(crate) static HITS: PerCpuArray<u64, { MAX_RULES * SLOTS as usize }> = PerCpuArray::new();
 #[btf_map]
+pub(crate) static SYNS: RingBuf<HeldSyn, { SYNS_SIZE as usize }> = RingBuf::new();
+#[btf_map]
+pub(crate) static HELD: LruHashMap<Tuple, u64, 4096> = LruHashMap::new();
+#[btf_map]
+pub(crate) static REACHED: LruHashMap<Destination, u64, 8192> = LruHashMap::new();
+#[btf_map]
 pub(crate) static TRACE: RingBuf<Told, { TRACE_SIZE as usize }> = RingBuf::new();
 #[btf_map]
 pub(crate) static WATCH: Array<u64, 2> = Array::new();
@@ -82,12 +89,14 @@ pub(crate) fn decision(tuple: &Tuple) -> Option<Decision> {
 }
 
 /// Notes who gets a connection whose first packet this is.
-#[inline(always)]
-pub(crate) fn decided(tuple: &Tuple, rule: RuleIndex, worker: u32) {
+///
+/// Not inlined, for the sake of the stack.
+#[inline(never)]
+pub(crate) fn decided(tuple: &Tuple, rule: RuleIndex, worker: u32, origin: &Origin) {
     // SAFETY: no arguments, no failure.
     let seen = unsafe { bpf_ktime_get_ns() };
     // It fails only when the map has no memory left; the connection is then refused.
-    let _ = DECISIONS.insert(tuple, Decision { seen, rule, worker }, 0);
+    let _ = DECISIONS.insert(tuple, Decision { seen, rule, worker, origin: *origin }, 0);
 }
 
 /// Has segments looked at that have this port (big-endian) on either end.

@@ -3,7 +3,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use tproxy_common::{
-    abi::{APPLICATION, CARRY, FRAGMENTABLE, HEARD, LEFT, Memory, PASSED, RuleNumber, WHOLE},
+    abi::{APPLICATION, CARRY, FRAGMENTABLE, HEARD, LEFT, Memory, Origin, PASSED, RuleNumber, WHOLE},
     flow::Tuple,
     packet::Fragmenting,
 };
@@ -93,7 +93,7 @@ fn numbers(tuple: &Tuple, renew: u32) -> u64 {
             (*memory).seen = now;
         }
         let carried = if (*memory).rule == CARRY { Known::CARRIED } else { 0 };
-        u64::from((*memory).ifindex) << 32 | u64::from((*memory).worker | carried)
+        u64::from((*memory).origin.ifindex) << 32 | u64::from((*memory).worker | carried)
     }
 }
 
@@ -129,12 +129,12 @@ pub(crate) fn application(tuple: &Tuple) {
 
 /// Remembers that a rule gave a flow to a worker, and whether its first datagram could be fragmented.
 #[inline(always)]
-pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, ifindex: u32, first: Fragmenting) {
+pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, origin: Origin, first: Fragmenting) {
     let fragmenting = match first {
         Fragmenting::Allowed => FRAGMENTABLE,
         Fragmenting::Forbidden => WHOLE,
     };
-    write(tuple, Memory { seen: now(), rule, worker, ifindex, fragmenting });
+    write(tuple, rule, worker, &origin, fragmenting);
 }
 
 /// The same where that is not to be seen.
@@ -153,13 +153,15 @@ pub(crate) fn answers(tuple: &Tuple, ifindex: u32) -> bool {
         && matches!(Known::from_number(numbers as u32), Known::Passed | Known::Heard | Known::Carried(_))
 }
 
-#[inline(never)]
+#[inline(always)]
 fn remember(tuple: &Tuple, rule: RuleNumber, worker: u32, ifindex: u32) {
-    write(tuple, Memory { seen: now(), rule, worker, ifindex, fragmenting: 0 });
+    write(tuple, rule, worker, &Origin { ifindex, ..Origin::default() }, 0);
 }
 
-#[inline(always)]
-fn write(tuple: &Tuple, memory: Memory) {
+/// Not inlined, for the sake of the stack.
+#[inline(never)]
+fn write(tuple: &Tuple, rule: RuleNumber, worker: u32, origin: &Origin, fragmenting: u32) {
+    let memory = Memory { seen: now(), rule, worker, origin: *origin, fragmenting, rest: 0 };
     // It fails only when the map has no memory left; the flow is then asked about again.
     let _ = maps::MEMORY.insert(tuple, memory, 0);
 }

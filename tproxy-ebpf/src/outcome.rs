@@ -30,6 +30,8 @@ pub(crate) enum Course {
     Reset,
     /// The same for a datagram, with ICMP port unreachable.
     Unreachable,
+    /// User space has it, and sends it once more, or the sender does.
+    Hold,
     /// It goes on to other programs, and then into the stack.
     Next,
     /// It is discarded.
@@ -63,6 +65,12 @@ pub(crate) fn pass(reason: Reason) -> Outcome {
 #[inline(always)]
 pub(crate) fn shot(reason: Reason) -> Outcome {
     settled(Course::Shot, reason)
+}
+
+/// Leaves the packet to user space, which has a copy.
+#[inline(always)]
+pub(crate) fn hold(reason: Reason) -> Outcome {
+    settled(Course::Hold, reason)
 }
 
 /// Delivers the packet.
@@ -120,6 +128,7 @@ impl Outcome {
             Self::Settled(Course::Unreachable, reason, rule) => (5, reason, rule),
             Self::Settled(Course::Next, reason, rule) => (6, reason, rule),
             Self::Settled(Course::Shot, reason, rule) => (7, reason, rule),
+            Self::Settled(Course::Hold, reason, rule) => (11, reason, rule),
         };
         course | (reason & 0xff) << 8 | rule << 16
     }
@@ -138,6 +147,7 @@ impl Outcome {
             4 => Course::Reset,
             5 => Course::Unreachable,
             6 => Course::Next,
+            11 => Course::Hold,
             _ => Course::Shot,
         };
         Self::Settled(course, number >> 8 & 0xff, number >> 16)

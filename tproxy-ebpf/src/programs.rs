@@ -49,7 +49,7 @@ fn on_ingress(ctx: &TcContext, link: LinkLayer) -> i32 {
         Course::Reset => reject::answer(ctx, link, reject::tproxy_turn_round, 0),
         Course::Unreachable => reject::answer(ctx, link, reject::tproxy_unreachable, 0),
         Course::Next => NEXT,
-        Course::Shot => TC_ACT_SHOT,
+        Course::Shot | Course::Hold => TC_ACT_SHOT,
     }
 }
 
@@ -60,7 +60,7 @@ fn on_egress(ctx: &TcContext, link: LinkLayer) -> i32 {
         return NEXT;
     }
     match settle(ctx, ask_if_first(ctx, link, Scope::Outbound, egress::known(ctx, link))) {
-        Course::Deliver => egress::redirect_to_lo(ctx, link),
+        Course::Deliver | Course::Hold => egress::redirect_to_lo(ctx, link),
         Course::Reset => reject::answer(ctx, link, reject::tproxy_turn_round, BPF_F_INGRESS),
         Course::Unreachable => reject::answer(ctx, link, reject::tproxy_unreachable, BPF_F_INGRESS),
         Course::Next => NEXT,

@@ -17,10 +17,11 @@ use tproxy::{
     flows::Flows,
     generation::{Generation, Generations, RuleNumber},
     socket,
-    tcp::{self, Decisions},
+    tcp::{self, Decided, Decisions, Syn},
     udp::{self, Memory, Selected, Sockets},
     worker::{Worker, WorkerSetup},
 };
+use tproxy_common::abi::Origin;
 
 use super::steering::{self, Listeners};
 
@@ -102,6 +103,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             mark: config.mark,
             decisions: Box::new(Everything),
             counters: Arc::default(),
+            syns: None,
             flows: flows.table(index),
         };
         let udp = udp::Setup {
@@ -142,14 +144,22 @@ pub(super) fn port(socket: &Socket) -> anyhow::Result<u16> {
 struct Everything;
 
 impl Decisions for Everything {
-    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<RuleNumber> {
-        Some(RuleNumber(0))
+    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Decided> {
+        Some(Decided { rule: RuleNumber(0), origin: Origin::default() })
     }
+
+    fn admit(&mut self, _: &Syn) {}
+
+    fn release(&mut self, _: ClientAddr, _: OriginalDst) {}
+
+    fn reached(&mut self, _: OriginalDst) {}
+
+    fn unreached(&mut self, _: OriginalDst) {}
 }
 
 impl Memory for Everything {
     fn selected(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Selected> {
-        Some(Selected::By(RuleNumber(0), None))
+        Some(Selected::By(RuleNumber(0), Origin::default(), None))
     }
 
     fn forget(&mut self, _: ClientAddr, _: OriginalDst) {}

@@ -127,6 +127,8 @@ pub struct Rule {
     pub source: Source,
     /// Which upstream socket a UDP datagram leaves by.
     pub nat: Nat,
+    /// When TCP connections are accepted.
+    pub accept: Accept,
     /// Time limits of its connections, in place of the instance's.
     pub timeouts: RuleTimeouts,
     /// How much of it there may be at once.
@@ -151,9 +153,22 @@ impl Rule {
             action,
             source: Source::default(),
             nat: Nat::default(),
+            accept: Accept::default(),
             timeouts: RuleTimeouts::default(),
             limits: RuleLimits::default(),
         }
+    }
+
+    /// Whether first packets of its connections may be held until their upstreams are connected. In scope `inbound` no
+    /// program sees them whole.
+    #[must_use]
+    pub(crate) fn may_hold(&self) -> bool {
+        let held = match self.accept {
+            Accept::Auto => self.action == Action::Direct,
+            Accept::AtOnce => false,
+            Accept::AfterConnect => matches!(self.action, Action::Direct | Action::Upstream(_)),
+        };
+        held && self.protocols.include(Protocol::Tcp) && self.scope != Scope::Inbound
     }
 
     /// Whether its upstream sockets bear the client's address.
@@ -198,6 +213,20 @@ pub enum Nat {
     EndpointIndependent,
     /// One for each client address and port and each destination, which alone may answer.
     PerDestination,
+}
+
+/// When a TCP client's connection is accepted, where it is relayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accept {
+    /// `direct`: after the upstream is connected, unless the destination was reached within the last minute; then, and in
+    /// all other cases, at once.
+    #[default]
+    Auto,
+    /// At once; a client whose upstream cannot be connected is reset.
+    AtOnce,
+    /// After the upstream is connected; what the upstream refuses is refused.
+    AfterConnect,
 }
 
 /// What becomes of a flow.

@@ -5,6 +5,7 @@
 
 mod attach;
 mod decisions;
+mod held;
 mod hits;
 mod log;
 mod memory;
@@ -325,6 +326,13 @@ fn tuple(client: ClientAddr, dst: OriginalDst) -> Tuple {
         sport: client.0.port().to_be_bytes(),
         dport: dst.0.port().to_be_bytes(),
     }
+}
+
+/// The first bytes of several.
+fn leading<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(*first)
 }
 
 fn nanoseconds(time: Duration) -> u64 {

@@ -112,6 +112,7 @@ fn without_prefixes(rule: &Rule) -> Rule {
         action: rule.action.clone(),
         source: rule.source,
         nat: rule.nat,
+        accept: rule.accept,
         timeouts: rule.timeouts,
         limits: rule.limits,
     }

@@ -44,6 +44,7 @@ mod source;
 pub mod tcp;
 #[doc(hidden)]
 pub mod udp;
+mod way;
 #[doc(hidden)]
 pub mod worker;
 

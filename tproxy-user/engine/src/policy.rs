@@ -23,7 +23,7 @@ use tproxy_common::{
     rule::{ActionKind, RuleIndex, RuleSet, Scope, SetId},
 };
 
-use crate::config::{Action, Rule};
+use crate::config::{Accept, Action, Rule};
 
 /// One generation of the rules, compiled. Its [`Lookups`] give the answers that the datapath gives from its maps.
 #[derive(Debug, Clone)]
@@ -116,7 +116,7 @@ impl Compiled {
             interfaces: by_value(limited, Unrestricted::Interface, &mut sets),
             uids: by_value(uids, Unrestricted::Uid, &mut sets),
             cgroups: cgroup::compile(cgroups, &mut sets),
-            actions: rules.iter().map(|rule| kind(&rule.action)).collect(),
+            actions: rules.iter().map(kind).collect(),
             names: rules.iter().map(|rule| Arc::clone(&rule.name)).collect(),
             extent: Extent::of(rules),
             tcp_ports: tcp_ports(rules),
@@ -154,13 +154,17 @@ fn scopes_and_protocols() -> impl Iterator<Item = (Scope, Protocol)> {
     Scope::ALL.into_iter().flat_map(|scope| Protocol::ALL.map(|protocol| (scope, protocol)))
 }
 
-/// What the datapath does for an action.
-const fn kind(action: &Action) -> ActionKind {
-    match action {
-        Action::Direct | Action::Upstream(_) | Action::Respond(_) | Action::HandOver(_) => ActionKind::Steer,
-        Action::Reject => ActionKind::Reject,
-        Action::Drop => ActionKind::Drop,
-        Action::Pass => ActionKind::Pass,
+/// What the datapath does for a rule's action.
+const fn kind(rule: &Rule) -> ActionKind {
+    match (&rule.action, rule.accept) {
+        (Action::Direct, Accept::Auto) => ActionKind::SteerReached,
+        (Action::Direct | Action::Upstream(_), Accept::AfterConnect) => ActionKind::SteerConnected,
+        (Action::Direct | Action::Upstream(_) | Action::Respond(_) | Action::HandOver(_), _) => {
+            ActionKind::Steer
+        }
+        (Action::Reject, _) => ActionKind::Reject,
+        (Action::Drop, _) => ActionKind::Drop,
+        (Action::Pass, _) => ActionKind::Pass,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod control;
 mod datagram;
+mod egress;
 mod errors;
 mod icmp;
 mod message;
@@ -13,6 +14,7 @@ mod raw;
 mod readable;
 mod receive;
 mod stream;
+mod syn;
 
 use std::{
     io,
@@ -26,6 +28,7 @@ pub use datagram::{
     Endpoint, Visibility, datagram_black_hole, datagram_from, datagram_listener, datagram_upstream, session,
     set_fragmenting, set_ttl, set_visibility,
 };
+pub use egress::Egress;
 pub use errors::{PeerError, next_error};
 pub use icmp::{IcmpError, IcmpSender};
 pub use message::{Message, Outgoing, Pieces, TrafficClass, receive_messages, send_message};
@@ -38,6 +41,8 @@ pub use stream::{
     listener, push, receive, segments_received, set_class, upstream,
 };
 
+pub use syn::SynSender;
+
 use crate::family::Family;
 
 /// Whose address an upstream socket has.
@@ -45,6 +50,8 @@ use crate::family::Family;
 pub enum UpstreamSource {
     /// This host's, of the kernel's choice.
     Host,
+    /// This one of this host, where it is of the upstream's family, and a port of the kernel's choice.
+    Own(IpAddr),
     /// The client's IP address, and a port of the kernel's choice.
     Client(IpAddr),
     /// The client's IP address and port.
@@ -133,6 +140,11 @@ fn bind(socket: &Socket, address: SocketAddr) -> Result<(), SocketError> {
         io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => SocketError::Taken { address },
         _ => os("bind")(error),
     })
+}
+
+/// Whether an address of this host can be the source of what goes to an address of `family`.
+fn is_source(own: IpAddr, family: Family) -> bool {
+    Family::of(own) == family && !own.is_loopback()
 }
 
 fn os(step: &'static str) -> impl Fn(io::Error) -> SocketError {

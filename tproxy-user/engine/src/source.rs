@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    config::{Rule, Scope, Source},
+    config::{Action, Rule, Scope, Source},
     flow::ClientAddr,
     socket::UpstreamSource,
 };
@@ -24,6 +24,8 @@ const PORTS_TRIED: u32 = 16;
 pub(crate) enum Sources {
     /// There is no other.
     One(UpstreamSource),
+    /// The address that the client, who is this host, has chosen; and if it is none of this host's any more, another.
+    Own(ClientAddr),
     /// The client's own address and port, and if somebody has them, another port; counted.
     ClientPort(ClientAddr),
     /// The client's address towards an application of this host.
@@ -37,6 +39,8 @@ pub(crate) enum Sources {
 impl Sources {
     pub(crate) fn of(rule: &Rule, client: ClientAddr) -> Self {
         match (rule.source, rule.scope) {
+            // Rules of routing may go by it.
+            (Source::Host, Scope::Outbound) if rule.action == Action::Direct => Self::Own(client),
             (Source::Host, _) => Self::One(UpstreamSource::Host),
             (_, Scope::Inbound) => Self::Mirrored { client, tries_left: PORTS_TRIED },
             (Source::Client, _) => Self::One(UpstreamSource::Client(client.0.ip())),
@@ -48,6 +52,7 @@ impl Sources {
     pub(crate) fn first(&mut self, is_clients: impl FnMut(SocketAddr) -> bool) -> UpstreamSource {
         match self {
             Self::One(source) => *source,
+            Self::Own(client) => UpstreamSource::Own(client.0.ip()),
             Self::ClientPort(client) => UpstreamSource::ClientPort(client.0),
             Self::Mirrored { client, tries_left } => {
                 *tries_left -= 1;
@@ -63,6 +68,11 @@ impl Sources {
     ) -> Option<UpstreamSource> {
         match self {
             Self::One(_) | Self::Mirrored { tries_left: 0, .. } => None,
+            Self::Own(_) => {
+                fallbacks.fetch_add(1, Relaxed);
+                *self = Self::One(UpstreamSource::Host);
+                Some(self.first(is_clients))
+            }
             Self::ClientPort(client) => {
                 fallbacks.fetch_add(1, Relaxed);
                 *self = Self::One(UpstreamSource::Client(client.0.ip()));

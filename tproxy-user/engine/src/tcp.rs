@@ -5,6 +5,8 @@
 //!
 //! 1. `accept` takes connections off the listeners and finds out the client, the original destination
 //!    and, from the datapath by way of [`Decisions`], the rule that selected the flow;
+//!    (where the upstream is to be connected first, `hold` gets the first packet before it is accepted, has `upstream`
+//!    connect, and then lets it in or answers it)
 //! 2. `session` does what the rule's action says, one task a connection:
 //! 3. `upstream` connects from the `source` that the rule wants, while the client is watched, or
 //!    `respond` answers in place of a server;
@@ -25,6 +27,7 @@ mod buffers;
 mod conduit;
 mod connection;
 mod counters;
+mod hold;
 mod keepalive;
 mod pipe;
 mod relay;
@@ -35,8 +38,11 @@ mod upstream;
 
 pub(crate) use affinity::Affinity;
 pub use counters::{End, Snapshot, TcpCounters};
+pub use hold::{Syn, SynSource, Syns};
 pub(crate) use service::Service;
 pub use service::Setup;
+
+use tproxy_common::abi::Origin;
 
 use crate::{
     flow::{ClientAddr, OriginalDst},
@@ -45,8 +51,25 @@ use crate::{
 
 /// What the datapath decided when it saw a flow's first packet.
 pub trait Decisions: Send {
-    /// Hands out, once, the rule that selected the flow; `None` when the datapath has no record of it.
-    fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<RuleNumber>;
+    /// Hands out, once, what was decided about the flow; `None` when the datapath has no record of it.
+    fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<Decided>;
+    /// Has the listener of its worker accept a connection whose first packet was held.
+    fn admit(&mut self, syn: &Syn);
+    /// A first packet is no longer held.
+    fn release(&mut self, client: ClientAddr, dst: OriginalDst);
+    /// A destination was reached: for a while, connections to it need not be held.
+    fn reached(&mut self, dst: OriginalDst);
+    /// A destination was not reached, whatever was the case before.
+    fn unreached(&mut self, dst: OriginalDst);
+}
+
+/// What the datapath decided about a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decided {
+    /// The rule that selected it.
+    pub rule: RuleNumber,
+    /// How its first packet came.
+    pub origin: Origin,
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub use service::{Setup, Sockets};
 #[doc(hidden)]
 pub use table::exercise_sessions;
 
-use tproxy_common::packet::Fragmenting;
+use tproxy_common::{abi::Origin, packet::Fragmenting};
 
 use crate::{
     flow::{ClientAddr, OriginalDst},
@@ -61,8 +61,8 @@ use crate::{
 /// Why a flow is steered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selected {
-    /// A rule selects it. Its first datagram may be fragmented or not, where that was seen.
-    By(RuleNumber, Option<Fragmenting>),
+    /// A rule selects it; how its first datagram came, and whether routers might have fragmented that, where it was seen.
+    By(RuleNumber, Origin, Option<Fragmenting>),
     /// No rule does: fragments of a datagram were taken before the one that says so was seen. It is to be sent on as it is.
     Carry,
 }

@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod clean;
 mod config;
+mod connect;
 mod control;
 mod deciding;
 mod doctor;

@@ -21,6 +21,35 @@ fn direct_relays_to_the_original_destination() {
     }
 }
 
+/// The address that an application is bound to, and the routing of its user and of its packets' mark.
+#[test]
+fn what_is_relayed_leaves_as_the_applications_own_packets_would() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    for (family, other, length, flag) in
+        [(Family::V4, "10.2.0.9", 24, "-4"), (Family::V6, "fd00:2::9", 64, "-6")]
+    {
+        gateway.run(&format!("ip addr add {other}/{length} dev wan nodad preferred_lft 0")).unwrap();
+        let server = family.server();
+        gateway.run(&format!("ip {flag} route add {server} dev wan src {other} table 77")).unwrap();
+        gateway.run(&format!("ip {flag} rule add uidrange 1000-1000 lookup 77 pref 200")).unwrap();
+    }
+    let tproxy = world.tproxy("--scope outbound --to 0.0.0.0/0 --to ::/0 --action direct");
+    for (family, other) in [(Family::V4, "10.2.0.9"), (Family::V6, "fd00:2::9")] {
+        let server = SocketAddr::new(family.server(), 80);
+        let other: std::net::IpAddr = other.parse().unwrap();
+        let plain = curl(gateway, "", server.ip(), 80);
+        plain.assert_nginx(server, family.wan(), &*tproxy);
+        let user = curl(gateway, "setpriv --reuid 1000 --clear-groups", server.ip(), 80);
+        user.assert_nginx(server, other, &*tproxy);
+        let there = datagrams(&world.net.server, (server.ip(), 4077));
+        let bound = gateway.enter(|| std::net::UdpSocket::bind((other, 0))).unwrap();
+        bound.send_to(b"x", (server.ip(), there.local_addr().unwrap().port())).unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(there.recv_from(&mut buffer).unwrap().1.ip(), other, "{}", *tproxy);
+    }
+}
+
 /// Packets that leave by a tun device have no Ethernet header, and `lo`, where they are redirected to, wants one.
 #[test]
 fn an_l3_tun_interface_is_as_good_as_an_ethernet_one() {

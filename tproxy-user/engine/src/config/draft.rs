@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{
-    Action, Nat, OnExit, Protocols, RuleLimits, RuleTimeouts, Scope, Source, Steer, Timeouts,
+    Accept, Action, Nat, OnExit, Protocols, RuleLimits, RuleTimeouts, Scope, Source, Steer, Timeouts,
     path::{Path, Step},
     values::{self, Item, Text},
 };
@@ -280,6 +280,9 @@ pub(crate) struct DraftRule {
     /// Which upstream socket a client's UDP datagrams leave by (direct; with upstream= always per destination)
     #[arg(long, default_value = "endpoint-independent")]
     pub(crate) nat: Nat,
+    /// When a TCP client's connection is accepted (direct and upstream=)
+    #[arg(long, default_value = "auto")]
+    pub(crate) accept: Accept,
     /// Time limits of its TCP connections, in place of the general ones
     #[arg(skip)]
     #[serde(skip_serializing_if = "is_default")]

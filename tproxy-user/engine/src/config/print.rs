@@ -96,6 +96,7 @@ impl From<&Rule> for DraftRule {
             action: Some(rule.action.clone()),
             source: rule.source,
             nat: rule.nat,
+            accept: rule.accept,
             timeouts: rule.timeouts,
             limits: rule.limits,
         }

@@ -4,23 +4,28 @@ use std::{sync::Arc, time::Duration};
 
 use aya::maps::{HashMap, MapData};
 use tproxy_common::{
-    abi::{APPLICATION, Decision, map},
+    abi::{APPLICATION, Decision, Destination, map},
     flow::Tuple,
 };
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Datapath, DatapathError, tuple};
+use super::{Datapath, DatapathError, nanoseconds, tuple};
 use crate::{
     flow::{ClientAddr, OriginalDst},
     generation::RuleNumber,
     latency::Latency,
-    tcp::Decisions,
+    tcp::{Decided, Decisions, Syn},
 };
+
+/// For how long a destination that was reached is taken for one that can be.
+const REACHED_FOR: Duration = Duration::from_secs(60);
 
 /// A worker's own handle to the decisions.
 pub struct DecisionMap {
     pub(super) map: HashMap<MapData, Tuple, Decision>,
+    held: HashMap<MapData, Tuple, u64>,
+    reached: HashMap<MapData, Destination, u64>,
     accept_latency: Arc<Latency>,
 }
 
@@ -30,12 +35,17 @@ impl Datapath {
     /// # Errors
     /// When the map cannot be opened once more.
     pub fn decisions(&self, accept_latency: Arc<Latency>) -> Result<DecisionMap, DatapathError> {
-        Ok(DecisionMap { map: self.share(map::DECISIONS)?, accept_latency })
+        Ok(DecisionMap {
+            map: self.share(map::DECISIONS)?,
+            held: self.share(map::HELD)?,
+            reached: self.share(map::REACHED)?,
+            accept_latency,
+        })
     }
 }
 
 impl Decisions for DecisionMap {
-    fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<RuleNumber> {
+    fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<Decided> {
         let tuple = tuple(client, dst);
         let decision = self.map.get(&tuple, 0).ok()?;
         // Already evicted is as good as removed.
@@ -43,14 +53,44 @@ impl Decisions for DecisionMap {
         if decision.worker != APPLICATION {
             self.accept_latency.observe(since(decision.seen));
         }
-        Some(RuleNumber(decision.rule))
+        Some(Decided { rule: RuleNumber(decision.rule), origin: decision.origin })
+    }
+
+    fn admit(&mut self, syn: &Syn) {
+        let Syn { rule: RuleNumber(rule), worker, origin, .. } = *syn;
+        let decision = Decision { seen: now(), rule, worker, origin };
+        // It fails only when the map has no memory left; the connection is then refused.
+        let _ = self.map.insert(tuple(syn.client, syn.dst), decision, 0);
+    }
+
+    fn release(&mut self, client: ClientAddr, dst: OriginalDst) {
+        // Already evicted is as good as removed.
+        let _ = self.held.remove(&tuple(client, dst));
+    }
+
+    fn reached(&mut self, dst: OriginalDst) {
+        // Without it the next connection is accepted a little later.
+        let _ = self.reached.insert(destination(dst), now() + nanoseconds(REACHED_FOR), 0);
+    }
+
+    fn unreached(&mut self, dst: OriginalDst) {
+        let _ = self.reached.remove(&destination(dst));
     }
 }
 
+fn destination(OriginalDst(dst): OriginalDst) -> Destination {
+    let [high, low] = dst.port().to_be_bytes();
+    Destination { addr: dst.ip().into(), port: [high, low, 0, 0] }
+}
+
 /// Since a time of `bpf_ktime_get_ns()`.
-fn since(nanoseconds: u64) -> Duration {
+fn since(seen: u64) -> Duration {
+    Duration::from_nanos(now().saturating_sub(seen))
+}
+
+/// As `bpf_ktime_get_ns()` has it.
+fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     // It does not run backwards, and begins at zero.
-    let now = Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
-    now.saturating_sub(Duration::from_nanos(nanoseconds))
+    nanoseconds(Duration::new(now.tv_sec as u64, now.tv_nsec as u32))
 }

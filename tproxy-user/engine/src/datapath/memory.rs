@@ -33,13 +33,13 @@ impl udp::Memory for MemoryMap {
             // From there on are those that no worker has.
             Memory { worker: HEARD.., .. } => None,
             Memory { rule: CARRY, .. } => Some(Selected::Carry),
-            Memory { rule, fragmenting, .. } => {
+            Memory { rule, origin, fragmenting, .. } => {
                 let fragmenting = match fragmenting {
                     FRAGMENTABLE => Some(Fragmenting::Allowed),
                     WHOLE => Some(Fragmenting::Forbidden),
                     _ => None,
                 };
-                Some(Selected::By(RuleNumber(rule), fragmenting))
+                Some(Selected::By(RuleNumber(rule), origin, fragmenting))
             }
         }
     }

@@ -25,6 +25,7 @@ use tproxy_common::{
 
 use super::{
     attach::{AttachError, program_for},
+    leading,
     test_run::field,
 };
 use crate::{
@@ -403,16 +404,15 @@ impl AsFd for Watch {
 
 /// [`Told`], from its bytes.
 fn read(bytes: &[u8]) -> Option<Told> {
-    fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
-        let (first, rest) = bytes.split_first_chunk()?;
-        *bytes = rest;
-        Some(*first)
-    }
     let bytes = &mut &*bytes;
-    let seen = u64::from_ne_bytes(take(bytes)?);
-    let tuple =
-        Tuple { src: Addr(take(bytes)?), dst: Addr(take(bytes)?), sport: take(bytes)?, dport: take(bytes)? };
-    let mut word = || take(bytes).map(u32::from_ne_bytes);
+    let seen = u64::from_ne_bytes(leading(bytes)?);
+    let tuple = Tuple {
+        src: Addr(leading(bytes)?),
+        dst: Addr(leading(bytes)?),
+        sport: leading(bytes)?,
+        dport: leading(bytes)?,
+    };
+    let mut word = || leading(bytes).map(u32::from_ne_bytes);
     let [protocol, scope, ifindex, uid, reason, rule, rest] =
         [word()?, word()?, word()?, word()?, word()?, word()?, word()?];
     Some(Told { seen, tuple, protocol, scope, ifindex, uid, reason, rule, rest })

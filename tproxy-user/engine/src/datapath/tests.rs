@@ -17,7 +17,7 @@ use proptest::{
 use reference::{Expected, Reference};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use tproxy_common::{
-    abi::{Decision, FragmentKey, Memory},
+    abi::{Decision, FragmentKey, Memory, Origin},
     addr::Addr,
     flow::{Protocol, Tuple},
     rule::RuleIndex,
@@ -110,14 +110,17 @@ impl Rig {
 
     fn decisions(&self) -> HashMap<Tuple, Decision> {
         let map = self.datapath.decisions(Arc::default()).unwrap().map;
-        let timeless =
-            map.iter().map(|entry| entry.map(|(tuple, decision)| (tuple, Decision { seen: 0, ..decision })));
+        let timeless = map.iter().map(|entry| {
+            entry
+                .map(|(tuple, decision)| (tuple, Decision { seen: 0, origin: Origin::default(), ..decision }))
+        });
         timeless.collect::<Result<_, _>>().unwrap()
     }
 
     fn memory(&self) -> HashMap<Tuple, (RuleIndex, u32, u32)> {
         let map = self.datapath.share::<Tuple, Memory>(map::MEMORY).unwrap();
-        let entries = map.iter().map(|entry| entry.map(|(tuple, m)| (tuple, (m.rule, m.worker, m.ifindex))));
+        let entries =
+            map.iter().map(|entry| entry.map(|(tuple, m)| (tuple, (m.rule, m.worker, m.origin.ifindex))));
         entries.collect::<Result<_, _>>().unwrap()
     }
 }

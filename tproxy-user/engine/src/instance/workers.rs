@@ -14,7 +14,7 @@ use crate::{
     generation::Generations,
     mark::Mark,
     socket,
-    tcp::{self, TcpCounters},
+    tcp::{self, Syns, TcpCounters},
     udp::{self, UdpCounters},
     worker::{Worker, WorkerSetup},
 };
@@ -43,7 +43,8 @@ pub(super) fn start_workers(
         sockets.iter().flat_map(|(_, udp)| udp).filter_map(|udp| address_of(udp.listener())).collect();
     let mut workers = Vec::new();
     let mut counters = Vec::new();
-    for (index, (listeners, sockets)) in sockets.into_iter().enumerate() {
+    let syns = Syns::of_workers(config.workers, datapath.syns()?);
+    for (index, ((listeners, sockets), syns)) in sockets.into_iter().zip(syns).enumerate() {
         let own = Counters::default();
         let tcp = tcp::Setup {
             listeners,
@@ -52,6 +53,7 @@ pub(super) fn start_workers(
             mark: config.mark,
             decisions: Box::new(datapath.decisions(own.tcp.accept_latency())?),
             counters: Arc::clone(&own.tcp),
+            syns: Some(syns),
             flows: flows.table(index),
         };
         let udp = udp::Setup {

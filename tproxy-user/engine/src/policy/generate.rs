@@ -10,11 +10,11 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use tproxy_common::{flow::Protocol, rule::Scope};
 
-use crate::config::{Action, Listed, NamedSet, Protocols, Rule};
+use crate::config::{Accept, Action, Listed, NamedSet, Protocols, Rule};
 
-/// Any flow that is forwarded, `direct`.
+/// Any flow that is forwarded, `direct`. Nothing is held, since what becomes of that is up to user space.
 pub(crate) fn rule() -> Rule {
-    Rule::new("r", Scope::Forwarded, Action::Direct)
+    Rule { accept: Accept::AtOnce, ..Rule::new("r", Scope::Forwarded, Action::Direct) }
 }
 
 /// Prefixes that nest.

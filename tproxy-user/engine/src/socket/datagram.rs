@@ -13,8 +13,8 @@ use socket2::{Protocol, SockRef, Socket, Type};
 use tproxy_common::packet::Fragmenting;
 
 use super::{
-    SocketError, UpstreamSource, bind, bind_foreign, discard_all, message, os, privileged, set_number,
-    transparent,
+    Egress, SocketError, UpstreamSource, bind, bind_foreign, discard_all, is_source, message, os, privileged,
+    set_number, transparent,
 };
 use crate::{
     family::Family,
@@ -119,16 +119,20 @@ pub fn session(dst: OriginalDst, client: ClientAddr, mark: Mark) -> Result<Socke
 pub fn datagram_upstream(
     upstream: Endpoint,
     source: UpstreamSource,
-    mark: Mark,
+    egress: impl Into<Egress>,
 ) -> Result<Socket, SocketError> {
-    let family = upstream.family();
+    let (family, egress) = (upstream.family(), egress.into());
     let socket = relaying(family)?;
+    egress.set(&socket)?;
     match family {
         Family::V4 => set(&socket, sockopt::Ipv4RecvErr, "IP_RECVERR")?,
         Family::V6 => set(&socket, sockopt::Ipv6RecvErr, "IPV6_RECVERR")?,
     }
     match source {
-        UpstreamSource::Host => bind(&socket, SocketAddr::new(unspecified(family), 0))?,
+        UpstreamSource::Own(own) if is_source(own, family) => bind(&socket, SocketAddr::new(own, 0))?,
+        UpstreamSource::Host | UpstreamSource::Own(_) => {
+            bind(&socket, SocketAddr::new(unspecified(family), 0))?;
+        }
         UpstreamSource::Client(client) => bind_foreign(&socket, family, SocketAddr::new(client, 0))?,
         UpstreamSource::ClientPort(client) => {
             // The client may use its port towards many destinations at once, and so must we.
@@ -139,7 +143,7 @@ pub fn datagram_upstream(
     if let Endpoint::Peer(peer) = upstream {
         socket.connect(&peer.into()).map_err(os("connect"))?;
     }
-    own(&socket, mark)?;
+    socket.set_mark(egress.mark()).map_err(privileged("SO_MARK"))?;
     Ok(socket)
 }
 

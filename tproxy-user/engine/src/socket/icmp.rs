@@ -122,6 +122,20 @@ impl IcmpSender {
         dst: OriginalDst,
     ) -> io::Result<()> {
         let (quoted, length) = quote(client, dst);
+        self.send_quoting(reporter, error, client, &quoted[..length])
+    }
+
+    /// Tells `client` that a packet of it failed, which begins with these bytes.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn send_quoting(
+        &mut self,
+        reporter: IpAddr,
+        error: IcmpError,
+        client: ClientAddr,
+        packet: &[u8],
+    ) -> io::Result<()> {
         let (kind, code, info) = match client.0.ip() {
             IpAddr::V4(_) => error.v4(),
             IpAddr::V6(_) => error.v6(),
@@ -130,10 +144,10 @@ impl IcmpSender {
         let mut header = [kind, code, 0, 0, a, b, c, d];
         if client.0.is_ipv4() {
             // That of ICMPv6 is the kernel's business (RFC 3542, 3.1).
-            let sum = checksum([&header[..], &quoted[..length]]);
+            let sum = checksum([&header[..], packet]);
             header[2..4].copy_from_slice(&sum.to_be_bytes());
         }
-        let parts = [IoSlice::new(&header), IoSlice::new(&quoted[..length])];
+        let parts = [IoSlice::new(&header), IoSlice::new(packet)];
         send(&self.0, client.0.ip(), &Control::new(reporter, TrafficClass::default()), &parts)
     }
 }

@@ -16,6 +16,17 @@ use super::control::Control;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TrafficClass(pub u8);
 
+impl TrafficClass {
+    /// That of a packet, from its IP header on; the usual one where there is none.
+    pub(crate) const fn of_packet(packet: &[u8]) -> Self {
+        match *packet {
+            [first, second, ..] if first >> 4 == 6 => Self(first << 4 | second >> 4),
+            [_, class, ..] => Self(class),
+            _ => Self(0),
+        }
+    }
+}
+
 /// How a datagram came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pieces {

@@ -16,8 +16,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::{
-    SocketError, UpstreamSource, bind_foreign, discard_all, get, message::TrafficClass, os, privileged,
-    set_number, transparent,
+    Egress, SocketError, UpstreamSource, bind, bind_foreign, discard_all, get, is_source,
+    message::TrafficClass, os, privileged, set_number, transparent,
 };
 use crate::{family::Family, mark::Mark};
 
@@ -67,16 +67,26 @@ pub fn black_hole(family: Family, mark: Mark) -> Result<Socket, SocketError> {
 /// [`SocketError::Taken`] when the client's port is held by somebody; the same can come to light only
 /// at `connect`, as `EADDRNOTAVAIL`. [`SocketError::Family`], [`SocketError::Privilege`], and
 /// [`SocketError::Os`] for lack of resources.
-pub fn upstream(upstream: SocketAddr, source: UpstreamSource, mark: Mark) -> Result<Socket, SocketError> {
-    let family = Family::of(upstream.ip());
-    let socket = marked(family, mark)?;
+pub fn upstream(
+    upstream: SocketAddr,
+    source: UpstreamSource,
+    egress: impl Into<Egress>,
+) -> Result<Socket, SocketError> {
+    let (family, egress) = (Family::of(upstream.ip()), egress.into());
+    let socket = marked(family, egress.mark)?;
+    egress.set(&socket)?;
+    socket.set_mark(egress.mark()).map_err(privileged("SO_MARK"))?;
     let address = match source {
         UpstreamSource::Host => return Ok(socket),
+        UpstreamSource::Own(own) => {
+            if is_source(own, family) {
+                without_port(&socket)?;
+                bind(&socket, SocketAddr::new(own, 0))?;
+            }
+            return Ok(socket);
+        }
         UpstreamSource::Client(client) => {
-            // Without it bind() would reserve a port for this address alone, of which there are 28,000,
-            // instead of connect() choosing one that is free towards this upstream.
-            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)
-                .map_err(|errno| os("IP_BIND_ADDRESS_NO_PORT")(errno.into()))?;
+            without_port(&socket)?;
             SocketAddr::new(client, 0)
         }
         UpstreamSource::ClientPort(client) => {
@@ -87,6 +97,13 @@ pub fn upstream(upstream: SocketAddr, source: UpstreamSource, mark: Mark) -> Res
     };
     bind_foreign(&socket, family, address)?;
     Ok(socket)
+}
+
+/// Without it bind() would reserve a port for this address alone, of which there are 28,000, instead of connect() choosing
+/// one that is free towards this upstream.
+fn without_port(socket: &Socket) -> Result<(), SocketError> {
+    setsockopt(socket, sockopt::IpBindAddressNoPort, &true)
+        .map_err(|errno| os("IP_BIND_ADDRESS_NO_PORT")(errno.into()))
 }
 
 /// Has the kernel find out, after each such silence, whether the peer is still there. Sockets towards upstreams are made
@@ -109,12 +126,10 @@ pub fn class_of_syn(accepted: &impl AsFd) -> TrafficClass {
     // The longest headers of IPv4 and TCP; of IPv6 with extensions the beginning is no less.
     let mut headers = [0_u8; 120];
     let length = get(accepted, libc::IPPROTO_TCP, TCP_SAVED_SYN, &mut headers);
-    let class = match (length, headers) {
-        (Ok(20..), [first, second, ..]) if first >> 4 == 6 => first << 4 | second >> 4,
-        (Ok(20..), [_, class, ..]) => class,
-        _ => 0,
-    };
-    TrafficClass(class)
+    match length {
+        Ok(length @ 20..) => TrafficClass::of_packet(&headers[..length.min(headers.len())]),
+        _ => TrafficClass::default(),
+    }
 }
 
 /// Gives what a socket sends from now on a class, but for ECN, which is the connection's own business.

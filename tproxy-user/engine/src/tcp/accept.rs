@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    connection::{Connection, refuse},
+    connection::{Arrived, Connection, place, refuse},
     counters::End,
     service::Shared,
     session,
@@ -55,31 +55,34 @@ pub(super) async fn accept_from(listener: TcpListener, shared: Rc<Shared>) -> In
 
 /// Finds out what is to be done with a connection, and begins it.
 fn decide(stream: TcpStream, client: ClientAddr, shared: &Rc<Shared>) {
-    shared.counters.accepted.fetch_add(1, Relaxed);
     // It fails only for sockets that are not connected.
-    let Ok(local) = stream.local_addr() else { return shared.counters.ended(End::Undecided) };
+    let Ok(local) = stream.local_addr() else {
+        shared.counters.accepted.fetch_add(1, Relaxed);
+        return shared.counters.ended(End::Undecided);
+    };
     let dst = OriginalDst(local);
+    if let Some(prepared) = shared.holding.borrow_mut().take(client, dst) {
+        // For how long it has waited, and lest it be taken for the next one of the same addresses and ports.
+        shared.decisions.borrow_mut().take(client, dst);
+        return prepared.begin(stream);
+    }
+    shared.counters.accepted.fetch_add(1, Relaxed);
     if shared.bound.contains(&local) {
         return refuse(shared, client, dst, End::Loop);
     }
     let decision = shared.decisions.borrow_mut().take(client, dst);
-    let Some(rule) = decision.and_then(|number| shared.generations.rule(number)) else {
+    let Some((rule, origin)) =
+        decision.and_then(|decided| Some((shared.generations.rule(decided.rule)?, decided.origin)))
+    else {
         return refuse(shared, client, dst, End::Undecided);
     };
-    let place = match rule.place(client) {
-        Ok(place) => place,
-        Err(full) => {
-            tracing::warn!(%client, %dst, rule = %rule.name, %full, "refused");
-            return refuse(shared, client, dst, End::OverLimit);
-        }
+    let Some(place) = place(shared, &rule, client, dst) else {
+        return refuse(shared, client, dst, End::OverLimit);
     };
-    if let Some(other) = place.instead_of() {
-        shared.flows.close_one_of(other);
-    }
     let class = socket::class_of_syn(&stream);
     // It fails for no socket of ours.
     let _ = socket::set_class(&stream, Family::of(client.0.ip()), class);
-    let connection = Connection::new(Rc::clone(shared), client, dst, rule, class, place);
+    let connection = Connection::new(Rc::clone(shared), client, dst, rule, Arrived { class, origin }, place);
     let flow = connection.live.share();
     flow.served_by(tokio::task::spawn_local(session::run(stream, connection)).abort_handle());
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::net::TcpStream;
-use tproxy_common::flow::Protocol;
+use tproxy_common::{abi::Origin, flow::Protocol};
 
 use super::{End, pipe::Pipe, service::Shared};
 use crate::{
@@ -31,18 +31,28 @@ pub(super) struct Connection {
     /// upstream → client
     pub(super) down: Pipe,
     rule: ChosenRule,
-    /// Of its SYN, and so of all its packets.
-    pub(super) class: TrafficClass,
+    /// How its SYN came.
+    arrived: Arrived,
     _place: Place,
     announced: Announced,
     counted: Counted,
     end: Option<Ended>,
 }
 
+/// How the SYN of a connection came.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Arrived {
+    /// Its class, and so that of all packets.
+    pub(super) class: TrafficClass,
+    pub(super) origin: Origin,
+}
+
 /// How a connection ended, with what the kernel said where it said something.
 pub(super) struct Ended {
     pub(super) end: End,
     pub(super) error: Option<String>,
+    /// Where the upstream's socket failed to connect.
+    pub(super) kind: Option<io::ErrorKind>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -60,20 +70,20 @@ struct Counted {
 
 impl From<End> for Ended {
     fn from(end: End) -> Self {
-        Self { end, error: None }
+        Self { end, error: None, kind: None }
     }
 }
 
 /// The client's socket failed.
 pub(super) fn client_failed(error: &io::Error) -> Ended {
     let end = if is_reset(error) { End::ClientReset } else { End::ClientLost };
-    Ended { end, error: Some(error.to_string()) }
+    Ended { end, error: Some(error.to_string()), kind: None }
 }
 
 /// The upstream's socket failed, after it was connected.
 pub(super) fn upstream_failed(error: &io::Error) -> Ended {
     let end = if is_reset(error) { End::UpstreamReset } else { End::UpstreamLost };
-    Ended { end, error: Some(error.to_string()) }
+    Ended { end, error: Some(error.to_string()), kind: None }
 }
 
 /// What a socket that is ready with an error has to say.
@@ -90,6 +100,28 @@ fn is_reset(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionReset | BrokenPipe | NotConnected)
 }
 
+/// A place for one more connection, for which one of who has most may have to end; there is none, and the client is told of,
+/// where that is not to be.
+pub(super) fn place(
+    shared: &Shared,
+    rule: &ChosenRule,
+    client: ClientAddr,
+    dst: OriginalDst,
+) -> Option<Place> {
+    match rule.place(client) {
+        Ok(place) => {
+            if let Some(other) = place.instead_of() {
+                shared.flows.close_one_of(other);
+            }
+            Some(place)
+        }
+        Err(full) => {
+            tracing::warn!(%client, %dst, rule = %rule.name, %full, "refused");
+            None
+        }
+    }
+}
+
 /// Counts and logs a connection that is not ours to serve. Anybody can make many of them, so its line
 /// is not for everyday logs.
 pub(super) fn refuse(shared: &Shared, client: ClientAddr, dst: OriginalDst, end: End) {
@@ -103,7 +135,7 @@ impl Connection {
         client: ClientAddr,
         dst: OriginalDst,
         rule: ChosenRule,
-        class: TrafficClass,
+        arrived: Arrived,
         place: Place,
     ) -> Self {
         shared.live.begin();
@@ -116,7 +148,7 @@ impl Connection {
             up: Pipe::default(),
             down: Pipe::default(),
             rule,
-            class,
+            arrived,
             _place: place,
             announced: Announced::No,
             counted: Counted::default(),
@@ -130,6 +162,10 @@ impl Connection {
 
     pub(super) fn dst(&self) -> OriginalDst {
         self.live.selection().dst
+    }
+
+    pub(super) const fn arrived(&self) -> &Arrived {
+        &self.arrived
     }
 
     pub(super) fn rule(&self) -> &Rule {
@@ -197,7 +233,7 @@ impl Drop for Connection {
         self.up.abandon(&self.shared.buffers);
         self.down.abandon(&self.shared.buffers);
         let cut_off = if self.live.is_closing() { End::Closed } else { End::Stopped };
-        let Ended { end, error } = self.end.take().unwrap_or(Ended::from(cut_off));
+        let Ended { end, error, .. } = self.end.take().unwrap_or(Ended::from(cut_off));
         self.live.ended(end.name());
         tracing::info!(
             client = %self.client(),

@@ -5,7 +5,11 @@ use std::{cell::RefCell, convert::Infallible, io, net::SocketAddr, rc::Rc, sync:
 use socket2::Socket;
 use tokio::{net::TcpListener, task::JoinSet};
 
-use super::{Affinity, Decisions, TcpCounters, accept, buffers::Buffers};
+use super::{
+    Affinity, Decisions, Syns, TcpCounters, accept,
+    buffers::Buffers,
+    hold::{self, Holding},
+};
 use crate::{flows::Table, generation::Generations, live::Live, mark::Mark};
 
 /// What a worker needs for TCP.
@@ -22,6 +26,8 @@ pub struct Setup {
     pub decisions: Box<dyn Decisions>,
     /// Where this worker counts.
     pub counters: Arc<TcpCounters>,
+    /// First packets that are held, where the datapath hands them over.
+    pub syns: Option<Syns>,
     /// Where its connections are while they live.
     pub flows: Arc<Table>,
 }
@@ -43,8 +49,12 @@ impl Service {
     }
 
     /// Begins to accept, on the worker's thread.
-    pub(crate) fn serve(self, serving: &mut JoinSet<Infallible>) {
+    pub(crate) fn serve(mut self, serving: &mut JoinSet<Infallible>) {
+        let syns = self.setup.syns.take();
         let shared = Shared::new(self.setup, self.live, self.affinity);
+        if let Some(syns) = syns {
+            serving.spawn_local(hold::serve(syns, Rc::clone(&shared)));
+        }
         for listener in self.listeners {
             serving.spawn_local(accept::accept_from(listener, Rc::clone(&shared)));
         }
@@ -62,6 +72,7 @@ pub(super) struct Shared {
     pub(super) live: Live,
     pub(super) affinity: Affinity,
     pub(super) buffers: Buffers,
+    pub(super) holding: RefCell<Holding>,
 }
 
 impl Shared {
@@ -76,6 +87,7 @@ impl Shared {
             live,
             affinity,
             buffers: Buffers::default(),
+            holding: RefCell::default(),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! What the rule's action makes of a connection.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::net::TcpStream;
 
@@ -36,7 +36,7 @@ async fn hand_over(client: TcpStream, connection: &mut Connection, taker: &Taker
     let rule = Arc::clone(&connection.rule().name);
     match taker.hand_over(client, connection.client(), connection.dst(), rule).await {
         Ok(()) => End::Eof.into(),
-        Err(error) => Ended { end: End::Stopped, error: Some(error.to_string()) },
+        Err(error) => Ended { end: End::Stopped, error: Some(error.to_string()), kind: None },
     }
 }
 
@@ -54,18 +54,44 @@ async fn serve(client: &TcpStream, connection: &mut Connection) -> Ended {
         // The datapath does these without us.
         Action::HandOver(_) | Action::Reject | Action::Drop | Action::Pass => return End::Undecided.into(),
     };
-    let upstream = match Box::pin(upstream::connect(address, client, connection)).await {
+    let upstream = match Box::pin(upstream::connect(address, Some(client), connection)).await {
         Ok(upstream) => upstream,
         Err(ended) => {
             connection.announce(Some(address), None);
             return ended;
         }
     };
-    connection.announce(Some(address), Some(&upstream));
+    relay(client, &upstream, connection, address).await
+}
+
+/// Serves a connection whose upstream was connected before it was accepted.
+#[expect(clippy::manual_async_fn, reason = "as above")]
+pub(super) fn resume(
+    client: TcpStream,
+    upstream: TcpStream,
+    mut connection: Connection,
+) -> impl Future<Output = ()> {
+    async move {
+        let address = upstream.peer_addr().unwrap_or(connection.dst().0);
+        let ended = relay(&client, &upstream, &mut connection, address).await;
+        if ended.end == End::Eof {
+            socket::close_in_order(&client);
+        }
+        connection.ended(ended);
+    }
+}
+
+async fn relay(
+    client: &TcpStream,
+    upstream: &TcpStream,
+    connection: &mut Connection,
+    address: SocketAddr,
+) -> Ended {
+    connection.announce(Some(address), Some(upstream));
     connection.live.set_state(FlowState::Relaying);
-    let ended = relay::relay(client, &upstream, connection).await;
+    let ended = relay::relay(client, upstream, connection).await;
     if ended.end == End::Eof {
-        socket::close_in_order(&upstream);
+        socket::close_in_order(upstream);
     }
     ended
 }

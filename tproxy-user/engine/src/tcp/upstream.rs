@@ -20,38 +20,40 @@ use crate::{
     host::connections,
     socket::{self, SocketError},
     source::Sources,
+    way::egress,
 };
 
 /// Connects for a client, from the source that its rule wants. Gives up when the client resets its
-/// connection meanwhile; that it has no more to send is no reason.
+/// connection meanwhile, if it was accepted; that it has no more to send is no reason.
 ///
 /// # Errors
 /// How the connection ended, therefore.
 pub(super) async fn connect(
     address: SocketAddr,
-    client: &TcpStream,
+    client: Option<&TcpStream>,
     connection: &Connection,
 ) -> Result<TcpStream, Ended> {
-    let mut client_error = pin!(client.ready(Interest::ERROR));
+    let mut client_error = pin!(failure_of(client));
     let mut timer = pin!(sleep(connection.connect_timeout()));
     // Where the kernel cannot say, the odds are what they are.
     let is_clients = |theirs| connections::exists(Protocol::Tcp, address, theirs).unwrap_or(false);
     let mut sources = Sources::of(connection.rule(), connection.client());
     let mut source = sources.first(is_clients);
+    let egress = egress(connection.rule(), &connection.arrived().origin, connection.shared.mark);
     loop {
-        let socket = socket::upstream(address, source, connection.shared.mark);
+        let socket = socket::upstream(address, source, egress);
         let socket = socket.inspect(|socket| {
             // Else it leaves with another one, and arrives all the same.
-            let _ = socket::set_class(socket, Family::of(address.ip()), connection.class);
-            if socket::has_data(client) {
+            let _ = socket::set_class(socket, Family::of(address.ip()), connection.arrived().class);
+            if client.is_some_and(socket::has_data) {
                 socket::join_ack_with_data(socket)
             }
         });
         let connected = match socket.map(|socket| TcpSocket::from_std_stream(socket.into())) {
             Ok(socket) => tokio::select! {
                 biased;
-                _ = &mut client_error => return Err(client_failed(&pending_error(client))),
-                () = &mut timer => return Err(End::ConnectTimeout.into()),
+                ended = &mut client_error => return Err(ended),
+                () = &mut timer => return Err(failed(connection, End::ConnectTimeout)),
                 connected = socket.connect(address) => connected.map_err(ConnectError::Connect),
             },
             Err(error) => Err(ConnectError::Socket(error)),
@@ -63,7 +65,10 @@ pub(super) async fn connect(
                     None => return Err(error.into()),
                 }
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                forget_reached(connection);
+                return Err(error.into());
+            }
             Ok(stream) => {
                 connection.shared.counters.connect_latency.observe(connection.live.began().elapsed());
                 forget_own(&stream, address, connection);
@@ -71,6 +76,27 @@ pub(super) async fn connect(
             }
         }
     }
+}
+
+async fn failure_of(client: Option<&TcpStream>) -> Ended {
+    match client {
+        Some(client) => {
+            // What is ready with an error, or cannot be asked, has failed.
+            let _ = client.ready(Interest::ERROR).await;
+            client_failed(&pending_error(client))
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn failed(connection: &Connection, end: End) -> Ended {
+    forget_reached(connection);
+    end.into()
+}
+
+/// The next client is told before it is accepted.
+fn forget_reached(connection: &Connection) {
+    connection.shared.decisions.borrow_mut().unreached(connection.dst());
 }
 
 /// The datapath remembers a spoofed connection of ours to an application as such. Its handshake is over; later the
@@ -122,6 +148,10 @@ impl ConnectError {
 
 impl From<ConnectError> for Ended {
     fn from(error: ConnectError) -> Self {
-        Self { end: error.end(), error: Some(error.to_string()) }
+        let kind = match &error {
+            ConnectError::Connect(error) => Some(error.kind()),
+            ConnectError::Socket(_) => None,
+        };
+        Self { end: error.end(), error: Some(error.to_string()), kind }
     }
 }

@@ -22,8 +22,9 @@ use crate::{
     flow::{ClientAddr, OriginalDst},
     flows::Selection,
     host::connections,
-    socket::{self, Datagram, Endpoint, SocketError},
+    socket::{self, Datagram, Egress, Endpoint, SocketError},
     source::Sources,
+    way::egress,
 };
 
 /// Sessions that end, at most, for one to begin: with one of them a port or a descriptor need not be free, as sessions share
@@ -78,8 +79,8 @@ impl Relay {
         if self.bound.contains(&flow.dst.0) {
             return Err(Unbegun::Loop);
         }
-        let (number, fragmenting) = match self.memory.selected(flow.client, flow.dst) {
-            Some(Selected::By(number, fragmenting)) => (number, fragmenting),
+        let (number, origin, fragmenting) = match self.memory.selected(flow.client, flow.dst) {
+            Some(Selected::By(number, origin, fragmenting)) => (number, origin, fragmenting),
             Some(Selected::Carry) => return Ok(Begun::Carried),
             None => return Err(Unbegun::Undecided),
         };
@@ -88,7 +89,8 @@ impl Relay {
             self.end(oldest, End::Evicted, now);
         }
         let ttl = if rule.scope == Scope::Forwarded { ttl.saturating_sub(1).max(1) } else { ttl };
-        let (reply, upstream) = self.sockets_with_room(&flow, &rule, now)?;
+        let egress = egress(&rule, &origin, self.mark);
+        let (reply, upstream) = self.sockets_with_room(&flow, &rule, egress, now)?;
         let live = self.flows.enter(Selection {
             protocol: Protocol::Udp,
             scope: rule.scope,
@@ -120,10 +122,11 @@ impl Relay {
         &mut self,
         flow: &Flow,
         rule: &Rule,
+        egress: Egress,
         now: Instant,
     ) -> Result<(Reply, Upstream), Unbegun> {
         for _ in 0..MOST_EVICTED {
-            let error = match self.sockets(flow, rule) {
+            let error = match self.sockets(flow, rule, egress) {
                 Err(Unbegun::Socket(error)) => error,
                 sockets => return sockets,
             };
@@ -144,10 +147,10 @@ impl Relay {
             };
             self.end(oldest.ok_or(error)?, End::Evicted, now);
         }
-        self.sockets(flow, rule)
+        self.sockets(flow, rule, egress)
     }
 
-    fn sockets(&mut self, flow: &Flow, rule: &Rule) -> Result<(Reply, Upstream), Unbegun> {
+    fn sockets(&mut self, flow: &Flow, rule: &Rule, egress: Egress) -> Result<(Reply, Upstream), Unbegun> {
         let to = match &rule.action {
             Action::Direct => flow.dst.0,
             Action::Upstream(address) => *address,
@@ -165,9 +168,9 @@ impl Relay {
         let mirrored = rule.scope == Scope::Inbound && rule.source != Source::Host;
         let upstream = match (&rule.action, rule.nat) {
             (Action::Direct, Nat::EndpointIndependent) if !mirrored => {
-                Upstream::Shared(self.mapping(flow.client, Family::of(to.ip()), rule)?)
+                Upstream::Shared(self.mapping(flow.client, Family::of(to.ip()), rule, egress)?)
             }
-            _ => Upstream::Own(self.upstream(Endpoint::Peer(to), flow.client, rule)?, to),
+            _ => Upstream::Own(self.upstream(Endpoint::Peer(to), flow.client, rule, egress)?, to),
         };
         Ok((reply, upstream))
     }
@@ -180,12 +183,18 @@ impl Relay {
         }
     }
 
-    fn mapping(&mut self, client: ClientAddr, family: Family, rule: &Rule) -> Result<u32, SocketError> {
-        let sharing = Sharing { client, source: rule.source };
+    fn mapping(
+        &mut self,
+        client: ClientAddr,
+        family: Family,
+        rule: &Rule,
+        egress: Egress,
+    ) -> Result<u32, SocketError> {
+        let sharing = Sharing { client, source: rule.source, egress };
         if let Some(index) = self.mappings.share(&sharing) {
             return Ok(index);
         }
-        let socket = self.upstream(Endpoint::Any(family), client, rule)?;
+        let socket = self.upstream(Endpoint::Any(family), client, rule, egress)?;
         let index = self.mappings.insert(sharing, socket);
         let added = match self.mappings.get_mut(index) {
             Some(mapping) => self.watch.add(&mapping.socket.channel.socket, Token::Mapping(index)),
@@ -202,6 +211,7 @@ impl Relay {
         to: Endpoint,
         client: ClientAddr,
         rule: &Rule,
+        egress: Egress,
     ) -> Result<UpstreamSocket, SocketError> {
         let memory = &mut self.memory;
         // Or another session's of ours: of two sockets with the same addresses and ports, one would get what is the other's.
@@ -216,7 +226,7 @@ impl Relay {
         let mut sources = Sources::of(rule, client);
         let mut source = sources.first(&mut is_clients);
         loop {
-            match socket::datagram_upstream(to, source, self.mark) {
+            match socket::datagram_upstream(to, source, egress) {
                 Err(error @ SocketError::Taken { .. }) => {
                     source = sources.next(&self.counters.source_fallbacks, &mut is_clients).ok_or(error)?;
                 }

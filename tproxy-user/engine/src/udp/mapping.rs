@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use slab::Slab;
 
 use super::session::UpstreamSocket;
-use crate::{config::Source, flow::ClientAddr};
+use crate::{config::Source, flow::ClientAddr, socket::Egress};
 
 /// Which sessions share a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -14,6 +14,8 @@ pub(super) struct Sharing {
     pub(super) client: ClientAddr,
     /// Different rules may want different sources.
     pub(super) source: Source,
+    /// By different ways, peers see different endpoints anyhow.
+    pub(super) egress: Egress,
 }
 
 /// A socket, not connected, and how many sessions use it.

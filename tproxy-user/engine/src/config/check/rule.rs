@@ -6,8 +6,8 @@ use ipnet::IpNet;
 
 use super::{ByName, Check, Form, Sets};
 use crate::config::{
-    Action, Listed, Nat, Protocols, Rule, Scope, Source, draft::DraftRule, path::Path, remedy::nearest,
-    values::Item,
+    Accept, Action, Listed, Nat, Protocols, Rule, Scope, Source, draft::DraftRule, path::Path,
+    remedy::nearest, values::Item,
 };
 
 /// Longest name of an interface, in bytes (`IFNAMSIZ` without the final zero).
@@ -38,6 +38,7 @@ impl Check {
             cgroups: draft.cgroup,
             source: draft.source,
             nat: draft.nat,
+            accept: draft.accept,
             timeouts: draft.timeouts,
             limits: draft.limits,
             ..Rule::new(
@@ -230,7 +231,30 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
             ),
         );
     }
+    if let Action::Upstream(upstream) = rule.action
+        && rule.scope == Scope::Inbound
+        && rule.source != Source::Host
+        && upstream.ip().is_loopback()
+    {
+        say(
+            &["action", "source", "scope"],
+            format!(
+                "an application at {upstream} cannot answer a client's address, which is none of this host's: \
+                 let it listen at another address and name that, or use {}",
+                form.is("source", "host")
+            ),
+        );
+    }
     let tcp = rule.protocols != Protocols::Udp;
+    if rule.accept != Accept::default() && !(connects && tcp && rule.scope != Scope::Inbound) {
+        say(
+            &["accept", "action", "protocol", "scope"],
+            format!(
+                "{} is about TCP connections to upstreams, in scopes forwarded and outbound: leave it out",
+                form.key("accept")
+            ),
+        );
+    }
     const CONNECT: &[&str] = &["timeouts.connect", "action", "protocol"];
     const IDLE: &[&str] = &["timeouts.idle", "action", "protocol"];
     const KEEPALIVE: &[&str] = &["timeouts.keepalive", "action", "protocol"];

@@ -75,9 +75,14 @@ const FILES: &[(&str, &str, &str)] = &[
     ("[[rules]]\nscope = 'inbound'\naction = 'drop'\nsource = 'client'", "4:10: rules[0].source: ", "direct"),
     ("[[rules]]\nscope = 'inbound'\naction = 'drop'\ntimeouts.idle = '1s'", "4:17: rules[0].timeouts", "TCP"),
     (
-        "[[rules]]\nscope = 'inbound'\naction = 'upstream=[::1]:1'\nsource = 'client'\nto = ['0.0.0.0/0']",
+        "[[rules]]\nscope = 'inbound'\naction = 'upstream=[2001:db8::1]:1'\nsource = 'client'\nto = ['0.0.0.0/0']",
         "3:10: rules[0].action: ",
         "in the same one",
+    ),
+    (
+        "[[rules]]\nscope = 'inbound'\naction = 'upstream=127.0.0.1:1'\nsource = 'client'\nto = ['0.0.0.0/0']",
+        "3:10: rules[0].action: ",
+        "listen at another address",
     ),
 ];
 

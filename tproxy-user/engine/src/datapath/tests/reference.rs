@@ -3,7 +3,7 @@
 use std::{cell::Cell, collections::HashMap};
 
 use tproxy_common::{
-    abi::{APPLICATION, CARRY, Decision, FragmentCourse, FragmentKey, PASSED, scope_bit},
+    abi::{APPLICATION, CARRY, Decision, FragmentCourse, FragmentKey, Origin, PASSED, scope_bit},
     addr::Addr,
     flow::{Flow, Protocol, Tuple},
     packet::{self, Kind, Packet},
@@ -73,6 +73,10 @@ impl<'a> Reference<'a> {
             (Direction::Ingress, Layer::Loopback) => return self.loopback(own, parsed, seen.mark),
             (Direction::Ingress, _) if !to_us => Err(Reason::NotForUs),
             _ if own => Err(Reason::OwnMark),
+            // A first packet that was held, on its way in.
+            (Direction::Egress, _) if self.mark.is_steered(seen.mark) => {
+                return Expected { course: Course::Passed, mark: seen.mark, reasons: vec![Reason::NotOurs] };
+            }
             _ => parsed.and_then(|parsed| match (parsed.kind, parsed.protocol) {
                 (Kind::LaterFragment, _) => self.later_fragment(link, hook, &parsed),
                 (Kind::Unreadable | Kind::Hidden, _) => self.unreadable(link, hook, &parsed, seen),
@@ -114,7 +118,7 @@ impl<'a> Reference<'a> {
         let datagrams = self.has(Scope::Inbound, Protocol::Udp) || self.has(Scope::Outbound, Protocol::Udp);
         match parsed {
             Ok(Packet { kind: Kind::Syn, tuple, .. }) if self.has(Scope::Inbound, Protocol::Tcp) => {
-                self.decisions.insert(tuple, Decision { seen: 0, rule: 0, worker: APPLICATION });
+                self.decisions.insert(tuple, decision(0, APPLICATION));
                 after = self.unmarked(mark);
             }
             Ok(Packet { kind: Kind::Datagram, tuple, .. })
@@ -143,7 +147,7 @@ impl<'a> Reference<'a> {
                 if !matches!(verdict, Verdict::Steer(_)) && waits_for_ack {
                     self.decisions.remove(&parsed.tuple);
                 }
-                self.first(link, verdict, parsed, seen)
+                self.first(link, hook, verdict, parsed, seen)
             }
             Kind::Ack if waits_for_ack => Ok((Course::Steered, Reason::Decided)),
             _ => Err(Reason::NotOurs),
@@ -192,7 +196,7 @@ impl<'a> Reference<'a> {
         } else {
             self.ask(scope_of(hook), Protocol::Udp, link, tuple)
         };
-        let course = self.first(link, verdict, parsed, seen);
+        let course = self.first(link, hook, verdict, parsed, seen);
         // One that is carried after all is remembered as passed, too.
         let passes = matches!(course, Err(Reason::NoRule | Reason::RulePass | Reason::Remembered));
         if passes && !elsewhere {
@@ -216,7 +220,14 @@ impl<'a> Reference<'a> {
         }
     }
 
-    fn first(&mut self, link: &Link, verdict: Verdict, parsed: &Packet, seen: Seen<'_>) -> Decided {
+    fn first(
+        &mut self,
+        link: &Link,
+        hook: Direction,
+        verdict: Verdict,
+        parsed: &Packet,
+        seen: Seen<'_>,
+    ) -> Decided {
         match verdict {
             Verdict::Pass(reason) => self.leave_alone(link, parsed, reason),
             Verdict::Steer(_) if parsed.kind == Kind::Syn && packet::is_signed(seen.packet, parsed.l4) => {
@@ -224,7 +235,8 @@ impl<'a> Reference<'a> {
             }
             Verdict::Steer(rule) => {
                 self.follow(parsed, FragmentCourse::Steer);
-                self.remember(rule, parsed.protocol, &parsed.tuple, link);
+                let arrival = if hook == Direction::Ingress { link.index } else { 0 };
+                self.remember(rule, parsed.protocol, &parsed.tuple, arrival);
                 Ok((Course::Steered, Reason::RuleSteer))
             }
             Verdict::Drop => {
@@ -315,10 +327,10 @@ impl<'a> Reference<'a> {
         (decide(scope, &flow, &asked), asked.decider.get())
     }
 
-    fn remember(&mut self, rule: RuleIndex, protocol: Protocol, tuple: &Tuple, link: &Link) {
+    fn remember(&mut self, rule: RuleIndex, protocol: Protocol, tuple: &Tuple, arrival: u32) {
         match protocol {
-            Protocol::Tcp => drop(self.decisions.insert(*tuple, Decision { seen: 0, rule, worker: WORKER })),
-            Protocol::Udp => drop(self.memory.insert(*tuple, (rule, WORKER, link.index))),
+            Protocol::Tcp => drop(self.decisions.insert(*tuple, decision(rule, WORKER))),
+            Protocol::Udp => drop(self.memory.insert(*tuple, (rule, WORKER, arrival))),
         }
     }
 }
@@ -410,4 +422,9 @@ fn is_quotable(parsed: &Packet, bytes: &[u8]) -> bool {
     const UDP_HEADER: usize = 8;
     let l3 = if is_taken_for_ip(bytes) { ETHERNET } else { 0 };
     parsed.l4 + UDP_HEADER - l3 <= MOST
+}
+
+/// Without when and how its first packet came.
+fn decision(rule: RuleIndex, worker: u32) -> Decision {
+    Decision { seen: 0, rule, worker, origin: Origin::default() }
 }

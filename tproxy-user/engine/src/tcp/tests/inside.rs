@@ -17,8 +17,13 @@ use crate::{
     generation::RuleNumber,
     live::Live,
     mark::Mark,
-    socket::{self, TrafficClass},
-    tcp::{Affinity, Setup, TcpCounters, connection::Connection, service::Shared, session},
+    socket,
+    tcp::{
+        Affinity, Setup, TcpCounters,
+        connection::{Arrived, Connection},
+        service::Shared,
+        session,
+    },
 };
 
 /// A client, and the server that it is connected to by a task of this thread.
@@ -37,6 +42,7 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
             mark: Mark::DEFAULT,
             decisions: Box::new(Always(None)),
             counters: TcpCounters::default().into(),
+            syns: None,
             flows: Flows::of_workers(1).table(0),
         },
         Live::default(),
@@ -46,9 +52,9 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
     let rule = shared.generations.rule(RuleNumber(0)).unwrap();
     let place = rule.place(ClientAddr(peer)).unwrap();
     let connection =
-        Connection::new(Rc::clone(&shared), ClientAddr(peer), dst, rule, TrafficClass::default(), place);
+        Connection::new(Rc::clone(&shared), ClientAddr(peer), dst, rule, Arrived::default(), place);
     let session = session::run(accepted, connection);
-    assert!(size_of_val(&session) <= 768, "{} bytes a connection", size_of_val(&session));
+    assert!(size_of_val(&session) <= 864, "{} bytes a connection", size_of_val(&session));
     tokio::task::spawn_local(session);
     let (upstream, _) = server.accept().await.unwrap();
     (client, upstream, shared)

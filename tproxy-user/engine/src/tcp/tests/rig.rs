@@ -11,6 +11,7 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
+use tproxy_common::abi::Origin;
 
 use crate::{
     config::{Action, Config, Rule, Scope, Source, Timeouts},
@@ -20,7 +21,7 @@ use crate::{
     generation::{Generation, Generations, RuleNumber},
     mark::Mark,
     socket,
-    tcp::{Decisions, End, Setup, Snapshot, TcpCounters},
+    tcp::{Decided, Decisions, End, Setup, Snapshot, Syn, TcpCounters},
     worker::{Worker, WorkerSetup},
 };
 
@@ -30,9 +31,17 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct Always(pub(super) Option<RuleNumber>);
 
 impl Decisions for Always {
-    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<RuleNumber> {
-        self.0
+    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Decided> {
+        self.0.map(|rule| Decided { rule, origin: Origin::default() })
     }
+
+    fn admit(&mut self, _: &Syn) {}
+
+    fn release(&mut self, _: ClientAddr, _: OriginalDst) {}
+
+    fn reached(&mut self, _: OriginalDst) {}
+
+    fn unreached(&mut self, _: OriginalDst) {}
 }
 
 pub(super) struct Rig {
@@ -78,6 +87,7 @@ impl Rig {
             mark: Mark::DEFAULT,
             decisions: Box::new(Always(Some(RuleNumber(0)))),
             counters: Arc::clone(&counters),
+            syns: None,
             flows: flows.table(0),
         };
         change(&mut setup);

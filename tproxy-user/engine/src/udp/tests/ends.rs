@@ -5,6 +5,8 @@ use std::{net::UdpSocket, sync::Arc, time::Duration};
 use nix::sys::socket::{setsockopt, sockopt};
 use tproxy_netns::Family;
 
+use tproxy_common::abi::Origin;
+
 use super::super::dns::tests::{answer, query};
 use super::rig::*;
 use crate::{
@@ -132,8 +134,8 @@ fn a_client_that_is_gone_ends_its_session() {
 fn what_nobody_decided_goes_nowhere() {
     for (selected, action) in [
         (None, Action::Direct),
-        (Some(Selected::By(RuleNumber(7), None)), Action::Direct),
-        (Some(Selected::By(RuleNumber(0), None)), Action::Pass),
+        (Some(Selected::By(RuleNumber(7), Origin::default(), None)), Action::Direct),
+        (Some(Selected::By(RuleNumber(0), Origin::default(), None)), Action::Pass),
     ] {
         let rig = Rig::with(rule(action), |setup| setup.memory = Box::new(Just(selected)));
         let (client, server) = rig.pair(Family::V4);

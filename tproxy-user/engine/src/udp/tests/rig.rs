@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tproxy_common::abi::Origin;
 use tproxy_netns::Topology;
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     generation::{Generation, Generations, RuleNumber},
     mark::Mark,
     socket::{self, Message, Outgoing, TrafficClass},
-    tcp::{self, TcpCounters},
+    tcp::{self, Decided, Syn, TcpCounters},
     udp::{End, Memory, Selected, Setup, Snapshot, Sockets, UdpCounters},
     worker::{Worker, WorkerSetup},
 };
@@ -90,8 +91,10 @@ impl Rig {
 
     pub(super) fn with(rule: Rule, change: impl FnOnce(&mut Setup) + Send) -> Self {
         let net = Topology::three().expect("root");
-        let memory =
-            Everything { selected: Some(Selected::By(RuleNumber(0), None)), forgotten: Arc::default() };
+        let memory = Everything {
+            selected: Some(Selected::By(RuleNumber(0), Origin::default(), None)),
+            forgotten: Arc::default(),
+        };
         let counters = Arc::new(UdpCounters::default());
         let flows = Flows::of_workers(1);
         let worker = net.gateway.enter(|| {
@@ -117,6 +120,7 @@ impl Rig {
                 mark: Mark::DEFAULT,
                 decisions: Box::new(Nobody),
                 counters: TcpCounters::default().into(),
+                syns: None,
                 flows: flows.table(0),
             };
             Worker::spawn(WorkerSetup { index: 0, workers: 1, tcp, udp: Some(setup) }).unwrap()
@@ -189,9 +193,17 @@ impl Rig {
 struct Nobody;
 
 impl tcp::Decisions for Nobody {
-    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<RuleNumber> {
+    fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Decided> {
         None
     }
+
+    fn admit(&mut self, _: &Syn) {}
+
+    fn release(&mut self, _: ClientAddr, _: OriginalDst) {}
+
+    fn reached(&mut self, _: OriginalDst) {}
+
+    fn unreached(&mut self, _: OriginalDst) {}
 }
 
 /// What comes from the client goes to a connected socket, or else to the listener, ICMP errors to their sockets; and what comes from the server for an

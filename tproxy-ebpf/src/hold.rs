@@ -1,0 +1,131 @@
+//! Connecting before accepting: a SYN is handed to user space whole, which connects to the upstream and then sends it in once
+//! more (`maps::DECISIONS` has the flow by then), or answers it as the upstream would.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes},
+    programs::TcContext,
+};
+use tproxy_common::{
+    abi::{Destination, HELD_FOR, LONGEST_SYN, Origin, action_index},
+    flow::{Protocol, Tuple},
+    packet::Packet,
+    rule::{ActionKind, RuleIndex, Scope},
+    verdict::Reason,
+};
+
+use crate::{
+    maps,
+    outcome::{Course, History, Outcome},
+    ownership,
+    packet::{self, LinkLayer, Meta},
+    settings, trace,
+};
+
+/// Whether the upstream is to be connected before a connection is accepted that a rule of the active slot selects.
+#[inline(always)]
+pub(crate) fn is_wanted(rule: RuleIndex, parsed: &Packet) -> bool {
+    let index = action_index(maps::control().slot(), rule);
+    let kind = maps::ACTIONS.get(index).map_or(ActionKind::Pass, |byte| ActionKind::from_byte(*byte));
+    match kind {
+        ActionKind::SteerReached => !is_reached(&parsed.tuple),
+        ActionKind::SteerConnected => true,
+        _ => false,
+    }
+}
+
+/// Hands a SYN to user space. The number is that of an [`Outcome`]: still to be decided where there is no room, or the packet
+/// is too long.
+#[inline(always)]
+pub(crate) fn hand_over(ctx: &TcContext, link: LinkLayer, scope: Scope, rule: RuleIndex) -> u32 {
+    tproxy_hold(ctx.skb.skb, link.0 as u32, scope as u32, rule)
+}
+
+/// External linkage: see `first`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_hold(skb: *mut __sk_buff, link: u32, scope: u32, rule: RuleIndex) -> u32 {
+    let scope = if scope == Scope::Outbound as u32 { Scope::Outbound } else { Scope::Forwarded };
+    hold(&TcContext::new(skb), LinkLayer(link as usize), scope, rule).to_number()
+}
+
+#[inline(always)]
+fn hold(ctx: &TcContext, link: LinkLayer, scope: Scope, rule: RuleIndex) -> Outcome {
+    const NOT_HELD: Outcome = Outcome::First(History::Nothing);
+    let Ok(parsed) = packet::read(ctx, link) else { return NOT_HELD };
+    let now = now();
+    if is_held(&parsed.tuple, now) {
+        return Outcome::Settled(Course::Hold, Reason::Held as u32, rule);
+    }
+    let length = ctx.len();
+    if length == 0 || length > LONGEST_SYN as u32 {
+        return NOT_HELD;
+    }
+    // The mask is the bound that the verifier sees.
+    let length = core::hint::black_box(length) & LONGEST_SYN as u32;
+    let Some(mut entry) = maps::SYNS.reserve(0) else { return NOT_HELD };
+    let worker = ownership::worker_of_connection();
+    let held = entry.as_mut_ptr();
+    // SAFETY: `held` is memory for one that nobody else has until it is submitted. The helper writes at most `length` bytes,
+    // of which `packet` has room for more.
+    let loaded = unsafe {
+        (*held).tuple = parsed.tuple;
+        (*held).rule = maps::control().number(rule);
+        (*held).worker = worker;
+        (*held).origin = origin(scope, ctx);
+        (*held).l3 = link.0 as u32;
+        (*held).l4 = parsed.l4 as u32;
+        (*held).length = length;
+        let packet = (&raw mut (*held).packet).cast();
+        length > 0 && bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, packet, length) == 0
+    };
+    // Before user space can be done with it.
+    if !loaded || maps::HELD.insert(parsed.tuple, now, 0).is_err() {
+        entry.discard(0);
+        return NOT_HELD;
+    }
+    entry.submit(0);
+    maps::give(worker);
+    maps::hit(action_index(maps::control().slot(), rule));
+    let sender = (Meta::of(ctx).ifindex, if scope == Scope::Outbound { ctx.get_socket_uid() } else { 0 });
+    trace::tell(scope, Protocol::Tcp, &parsed.tuple, || sender, Reason::RuleSteer as u32, rule);
+    Outcome::Settled(Course::Hold, Reason::RuleSteer as u32, rule)
+}
+
+/// Whether user space has the first packet of a connection.
+#[inline(always)]
+pub(crate) fn has(tuple: &Tuple) -> bool {
+    is_held(tuple, now())
+}
+
+#[inline(always)]
+fn is_held(tuple: &Tuple, now: u64) -> bool {
+    // SAFETY: the value is copied at once.
+    unsafe { maps::HELD.get(tuple) }.is_some_and(|since| now.wrapping_sub(*since) < HELD_FOR)
+}
+
+/// Not inlined, for the sake of the stack.
+#[inline(never)]
+fn is_reached(tuple: &Tuple) -> bool {
+    // SAFETY: as above.
+    unsafe { maps::REACHED.get(Destination::of(tuple)) }.is_some_and(|until| now() < *until)
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: no arguments, no failure.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// What the way of the packet depends on beside its addresses.
+#[inline(always)]
+pub(crate) fn origin(scope: Scope, ctx: &TcContext) -> Origin {
+    let meta = Meta::of(ctx);
+    let mark = settings::unmarked(meta.mark);
+    match scope {
+        Scope::Outbound => {
+            Origin { mark, uid: ctx.get_socket_uid(), ifindex: 0, device: ownership::device_of_sender(ctx) }
+        }
+        Scope::Forwarded | Scope::Inbound => Origin { mark, uid: 0, ifindex: meta.ifindex, device: 0 },
+    }
+}
