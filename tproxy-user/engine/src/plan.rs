@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn forwarded_needs_ingress_where_named_and_everywhere_for_spoofed_replies() {
         let named = rule(Scope::Forwarded, &["eth0", "gone"], Source::Host);
-        let plan = surroundings().plan(&[named.clone()]);
+        let plan = surroundings().plan(std::slice::from_ref(&named));
         assert_eq!(plan.hooks, [(1, Ingress), (2, Ingress)].into(), "what was held comes in by way of lo");
         assert_eq!(plan.delivering, ["eth0".to_owned()].into(), "and is not delivered from there");
         assert_eq!(hooks(Rule { accept: Accept::AtOnce, ..named }), [(2, Ingress)]);
