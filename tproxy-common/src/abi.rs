@@ -14,6 +14,8 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// `SockMap`, indexed by `listener_index` and `black_hole_index`.
     pub const LISTENERS: &str = "LISTENERS";
+    /// `Array<Others>` of one.
+    pub const OTHERS: &str = "OTHERS";
     /// `Array<Given>`, indexed by worker.
     pub const GIVEN: &str = "GIVEN";
     /// `LruHashMap<Tuple, Decision>`, of TCP.
@@ -232,6 +234,27 @@ pub const LEFT: u32 = u32::MAX - 2;
 
 /// In [`Memory::worker`]: nobody's yet, the flow arrived for a socket of the host's.
 pub const HEARD: u32 = u32::MAX - 3;
+
+/// Most other instances whose marks are known.
+pub const MAX_OTHERS: usize = 8;
+
+/// The own marks of the instances that were there before this one: what they send upstream is not taken, or each would take
+/// what the other sends, without end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Others {
+    /// Each one's bits, and the mask under which they count; a mask of zero is none.
+    pub marks: [[u32; 2]; MAX_OTHERS],
+}
+
+impl Others {
+    /// Whether a packet with this mark is one of theirs.
+    #[inline(always)]
+    #[must_use]
+    pub fn sent(&self, mark: u32) -> bool {
+        self.marks.iter().any(|[bits, mask]| *mask != 0 && mark & mask == *bits)
+    }
+}
 
 /// How many connections a worker was given, counted up to the largest number and then from 0 again. In a cache line of its
 /// own: each CPU mostly counts for one worker.
@@ -616,8 +639,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Addr, CgroupKey, Control, Decision, Destination, FragmentKey, Memory, PortBits, RuleSet, SlotAddr,
-        SlotKey, Told, Tuple,
+        Addr, CgroupKey, Control, Decision, Destination, FragmentKey, Memory, Others, PortBits, RuleSet,
+        SlotAddr, SlotKey, Told, Tuple,
     };
 
     macro_rules! pod {
@@ -627,5 +650,5 @@ mod pod {
         )*};
     }
 
-    pod! { Addr CgroupKey Control Decision Destination FragmentKey Memory PortBits RuleSet SlotAddr SlotKey Told Tuple }
+    pod! { Addr CgroupKey Control Decision Destination FragmentKey Memory Others PortBits RuleSet SlotAddr SlotKey Told Tuple }
 }

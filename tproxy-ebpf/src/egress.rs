@@ -54,6 +54,9 @@ fn outcome(ctx: &TcContext, link: LinkLayer) -> Outcome {
         remember_own(ctx, link);
         return pass(Reason::OwnMark);
     }
+    if maps::is_of_another(meta.mark) {
+        return pass(Reason::OwnMark);
+    }
     if meta.is_tagged {
         // Tagged by a VLAN device above this one; on `lo` nobody would take the tag off.
         return pass(Reason::NotForUs);

@@ -83,6 +83,10 @@ fn segment(ctx: &TcContext, parsed: &Packet) -> Outcome {
         (Owner::Nobody, Kind::Syn) if parsed.hops <= 1 => pass(Reason::Expiring),
         (Owner::Nobody, Kind::Syn) => Outcome::First(History::Nothing),
         (Owner::TimeWait, Kind::Syn) => Outcome::First(History::TimeWait),
+        // The rules were asked about it before it was held.
+        (Owner::Decision(_), Kind::Syn) if settings::is_steered(Meta::of(ctx).mark) => {
+            deliver(Reason::Decided)
+        }
         (Owner::Decision(_), Kind::Syn) => Outcome::First(History::Decided),
         (Owner::TimeWait, Kind::IcmpError) => deliver(Reason::IcmpError),
         (Owner::TimeWait, _) => deliver(Reason::SocketOwned),

@@ -44,7 +44,8 @@ pub(crate) fn run(ctx: &TcContext) -> i32 {
         if let Some(Decision { origin: Origin { ifindex: ifindex @ 1.., mark, .. }, .. }) =
             maps::decision(tuple)
         {
-            ctx.set_mark(mark);
+            // By this mark it is told from one that was not held.
+            ctx.set_mark(settings::steered(mark));
             // SAFETY: plain numbers.
             return redirected(unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) });
         }

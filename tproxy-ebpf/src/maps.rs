@@ -9,8 +9,8 @@ use aya_ebpf::{
 use tproxy_common::{
     abi::{
         CgroupKey, Control, Decision, Destination, Finding, FragmentKey, Given, HeldSyn, MAX_LISTENERS,
-        MAX_SETS, MAX_WORKERS, Memory, Origin, PortBits, SLOTS, SYNS_SIZE, SlotAddr, SlotKey, TRACE_SIZE,
-        Told, TranslationKey,
+        MAX_SETS, MAX_WORKERS, Memory, Origin, Others, PortBits, SLOTS, SYNS_SIZE, SlotAddr, SlotKey,
+        TRACE_SIZE, Told, TranslationKey,
     },
     addr::Addr,
     flow::Tuple,
@@ -24,6 +24,8 @@ pub(crate) static CONTROL: Array<Control, 1> = Array::new();
 pub(crate) static COUNTERS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static LISTENERS: SockMap<{ MAX_LISTENERS as usize }> = SockMap::new();
+#[btf_map]
+pub(crate) static OTHERS: Array<Others, 1> = Array::new();
 #[btf_map]
 pub(crate) static GIVEN: Array<Given, { MAX_WORKERS as usize }> = Array::new();
 #[btf_map]
@@ -107,6 +109,12 @@ pub(crate) fn add_tcp_port(port: [u8; 2]) {
         // whoever needs it adds it again.
         unsafe { (*ports).add(u16::from_be_bytes(port)) };
     }
+}
+
+/// Whether another instance of this host sends a packet with this mark.
+#[inline(always)]
+pub(crate) fn is_of_another(mark: u32) -> bool {
+    OTHERS.get(0).is_some_and(|others| others.sent(mark))
 }
 
 /// How many connections a worker was given.

@@ -221,9 +221,9 @@ pub enum Nat {
 pub enum Accept {
     /// `direct`: after the upstream is connected, unless the destination was reached within the last minute; then, and in
     /// all other cases, at once.
-    #[default]
     Auto,
     /// At once; a client whose upstream cannot be connected is reset.
+    #[default]
     AtOnce,
     /// After the upstream is connected; what the upstream refuses is refused.
     AfterConnect,

@@ -42,7 +42,7 @@ pub use memory::MemoryMap;
 pub use sizes::Sizes;
 pub use test_run::{Course, Ran, Seen};
 use tproxy_common::{
-    abi::{self, Control, global, map, program},
+    abi::{self, Control, Others, global, map, program},
     flow::{Protocol, Tuple},
     verdict::Reason,
 };
@@ -301,6 +301,20 @@ impl Datapath {
     }
 
     /// A further handle to an LRU hash map that the programs and the workers share.
+    /// Leaves alone what other instances send, of which there may be [`MAX_OTHERS`](abi::MAX_OTHERS).
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn leave_alone(&mut self, others: &[Mark]) -> Result<(), DatapathError> {
+        let mut theirs = Others::default();
+        for (place, mark) in theirs.marks.iter_mut().zip(others) {
+            *place = [mark.own(), mark.mask()];
+        }
+        let data = self.ebpf.map_mut(map::OTHERS).expect("the map is never taken");
+        let write = |data| Array::<_, Others>::try_from(data)?.set(0, theirs, 0);
+        write(data).map_err(in_map(map::OTHERS))
+    }
+
     fn share<K: Pod, V: Pod>(&self, name: &'static str) -> Result<HashMap<MapData, K, V>, DatapathError> {
         let shared = self.ebpf.map(name).expect("the map is never taken");
         let Map::LruHashMap(data) = shared else { unreachable!("{name} is an LRU hash") };

@@ -30,6 +30,7 @@ pub use reload::Before;
 use reload::Superseded;
 use socket2::Socket;
 use tokio::sync::Notify;
+use tproxy_common::abi::MAX_OTHERS;
 use workers::{Counters, start_workers};
 
 use crate::{
@@ -39,7 +40,8 @@ use crate::{
     flows::Flows,
     generation::{Generation, Generations},
     host::{
-        Change, HostError, Identity, Journal, lingering, links, local_table::LocalTable, pins, preflight,
+        self, Change, HostError, Identity, Journal, Standing, lingering, links, local_table::LocalTable,
+        pins, preflight,
     },
     mark::Mark,
     plan::{Misnamed, Plan, Surroundings},
@@ -159,6 +161,7 @@ impl Instance {
             convergence: Convergence::new(Instant::now()),
             is_steering: false,
         };
+        instance.datapath.leave_alone(&instance.others()?)?;
         instance.set_host_addresses()?;
         let mut attempt = Attempt::default();
         instance.converge(&mut attempt);
@@ -170,6 +173,19 @@ impl Instance {
         instance.datapath.start_deciding()?;
         instance.provide_for_exit()?;
         Ok(instance)
+    }
+
+    /// The marks of the other instances of this network namespace.
+    fn others(&self) -> Result<Vec<Mark>, InstanceError> {
+        let living = host::on_record()?.into_iter().filter(|other| other.standing == Standing::Lives);
+        let others: Vec<_> =
+            living.map(|other| other.identity.mark).filter(|mark| *mark != self.config.mark).collect();
+        if others.len() > MAX_OTHERS {
+            tracing::warn!(
+                "more than {MAX_OTHERS} other instances: two that select the same flow may take each other's"
+            );
+        }
+        Ok(others)
     }
 
     /// Directories of cgroups in which something may happen that matters to rules.

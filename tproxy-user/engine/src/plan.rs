@@ -353,11 +353,11 @@ mod tests {
         let hooks = |surroundings: &Surroundings, name: &str| -> Vec<_> {
             surroundings.plan(&[rule(Scope::Forwarded, &[name], Source::Host)]).hooks.into_iter().collect()
         };
-        assert_eq!(hooks(&surroundings, "*0"), [(1, Ingress), (2, Ingress), (3, Ingress), (4, Ingress)]);
-        assert_eq!(hooks(&surroundings, "eth?"), [(1, Ingress), (2, Ingress)]);
+        assert_eq!(hooks(&surroundings, "*0"), [(2, Ingress), (3, Ingress), (4, Ingress)]);
+        assert_eq!(hooks(&surroundings, "eth?"), [(2, Ingress)]);
         surroundings.links[1].master = Some(3);
-        assert_eq!(hooks(&surroundings, "eth?"), [(1, Ingress)]);
-        assert_eq!(hooks(&surroundings, "eth0"), [(1, Ingress)]);
+        assert_eq!(hooks(&surroundings, "eth?"), []);
+        assert_eq!(hooks(&surroundings, "eth0"), []);
         let named = rule(Scope::Forwarded, &["eth?", "wg*", "tun0", "br0"], Source::Host);
         assert_eq!(surroundings.absent(&named).collect::<Vec<_>>(), ["wg*", "br0"]);
     }
@@ -391,11 +391,11 @@ mod tests {
     #[test]
     fn forwarded_needs_ingress_where_named_and_everywhere_for_spoofed_replies() {
         let named = rule(Scope::Forwarded, &["eth0", "gone"], Source::Host);
-        let plan = surroundings().plan(std::slice::from_ref(&named));
+        assert_eq!(hooks(named.clone()), [(2, Ingress)]);
+        let plan = surroundings().plan(&[Rule { accept: Accept::Auto, ..named }]);
         assert_eq!(plan.hooks, [(1, Ingress), (2, Ingress)].into(), "what was held comes in by way of lo");
         assert_eq!(plan.delivering, ["eth0".to_owned()].into(), "and is not delivered from there");
-        assert_eq!(hooks(Rule { accept: Accept::AtOnce, ..named }), [(2, Ingress)]);
-        let both = [(1, Ingress), (2, Ingress), (2, Egress), (3, Ingress), (3, Egress)];
+        let both = [(2, Ingress), (2, Egress), (3, Ingress), (3, Egress)];
         assert_eq!(
             hooks(rule(Scope::Forwarded, &["eth0"], Source::Client)),
             both,
@@ -428,7 +428,7 @@ mod tests {
         let both = |scope, interfaces| {
             hooks(Rule { protocols: Protocols::Both, ..rule(scope, interfaces, Source::Host) })
         };
-        assert_eq!(both(Scope::Forwarded, &["eth0"]), [(1, Ingress), (2, Ingress), (2, Egress)]);
+        assert_eq!(both(Scope::Forwarded, &["eth0"]), [(2, Ingress), (2, Egress)]);
         assert_eq!(both(Scope::Inbound, &[]), [(2, Egress), (3, Egress)]);
         assert_eq!(
             both(Scope::Outbound, &[]),

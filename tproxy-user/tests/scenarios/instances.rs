@@ -44,6 +44,46 @@ fn what_one_relays_the_other_leaves_alone_on_another_interface() {
 }
 
 #[test]
+fn what_one_sends_the_next_leaves_alone_and_takes_over_when_it_ends() {
+    let outbound = "--scope outbound --to 0.0.0.0/0 --to ::/0 --action direct --nat per-destination";
+    for engine in ENGINES {
+        let world = World::new();
+        let gateway = &world.net.gateway;
+        let asks = |family: Family| {
+            curl(gateway, "", family.server(), 80).assert_nginx(
+                (family.server(), 80).into(),
+                family.wan(),
+                &engine,
+            );
+            let server = datagrams(&world.net.server, (family.server(), 4077));
+            let client = datagrams(gateway, (family.wan(), 0));
+            client.send_to(b"ask", (family.server(), 4077)).unwrap();
+            let mut buffer = [0; 16];
+            let (_, from) = server.recv_from(&mut buffer).unwrap();
+            server.send_to(b"answer", from).unwrap();
+            let (length, _) = client.recv_from(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], b"answer");
+        };
+        let one = world.tproxy(&format!("{outbound} --steer {engine}"));
+        let two = world.tproxy(&format!("{outbound} --steer {engine} {OTHER}"));
+        for family in Family::ALL {
+            asks(family);
+        }
+        let taken = |lines: Vec<String>| lines.iter().filter(|line| line.contains(" accepted ")).count();
+        let last = format!("dst=[{}]:4077", Family::V6.server());
+        one.wait_line(&["accepted", &last], PATIENCE).unwrap();
+        assert_eq!(taken(one.lines()), 4, "{}", *one);
+        assert_eq!(taken(two.lines()), 0, "{}", *two);
+        drop(one);
+        for family in Family::ALL {
+            asks(family);
+        }
+        two.wait_line(&["accepted", &last], PATIENCE).unwrap();
+        assert_eq!(taken(two.lines()), 4, "{}", *two);
+    }
+}
+
+#[test]
 fn a_second_with_the_same_mark_or_table_is_refused_and_names_the_first() {
     let world = World::new();
     let first = world.tproxy(&format!("{FORWARDED} --action respond=first"));

@@ -181,7 +181,8 @@ fn the_capabilities_of_the_unit_do_and_none_of_them_is_too_much() {
         let wrong = |line: &&String| line.contains("WARN") || line.contains("ERROR");
         assert_eq!(tproxy.lines().iter().find(wrong), None, "{}", *tproxy);
     }
-    for without in &capabilities {
+    // Without CAP_CHOWN what is relayed for a user leaves as root's, whom the routing of some hosts sends another way.
+    for without in capabilities.iter().filter(|name| **name != "CAP_CHOWN") {
         let rest: Vec<_> = capabilities.iter().filter(|name| *name != without).copied().collect();
         let mut tproxy = start_with(&world, &manager, &rest, &file.flags());
         let status = tproxy.wait(PATIENCE).unwrap_or_else(|error| panic!("{without}: {error}"));

@@ -6,7 +6,7 @@ use std::{
     ops::Deref,
     str::FromStr,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::Instant,
@@ -99,7 +99,7 @@ pub struct LiveFlow {
     state: AtomicU8,
     closing: AtomicBool,
     /// Of a connection; a session has none.
-    task: OnceLock<AbortHandle>,
+    task: Mutex<Option<AbortHandle>>,
     end: OnceLock<&'static str>,
 }
 
@@ -118,7 +118,7 @@ impl LiveFlow {
             down: AtomicU64::new(0),
             state: AtomicU8::new(state as u8),
             closing: AtomicBool::new(false),
-            task: OnceLock::new(),
+            task: Mutex::new(None),
             end: OnceLock::new(),
         }
     }
@@ -174,18 +174,24 @@ impl LiveFlow {
     /// A connection is reset on both sides; a session waits for [`Table::closing`].
     pub(super) fn close(&self) {
         self.closing.store(true, SeqCst);
-        if let Some(task) = self.task.get() {
+        if let Some(task) = &*self.serving() {
             task.abort();
         }
     }
 
     /// The task that serves the connection: it ends with it.
     pub(crate) fn served_by(&self, task: AbortHandle) {
-        let task = self.task.get_or_init(|| task);
+        let mut serving = self.serving();
         // Somebody may have asked just before.
         if self.is_closing() {
             task.abort();
         }
+        // Another one has connected to its upstream before it was accepted, and is done.
+        *serving = Some(task);
+    }
+
+    fn serving(&self) -> MutexGuard<'_, Option<AbortHandle>> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn leads_to(&self, upstream: SocketAddr) {
