@@ -114,17 +114,21 @@ fn routing_that_others_flush_is_put_back_with_a_warning() {
     let world = World::new();
     let gateway = &world.net.gateway;
     let tproxy = world.tproxy(&format!("{FORWARDED} --action respond=hello"));
-    let flushed = ["ip rule del pref 100", "ip -6 rule del pref 100", "ip route flush table 29808"];
-    for command in flushed {
+    let flushed = [
+        ("ip rule del pref 100", "IPv4 rule"),
+        ("ip -6 rule del pref 100", "IPv6 rule"),
+        ("ip route flush table 29808", "IPv4 local default route"),
+    ];
+    for (command, what) in flushed {
         let position = tproxy.position();
         gateway.run(command).unwrap();
-        tproxy.wait_line_from(position, &["WARN", "somebody removed"], PATIENCE).unwrap();
+        // Named, because what is looked for at the very moment in which it is put back may be told of once more.
+        tproxy.wait_line_from(position, &["WARN", "somebody removed", what], PATIENCE).unwrap();
         for family in Family::ALL {
             world.curl(family.public(), 80).assert_body("hello", &*tproxy);
         }
     }
     let status: serde_json::Value =
         serde_json::from_str(&tproxy_output(gateway, "status --json").said).unwrap();
-    // What is looked for at the very moment in which it is put back may count once more.
     assert!(status["restored"].as_u64() >= Some(3), "{status}");
 }
