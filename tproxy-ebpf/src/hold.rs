@@ -61,8 +61,8 @@ fn hold(ctx: &TcContext, link: LinkLayer, scope: Scope, rule: RuleIndex) -> Outc
     if length == 0 || length > LONGEST_SYN as u32 {
         return NOT_HELD;
     }
-    // The mask is the bound that the verifier sees.
-    let length = core::hint::black_box(length) & LONGEST_SYN as u32;
+    // The mask and the addition are the bounds that the verifier sees, of Linux 6.1 as well.
+    let length = (core::hint::black_box(length - 1) & LONGEST_SYN as u32) + 1;
     let Some(mut entry) = maps::SYNS.reserve(0) else { return NOT_HELD };
     let worker = ownership::worker_of_connection();
     let held = entry.as_mut_ptr();
@@ -77,7 +77,7 @@ fn hold(ctx: &TcContext, link: LinkLayer, scope: Scope, rule: RuleIndex) -> Outc
         (*held).l4 = parsed.l4 as u32;
         (*held).length = length;
         let packet = (&raw mut (*held).packet).cast();
-        length > 0 && bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, packet, length) == 0
+        bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, packet, length) == 0
     };
     // Before user space can be done with it.
     if !loaded || maps::HELD.insert(parsed.tuple, now, 0).is_err() {

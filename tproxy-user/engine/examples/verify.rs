@@ -49,22 +49,31 @@ fn verify() -> Outcome<()> {
         .load(OBJECT)?;
     let mut names: Vec<_> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
     names.sort();
+    let mut refused = Vec::new();
     for name in names {
-        let log = verifier_log(&mut ebpf, &name)?;
-        let info = load(&mut ebpf, &name)??;
-        let number = |after: &str| number(&log, after).map_or("?".into(), |number| number.to_string());
-        println!(
-            "{name:<18} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8} {:>6}  {}",
-            instructions[&name],
-            info.size_translated().map_or("?".into(), |bytes| (bytes / 8).to_string()),
-            info.size_jitted(),
-            info.verified_instruction_count().map_or("?".into(), |count| count.to_string()),
-            number("total_states "),
-            number("peak_states "),
-            number("verification time ").parse::<u64>().map_or("?".into(), |us| (us / 1000).to_string()),
-            log.lines().find_map(|line| line.strip_prefix("stack depth ")).unwrap_or("?"),
-        );
+        if let Err(error) = show(&mut ebpf, &name, &instructions) {
+            eprintln!("{name}: {error}");
+            refused.push(name);
+        }
     }
+    if refused.is_empty() { Ok(()) } else { Err(format!("refused: {}", refused.join(", ")).into()) }
+}
+
+fn show(ebpf: &mut Ebpf, name: &str, instructions: &BTreeMap<String, usize>) -> Outcome<()> {
+    let log = verifier_log(ebpf, name)?;
+    let info = load(ebpf, name)??;
+    let number = |after: &str| number(&log, after).map_or("?".into(), |number| number.to_string());
+    println!(
+        "{name:<18} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8} {:>6}  {}",
+        instructions[name],
+        info.size_translated().map_or("?".into(), |bytes| (bytes / 8).to_string()),
+        info.size_jitted(),
+        info.verified_instruction_count().map_or("?".into(), |count| count.to_string()),
+        number("total_states "),
+        number("peak_states "),
+        number("verification time ").parse::<u64>().map_or("?".into(), |us| (us / 1000).to_string()),
+        log.lines().find_map(|line| line.strip_prefix("stack depth ")).unwrap_or("?"),
+    );
     Ok(())
 }
 
