@@ -3,7 +3,7 @@
 use crate::addr::Addr;
 
 /// A protocol that is intercepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum Protocol {
     /// TCP.

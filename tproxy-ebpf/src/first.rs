@@ -4,7 +4,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use tproxy_common::{
-    abi::{Decision, FragmentCourse, NO_RULE, RuleNumber},
+    abi::{Decision, FragmentCourse, NO_RULE},
     flow::{Flow, Protocol},
     packet::{Kind, Packet, Piece},
     policy::{Readable, decide, decide_unreadable},
@@ -283,37 +283,21 @@ fn steer(
     }
     drop(listener);
     debug!(ctx, "rule {} steers a flow to port {}", rule, u16::from_be_bytes(parsed.tuple.dport));
-    match scope {
-        Scope::Outbound => note::<true>(ctx.skb.skb, link.0 as u32, parsed, number, worker),
-        Scope::Forwarded | Scope::Inbound => {
-            note::<false>(ctx.skb.skb, link.0 as u32, parsed, number, worker);
+    let origin = hold::origin(scope, ctx);
+    match parsed.protocol {
+        Protocol::Tcp => {
+            maps::decided(&parsed.tuple, number, worker, &origin);
+            if is_new {
+                maps::give(worker);
+            }
         }
-    }
-    if is_new && parsed.protocol == Protocol::Tcp {
-        maps::give(worker);
+        Protocol::Udp => {
+            let fragmenting = packet::fragmenting(ctx, link, parsed);
+            memory::steered(&parsed.tuple, number, worker, &origin, fragmenting);
+        }
     }
     fragments::follow(parsed, FragmentCourse::Steer);
     deliver(Reason::RuleSteer)
-}
-
-/// Remembers that a worker gets a flow. Not inlined, for the sake of the stack.
-#[inline(never)]
-fn note<const OUTBOUND: bool>(
-    skb: *mut __sk_buff,
-    link: u32,
-    parsed: &Packet,
-    rule: RuleNumber,
-    worker: u32,
-) {
-    let ctx = TcContext::new(skb);
-    let origin = hold::origin(if OUTBOUND { Scope::Outbound } else { Scope::Forwarded }, &ctx);
-    match parsed.protocol {
-        Protocol::Tcp => maps::decided(&parsed.tuple, rule, worker, &origin),
-        Protocol::Udp => {
-            let fragmenting = packet::fragmenting(&ctx, LinkLayer(link as usize), parsed);
-            memory::steered(&parsed.tuple, rule, worker, origin, fragmenting);
-        }
-    }
 }
 
 /// The worker that gets a flow, and whether it is new to it. A SYN that is repeated goes to who had the first: where that was

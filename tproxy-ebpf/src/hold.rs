@@ -65,6 +65,7 @@ fn hold(ctx: &TcContext, link: LinkLayer, scope: Scope, rule: RuleIndex) -> Outc
     let length = (core::hint::black_box(length - 1) & LONGEST_SYN as u32) + 1;
     let Some(mut entry) = maps::SYNS.reserve(0) else { return NOT_HELD };
     let worker = ownership::worker_of_connection();
+    let origin = origin(scope, ctx);
     let held = entry.as_mut_ptr();
     // SAFETY: `held` is memory for one that nobody else has until it is submitted. The helper writes at most `length` bytes,
     // of which `packet` has room for more.
@@ -72,7 +73,7 @@ fn hold(ctx: &TcContext, link: LinkLayer, scope: Scope, rule: RuleIndex) -> Outc
         (*held).tuple = parsed.tuple;
         (*held).rule = maps::control().number(rule);
         (*held).worker = worker;
-        (*held).origin = origin(scope, ctx);
+        (*held).origin = origin;
         (*held).l3 = link.0 as u32;
         (*held).l4 = parsed.l4 as u32;
         (*held).length = length;
@@ -87,8 +88,8 @@ fn hold(ctx: &TcContext, link: LinkLayer, scope: Scope, rule: RuleIndex) -> Outc
     entry.submit(0);
     maps::give(worker);
     maps::hit(action_index(maps::control().slot(), rule));
-    let sender = (Meta::of(ctx).ifindex, if scope == Scope::Outbound { ctx.get_socket_uid() } else { 0 });
-    trace::tell(scope, Protocol::Tcp, &parsed.tuple, || sender, Reason::RuleSteer as u32, rule);
+    let place = || (Meta::of(ctx).ifindex, origin.uid);
+    trace::tell(scope, Protocol::Tcp, &parsed.tuple, place, Reason::RuleSteer as u32, rule);
     Outcome::Settled(Course::Hold, Reason::RuleSteer as u32, rule)
 }
 

@@ -34,8 +34,10 @@ pub(crate) fn run(ctx: &TcContext) -> i32 {
     if !settings::is_steered(meta.mark) {
         return NEXT;
     }
-    let parsed = packet::read(ctx, ETHERNET);
-    if let Ok(Packet { tuple, kind: Kind::Syn, .. }) = &parsed {
+    // Most segments say at a glance that they begin nothing.
+    if packet::ports_of_segment(ctx, ETHERNET).is_none()
+        && let Ok(Packet { tuple, kind: Kind::Syn, .. }) = &packet::read(ctx, ETHERNET)
+    {
         // Redirected, for a sender who is told of a drop would think that the link is congested (`tcp_enter_cwr`).
         if hold::has(tuple) {
             return TC_ACT_SHOT;
@@ -56,7 +58,7 @@ pub(crate) fn run(ctx: &TcContext) -> i32 {
         return TC_ACT_SHOT;
     }
     if settings::sk_assign()
-        && let Ok(parsed) = parsed
+        && let Ok(parsed) = packet::read(ctx, ETHERNET)
         && parsed.piece == Piece::Whole
     {
         assign_redirected(ctx, &parsed);

@@ -129,12 +129,12 @@ pub(crate) fn application(tuple: &Tuple) {
 
 /// Remembers that a rule gave a flow to a worker, and whether its first datagram could be fragmented.
 #[inline(always)]
-pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, origin: Origin, first: Fragmenting) {
+pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, origin: &Origin, first: Fragmenting) {
     let fragmenting = match first {
         Fragmenting::Allowed => FRAGMENTABLE,
         Fragmenting::Forbidden => WHOLE,
     };
-    write(tuple, rule, worker, &origin, fragmenting);
+    write(tuple, rule, worker, origin, fragmenting);
 }
 
 /// The same where that is not to be seen.

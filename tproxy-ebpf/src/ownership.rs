@@ -322,15 +322,8 @@ pub(crate) fn owner_of_incoming(ctx: &TcContext, tuple: &Tuple) -> Owner {
 /// The interface that the sending socket is bound to; 0 is none.
 #[inline(always)]
 pub(crate) fn device_of_sender(ctx: &TcContext) -> u32 {
-    // SAFETY: as for `sender_is_unconnected`.
-    unsafe {
-        let sender = (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile();
-        if sender.is_null() {
-            return 0;
-        }
-        let full = bpf_sk_fullsock(sender);
-        if full.is_null() { 0 } else { (&raw const (*full).bound_dev_if).read_volatile() }
-    }
+    // SAFETY: `sender` vouches for it; the access is checked by the verifier.
+    sender(ctx).map_or(0, |sender| unsafe { (&raw const (*sender.as_ptr()).bound_dev_if).read_volatile() })
 }
 
 /// Who owns the TCP flow that a packet with this tuple belongs to.
