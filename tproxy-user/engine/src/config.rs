@@ -337,6 +337,14 @@ pub struct Timeouts {
     pub keepalive: Duration,
 }
 
+#[cfg(test)]
+impl Timeouts {
+    /// The same time for all.
+    pub(crate) const fn all(time: Duration) -> Self {
+        Self { connect: time, idle: time, drain: time, udp: time, udp_stream: time, keepalive: time }
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         let minutes = |count: u64| Duration::from_secs(60 * count);

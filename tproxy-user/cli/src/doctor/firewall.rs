@@ -10,17 +10,18 @@ mod walk;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs, io,
+    fs, io,
     process::Command,
 };
 
 use tproxy::{
-    config::{Action, Config, Protocols, Rule, Scope, Source},
+    config::{Action, Config, Rule, Scope, Source},
     family::Family,
     host::{Change, Standing, links, on_record},
     mark::Mark,
     plan::names,
 };
+use tproxy_common::flow::Protocol;
 
 use super::Finding;
 use walk::{Chains, Fate, Marked, fate, met};
@@ -40,19 +41,11 @@ struct Packet {
     protocol: Protocol,
 }
 
-/// Named as in findings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Protocol {
-    Tcp,
-    Udp,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-        })
+/// As findings name it.
+const fn named(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
     }
 }
 
@@ -133,11 +126,7 @@ impl Steered {
 
 fn all_by(interface: &str) -> impl Iterator<Item = Packet> {
     Family::BOTH.into_iter().flat_map(move |family| {
-        [Protocol::Tcp, Protocol::Udp].map(move |protocol| Packet {
-            interface: interface.to_owned(),
-            family,
-            protocol,
-        })
+        Protocol::ALL.map(move |protocol| Packet { interface: interface.to_owned(), family, protocol })
     })
 }
 
@@ -150,12 +139,7 @@ fn may_select(rule: &Rule, packet: &Packet) -> bool {
     let family = [&rule.from, &rule.to]
         .into_iter()
         .all(|nets| nets.is_any() || nets.iter().any(|net| Family::of(net.addr()) == packet.family));
-    let protocol = match rule.protocols {
-        Protocols::Both => true,
-        Protocols::Tcp => packet.protocol == Protocol::Tcp,
-        Protocols::Udp => packet.protocol == Protocol::Udp,
-    };
-    family && protocol
+    family && rule.protocols.include(packet.protocol)
 }
 
 /// What stands in the way of steered packets, or does not any more.
@@ -355,7 +339,7 @@ fn whom(packets: &BTreeSet<Packet>, all: &BTreeSet<Packet>) -> String {
     }
     let mut words = Vec::new();
     if let Some(protocols) = narrowed(packets, all, |packet| packet.protocol) {
-        words.extend(protocols.iter().map(ToString::to_string));
+        words.extend(protocols.iter().map(|protocol| named(*protocol).to_owned()));
     }
     if let Some(families) = narrowed(packets, all, |packet| packet.family) {
         words.extend(families.iter().map(ToString::to_string));

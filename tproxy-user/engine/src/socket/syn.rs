@@ -7,6 +7,8 @@ use std::{
 
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
+use tproxy_common::packet::tcp_flag;
+
 use super::{
     IcmpError, IcmpSender, SocketError,
     control::Control,
@@ -21,10 +23,10 @@ use crate::{
 };
 
 const ETHERNET: usize = 14;
-const TCP: u8 = 6;
+const TCP: u8 = tproxy_common::flow::Protocol::Tcp.number();
 const TCP_HEADER: usize = 20;
 const TCP_CHECKSUM: usize = 16;
-const RST_ACK: u8 = 0x14;
+const RST_ACK: u8 = tcp_flag::RST | tcp_flag::ACK;
 
 /// Sends first packets in and answers them. Its sockets are made when they are needed.
 #[derive(Debug)]

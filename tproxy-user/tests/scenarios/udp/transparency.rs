@@ -53,39 +53,33 @@ fn what_must_not_be_fragmented_is_not_and_its_sender_is_told_what_fits() {
     }
 }
 
-#[test]
-fn what_may_be_fragmented_is() {
+/// Asserts that datagrams of these sizes arrive whole, which clients send by sockets that `prepare` has prepared.
+fn assert_arrive(sizes: impl Fn(Family) -> [usize; 4], prepare: impl Fn(&UdpSocket, Family)) {
     let world = narrow();
     let tproxy = world.tproxy(&format!("{FORWARDED} --proto udp --action direct"));
     for family in Family::ALL {
         let server = datagrams(&world.net.server, (family.server(), PORT));
         let client = datagrams(&world.net.client, (family.client(), 0));
-        // IPv6's senders do it themselves, and so do those of IPv4 when it is longer than their own link takes.
-        set(&client, family, Fragmenting::Allowed);
-        let sizes: &[usize] =
-            if family == Family::V4 { &[100, 1450, 4000, 1450] } else { &[100, 4000, 100, 4000] };
-        for size in sizes {
-            client.send_to(&vec![3; *size], (family.server(), PORT)).unwrap();
+        prepare(&client, family);
+        for size in sizes(family) {
+            client.send_to(&vec![3; size], (family.server(), PORT)).unwrap();
             let (said, _) = receive(&server).unwrap_or_else(|error| panic!("{size}: {error}\n{}", *tproxy));
-            assert_eq!(said.len(), *size);
+            assert_eq!(said.len(), size);
         }
     }
+}
+
+#[test]
+fn what_may_be_fragmented_is() {
+    // IPv6's senders do it themselves, and so do those of IPv4 when it is longer than their own link takes.
+    let sizes = |family| if family == Family::V4 { [100, 1450, 4000, 1450] } else { [100, 4000, 100, 4000] };
+    assert_arrive(sizes, |client, family| set(client, family, Fragmenting::Allowed));
 }
 
 /// Linux's usual socket: what fits must not be fragmented, what does not is, by itself.
 #[test]
 fn a_flow_may_have_both() {
-    let world = narrow();
-    let tproxy = world.tproxy(&format!("{FORWARDED} --proto udp --action direct"));
-    for family in Family::ALL {
-        let server = datagrams(&world.net.server, (family.server(), PORT));
-        let client = datagrams(&world.net.client, (family.client(), 0));
-        for size in [100, 4000, 100, 9000] {
-            client.send_to(&vec![4; size], (family.server(), PORT)).unwrap();
-            let (said, _) = receive(&server).unwrap_or_else(|error| panic!("{size}: {error}\n{}", *tproxy));
-            assert_eq!(said.len(), size);
-        }
-    }
+    assert_arrive(|_| [100, 4000, 100, 9000], |_, _| {});
 }
 
 fn marked(socket: &UdpSocket, context: &dyn std::fmt::Display) -> Message {

@@ -55,14 +55,7 @@ pub(super) fn rule(action: Action, source: Source) -> Rule {
     Rule { source, ..Rule::new("test", Scope::Forwarded, action) }
 }
 
-pub(super) const TIMEOUTS: Timeouts = Timeouts {
-    connect: PATIENCE,
-    idle: PATIENCE,
-    drain: PATIENCE,
-    udp: PATIENCE,
-    udp_stream: PATIENCE,
-    keepalive: PATIENCE,
-};
+pub(super) const TIMEOUTS: Timeouts = Timeouts::all(PATIENCE);
 
 /// A single rule.
 pub(super) fn generations(rule: Rule, timeouts: Timeouts) -> Generations {

@@ -33,14 +33,7 @@ pub(super) const A_WHILE: Duration = Duration::from_millis(200);
 /// Where servers listen.
 pub(super) const PORT: u16 = 4000;
 
-pub(super) const TIMEOUTS: Timeouts = Timeouts {
-    connect: PATIENCE,
-    idle: PATIENCE,
-    drain: PATIENCE,
-    udp: PATIENCE,
-    udp_stream: PATIENCE,
-    keepalive: PATIENCE,
-};
+pub(super) const TIMEOUTS: Timeouts = Timeouts::all(PATIENCE);
 
 /// A datapath that selects every flow, and writes down what it was told to forget.
 #[derive(Clone)]
