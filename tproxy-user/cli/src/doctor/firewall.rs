@@ -6,20 +6,17 @@
 
 mod iptables;
 mod nft;
+mod programs;
+mod steered;
 mod walk;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
-    process::Command,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
+use programs::{Iptables, IptablesKind, iptables_programs, output};
+use steered::{LOOPBACK, Packet, STRANGER, Steered, named};
 use tproxy::{
-    config::{Action, Config, Rule, Scope, Source},
-    family::Family,
-    host::{Change, Standing, links, on_record},
+    config::{Config, Rule, Source},
     mark::Mark,
-    plan::names,
 };
 use tproxy_common::flow::Protocol;
 
@@ -27,120 +24,6 @@ use super::Finding;
 use walk::{Chains, Fate, Marked, fate, met};
 
 pub(super) const CHECK: &str = "firewall";
-
-const LOOPBACK: &str = "lo";
-
-/// An interface that no rule of a firewall names.
-const STRANGER: &str = "";
-
-/// First packets of flows, by what firewalls ask of them.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Packet {
-    interface: String,
-    family: Family,
-    protocol: Protocol,
-}
-
-/// As findings name it.
-const fn named(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp => "UDP",
-    }
-}
-
-/// What is steered.
-#[derive(Debug, Clone)]
-enum Steered {
-    /// These.
-    Known(BTreeSet<Packet>),
-    /// Some of these, by interface.
-    Among(BTreeSet<Packet>),
-}
-
-impl Steered {
-    /// By rules.
-    fn by(config: &Config) -> Self {
-        let links = links::snapshot().unwrap_or_default();
-        let mut packets = BTreeSet::new();
-        for rule in config.rules.iter().filter(|rule| is_taken(&rule.action)) {
-            let interfaces: Vec<String> = match rule.scope {
-                // Delivered as ever: the firewall has its say, and says the same.
-                Scope::Inbound => continue,
-                Scope::Outbound => vec![LOOPBACK.to_owned()],
-                Scope::Forwarded => {
-                    let there = links.iter().filter(|link| {
-                        link.master.is_none() && rule.interfaces.iter().any(|name| names(name, link))
-                    });
-                    let absent = rule.interfaces.iter().filter(|name| {
-                        !name.contains(['*', '?', '[']) && !links.iter().any(|link| link.name == **name)
-                    });
-                    let there: BTreeSet<_> = there.map(|link| link.name.clone()).collect();
-                    there.into_iter().chain(absent.cloned()).collect()
-                }
-            };
-            for interface in interfaces {
-                packets.extend(all_by(&interface).filter(|packet| may_select(rule, packet)));
-            }
-        }
-        Self::Known(packets)
-    }
-
-    /// By the instance that runs here; if there is none, by one that may.
-    fn on_this_host(mark: Mark) -> Self {
-        let mut packets = BTreeSet::new();
-        let mut interfaces = Vec::new();
-        let living = on_record().unwrap_or_default().into_iter();
-        for change in living
-            .filter(|known| known.standing == Standing::Lives && known.identity.mark == mark)
-            .flat_map(|known| known.changes)
-        {
-            match change {
-                Change::Rule { iif, .. } => interfaces.push(iif),
-                Change::CommonRule { .. } => return Self::anything(),
-                _ => {}
-            }
-        }
-        if interfaces.is_empty() {
-            return Self::anything();
-        }
-        for interface in interfaces {
-            packets.extend(all_by(&interface));
-        }
-        Self::Known(packets)
-    }
-
-    fn anything() -> Self {
-        let links = links::snapshot().unwrap_or_default().into_iter();
-        let arrive = links.filter(|link| link.up && link.master.is_none() && link.name != LOOPBACK);
-        let interfaces = arrive.map(|link| link.name).chain([STRANGER, LOOPBACK].map(str::to_owned));
-        Self::Among(interfaces.flat_map(|interface| all_by(&interface).collect::<Vec<_>>()).collect())
-    }
-
-    const fn packets(&self) -> &BTreeSet<Packet> {
-        match self {
-            Self::Known(packets) | Self::Among(packets) => packets,
-        }
-    }
-}
-
-fn all_by(interface: &str) -> impl Iterator<Item = Packet> {
-    Family::BOTH.into_iter().flat_map(move |family| {
-        Protocol::ALL.map(move |protocol| Packet { interface: interface.to_owned(), family, protocol })
-    })
-}
-
-/// Refusals are sent by the datapath, which no firewall sees.
-const fn is_taken(action: &Action) -> bool {
-    !matches!(action, Action::Pass | Action::Reject | Action::Drop)
-}
-
-fn may_select(rule: &Rule, packet: &Packet) -> bool {
-    let family = [&rule.from, &rule.to]
-        .into_iter()
-        .all(|nets| nets.is_any() || nets.iter().any(|net| Family::of(net.addr()) == packet.family));
-    family && rule.protocols.include(packet.protocol)
-}
 
 /// What stands in the way of steered packets, or does not any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -472,57 +355,6 @@ fn obstacles(view: View<'_>) -> (Vec<Obstacle>, Vec<String>) {
     }
     obstacles.extend(ruleset.obstacles(view));
     (obstacles, unread)
-}
-
-/// Which of the kernel's two packet filters it makes rules in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum IptablesKind {
-    Legacy,
-    Nft,
-}
-
-struct Iptables {
-    program: &'static str,
-    family: Family,
-    kind: IptablesKind,
-}
-
-/// Those that may have rules. To ask iptables-legacy for them loads its modules, so it is asked only where it was used.
-fn iptables_programs() -> Vec<Iptables> {
-    let mut programs = Vec::new();
-    for (program, legacy, nft, family, tables) in [
-        ("iptables", "iptables-legacy", "iptables-nft", Family::V4, "ip_tables_names"),
-        ("ip6tables", "ip6tables-legacy", "ip6tables-nft", Family::V6, "ip6_tables_names"),
-    ] {
-        let version = Command::new(program).arg("-V").output();
-        let is_nft = version.is_ok_and(|ended| String::from_utf8_lossy(&ended.stdout).contains("nf_tables"));
-        let is_used = fs::read_to_string(format!("/proc/thread-self/net/{tables}"))
-            .is_ok_and(|tables| !tables.trim().is_empty());
-        let (kind, other) = if is_nft {
-            (IptablesKind::Nft, is_used.then_some((legacy, IptablesKind::Legacy)))
-        } else {
-            (IptablesKind::Legacy, Some((nft, IptablesKind::Nft)))
-        };
-        if is_nft || is_used {
-            programs.push(Iptables { program, family, kind });
-        }
-        programs.extend(other.map(|(program, kind)| Iptables { program, family, kind }));
-    }
-    programs
-}
-
-/// What a program prints. One that is not installed has no rules, since it takes it to make them.
-fn output(program: &str, args: &[&str]) -> Result<Option<String>, String> {
-    let ended = match Command::new(program).args(args).output() {
-        Ok(ended) => ended,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("{program}: {error}")),
-    };
-    if ended.status.success() {
-        return Ok(Some(String::from_utf8_lossy(&ended.stdout).into_owned()));
-    }
-    let said = String::from_utf8_lossy(&ended.stderr);
-    Err(format!("{program}: {}", said.lines().next().unwrap_or("it failed")))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
+use tproxy::family::Family;
 
-use super::*;
+use super::{steered::all_by, *};
 
 const LAN: &str = "lan";
 const WAN: &str = "wan";
