@@ -15,6 +15,12 @@ pub trait Reader {
 
     /// How long it is, whatever can be read of it.
     fn size(&self) -> usize;
+
+    /// [`skip_extensions`], which the datapath has verified by itself.
+    #[inline(always)]
+    fn skip_extensions(&self, first: u8, l4: usize) -> Option<Payload> {
+        skip_extensions(self, first, l4)
+    }
 }
 
 impl Reader for [u8] {
@@ -315,8 +321,8 @@ fn parse_v6<R: Reader + ?Sized>(packet: &R, l3: usize) -> Result<Ip, Reason> {
         // An IPv4-mapped address never belongs on the wire (RFC 4942, 2.2), and would be taken for IPv4 here.
         return Err(Reason::Malformed);
     }
-    let (protocol, l4, piece) =
-        skip_extensions(packet, lengths[6], l3 + 40).unwrap_or((PROTO_HIDDEN, l3 + 40, Piece::Whole));
+    let hidden = Payload { protocol: PROTO_HIDDEN, l4: l3 + 40, piece: Piece::Whole };
+    let Payload { protocol, l4, piece } = packet.skip_extensions(lengths[6], l3 + 40).unwrap_or(hidden);
     let length = u16::from_be_bytes([lengths[4], lengths[5]]) as usize;
     let start = l3 + 40;
     Ok(Ip { src, dst, protocol, hops: lengths[7], piece, l4, start, end: start + length })
@@ -331,39 +337,82 @@ const fn piece(more: bool, offset: u16, id: [u8; 4]) -> Piece {
     }
 }
 
-/// What they lead to; nothing, if there are too many of them or too few bytes.
+/// What is behind the extension headers of IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Payload {
+    /// IPv6's number of what it is.
+    pub protocol: u8,
+    /// Where it begins.
+    pub l4: usize,
+    /// Which piece of it is there.
+    pub piece: Piece,
+}
+
+impl Payload {
+    const NOTHING: u64 = u64::MAX;
+
+    /// In one register, which is what a BPF function can return: the protocol, the piece, where it begins, the id.
+    #[inline(always)]
+    #[must_use]
+    pub const fn to_number(payload: Option<Self>) -> u64 {
+        let Some(Self { protocol, l4, piece }) = payload else { return Self::NOTHING };
+        let (kind, id) = match piece {
+            Piece::Whole => (0, [0; 4]),
+            Piece::First { id } => (1, id),
+            Piece::Later { id } => (2, id),
+        };
+        protocol as u64 | kind << 8 | (l4 as u64 & 0xffff) << 16 | (u32::from_ne_bytes(id) as u64) << 32
+    }
+
+    /// The reverse of [`Self::to_number`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u64) -> Option<Self> {
+        let id = ((number >> 32) as u32).to_ne_bytes();
+        let piece = match number >> 8 & 0xff {
+            0 => Piece::Whole,
+            1 => Piece::First { id },
+            2 => Piece::Later { id },
+            _ => return None,
+        };
+        Some(Self { protocol: number as u8, l4: (number >> 16 & 0xffff) as usize, piece })
+    }
+}
+
+/// What the extension headers that begin at `l4` with that of the kind `first` lead to; nothing, if there are too many of
+/// them or too few bytes.
 #[inline(always)]
-fn skip_extensions<R: Reader + ?Sized>(packet: &R, first: u8, l4: usize) -> Option<(u8, usize, Piece)> {
+pub fn skip_extensions<R: Reader + ?Sized>(packet: &R, first: u8, l4: usize) -> Option<Payload> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
     const AUTHENTICATION: u8 = 51;
     const DESTINATION: u8 = 60;
 
-    let (mut protocol, mut offset, mut fragment) = (first, l4, Piece::Whole);
+    let (mut protocol, mut l4, mut piece) = (first, l4, Piece::Whole);
     for _ in 0..MAX_EXTENSIONS {
         let units = match protocol {
-            HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION => packet.read::<4>(offset)?,
-            _ => return Some((protocol, offset, fragment)),
+            HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION => packet.read::<4>(l4)?,
+            _ => return Some(Payload { protocol, l4, piece }),
         };
-        offset += match protocol {
+        l4 += match protocol {
             FRAGMENT => {
-                let id = packet.read(offset + 4)?;
-                fragment = piece(units[3] & 1 != 0, u16::from_be_bytes([units[2], units[3]]) & 0xfff8, id);
+                let id = packet.read(l4 + 4)?;
+                piece = self::piece(units[3] & 1 != 0, u16::from_be_bytes([units[2], units[3]]) & 0xfff8, id);
                 8
             }
             AUTHENTICATION => (units[1] as usize + 2) * 4,
             _ => (units[1] as usize + 1) * 8,
         };
         protocol = units[0];
-        if matches!(fragment, Piece::Later { .. }) {
+        if matches!(piece, Piece::Later { .. }) {
             // What follows is data, whatever it looks like.
-            return Some((protocol, offset, fragment));
+            return Some(Payload { protocol, l4, piece });
         }
     }
     match protocol {
         HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | AUTHENTICATION => None,
-        _ => Some((protocol, offset, fragment)),
+        _ => Some(Payload { protocol, l4, piece }),
     }
 }
 
@@ -831,6 +880,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_payload_goes_through_one_register(protocol: u8, l4: u16, id: [u8; 4]) {
+            for piece in [Piece::Whole, Piece::First { id }, Piece::Later { id }] {
+                let payload = Payload { protocol, l4: l4.into(), piece };
+                prop_assert_eq!(Payload::from_number(Payload::to_number(Some(payload))), Some(payload));
+            }
+            prop_assert_eq!(Payload::from_number(Payload::to_number(None)), None);
+        }
+
         #[test]
         fn truncation_is_never_a_packet(cut in 0usize..64, options in 0usize..10, v6_packet: bool) {
             let whole = if v6_packet { v6(6, &tcp(tcp_flag::SYN, 6)) } else { v4(6, options, &tcp(tcp_flag::SYN, 6)) };

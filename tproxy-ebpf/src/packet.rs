@@ -3,7 +3,9 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use tproxy_common::{
     addr::Addr,
-    packet::{self, ETHER_TYPE_TAG, Fragmenting, Packet, Reader, parse, parse_tagged},
+    packet::{
+        self, ETHER_TYPE_TAG, Fragmenting, Packet, Payload, Reader, parse, parse_tagged, skip_extensions,
+    },
     verdict::Reason,
 };
 
@@ -50,6 +52,20 @@ impl Reader for Linear<'_> {
     fn size(&self) -> usize {
         self.0.len() as usize
     }
+
+    #[inline(always)]
+    fn skip_extensions(&self, first: u8, l4: usize) -> Option<Payload> {
+        Payload::from_number(tproxy_skip_extensions(self.0.skb.skb, first.into(), l4 as u32))
+    }
+}
+
+/// [`Payload::to_number`] of what the extension headers lead to.
+///
+/// As [`tproxy_parse`]: the ways through them are as many as all others together, times two with those that ICMP quotes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_skip_extensions(skb: *mut __sk_buff, first: u32, l4: u32) -> u64 {
+    Payload::to_number(skip_extensions(&Linear(&TcContext::new(skb)), first as u8, l4 as usize))
 }
 
 /// Parses the packet, after making its headers linear where a driver left them in fragments.
