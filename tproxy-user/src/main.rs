@@ -61,7 +61,6 @@ fn main() -> ExitCode {
         Command::BenchSingly(flags) => finish(
             flags.flags.into_config().map_err(Into::into).and_then(|config| tproxy_bench::singly(&config)),
         ),
-        Command::BenchHotPath(args) => finish(tproxy_bench::hot_path(&args)),
         Command::BenchMany(flags) => {
             let _logging = logging::init(logging::Format::Text, 0);
             finish(flags.into_config().and_then(|config| {

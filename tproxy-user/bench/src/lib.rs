@@ -10,7 +10,6 @@ mod args;
 mod contender;
 mod cpu;
 mod environment;
-mod hot_path;
 mod isolation;
 mod lane;
 mod memory;
@@ -32,9 +31,9 @@ use std::{fs::File, io::Write as _, path::Path, process};
 
 use anyhow::Context as _;
 pub use args::Args;
-pub use hot_path::{HotPathArgs, hot_path};
 pub use relay::{Many, without_datapath};
 pub use singly::singly;
+pub use steering::filler;
 
 /// Measures as `args` say and returns what is to be shown; or, outside of the isolation, ends this process as the one
 /// that did so inside.

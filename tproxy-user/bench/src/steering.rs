@@ -58,7 +58,8 @@ impl Rules {
 
 /// Destination and port of filler number `index`: addresses that nobody connects to (RFC 2544), 64 ports for each.
 /// A rule with a destination *and* a port of its own each would be more sets than the datapath's tables hold.
-pub(super) fn filler(index: usize) -> (String, u16) {
+#[must_use]
+pub fn filler(index: usize) -> (String, u16) {
     (format!("198.18.{}.0/24", index / FILLERS_EACH), 20_000 + (index % FILLERS_EACH) as u16)
 }
 

@@ -104,9 +104,6 @@ pub enum Command {
     /// A relay of datagrams with a system call for each, for the benchmark
     #[command(hide = true)]
     BenchSingly(Box<Run>),
-    /// A hot path by itself, for counting its instructions
-    #[command(hide = true)]
-    BenchHotPath(tproxy_bench::HotPathArgs),
     /// `run` with many rules, for the benchmark
     #[command(hide = true)]
     BenchMany(Box<tproxy_bench::Many>),

@@ -3,12 +3,13 @@
 
 use std::{hint::black_box, net::Ipv4Addr};
 
-use clap::ValueEnum;
+use clap::{Parser, ValueEnum};
 use tproxy::{
     config::{Action, Rule},
     policy::{Compiled, HostLookups},
     udp,
 };
+use tproxy_bench::filler;
 use tproxy_common::{
     addr::Addr,
     flow::{Flow, Protocol, Tuple},
@@ -17,21 +18,19 @@ use tproxy_common::{
     rule::Scope,
 };
 
-use super::steering::filler;
-
 /// Rules that are asked.
 const RULES: usize = 1_000;
 const ETHERNET: usize = 14;
 
-/// `tproxy bench-hot-path`
-#[derive(Debug, clap::Args)]
-pub struct HotPathArgs {
+/// Goes a path as often as is wanted
+#[derive(Parser)]
+struct Args {
     path: HotPath,
     /// How often it is gone
     times: usize,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 enum HotPath {
     /// A packet that may be ours
     Parser,
@@ -43,26 +42,23 @@ enum HotPath {
     SessionTable,
 }
 
-/// Goes a path as often as is wanted.
-///
-/// # Errors
-/// None, unless the rules of the policy's make no sense.
-pub fn hot_path(args: &HotPathArgs) -> anyhow::Result<()> {
-    match args.path {
+fn main() -> anyhow::Result<()> {
+    let Args { path, times } = Args::parse();
+    match path {
         HotPath::Parser => {
             let frame = segment();
-            for _ in 0..args.times {
+            for _ in 0..times {
                 let _ = black_box(parse(black_box(&frame[..]), ETHERNET));
             }
         }
         HotPath::EarlyExit => {
             let frame = segment();
-            for _ in 0..args.times {
+            for _ in 0..times {
                 let _ = black_box(ports_of_segment(black_box(&frame[..]), ETHERNET));
             }
         }
-        HotPath::Policy => policy(args.times)?,
-        HotPath::SessionTable => udp::exercise_sessions(args.times),
+        HotPath::Policy => policy(times)?,
+        HotPath::SessionTable => udp::exercise_sessions(times),
     }
     Ok(())
 }
