@@ -33,14 +33,7 @@ const CHECKS: &[(&str, Check)] = &[
     }),
     ("documentation", || {
         let mut doc = cargo();
-        doc.args([
-            "doc",
-            "--locked",
-            "--workspace",
-            "--exclude=tproxy-ebpf",
-            "--no-deps",
-            "--document-private-items",
-        ]);
+        doc.args(interface::DOCUMENTATION).arg("--document-private-items");
         run(doc.env("RUSTDOCFLAGS", "-Dwarnings"))
     }),
     ("interface of the library", || interface::main(&interface::Args { write: false })),

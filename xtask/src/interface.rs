@@ -1,17 +1,21 @@
 //! `cargo xtask interface`: what programs can use of the library, compared with what is on record.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{env, fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use public_api::PublicApi;
 
-use crate::process::{cargo, run};
+use crate::{
+    process::{cargo, run},
+    workspace,
+};
 
 /// The library's public items, a line for each.
 const RECORD: &str = "tproxy-user/engine/interface.txt";
+
+/// The documentation of all packages: with those features of the dependencies that the tests have, which are compiled once.
+pub(crate) const DOCUMENTATION: &[&str] =
+    &["doc", "--locked", "--workspace", "--exclude=tproxy-ebpf", "--no-deps"];
 
 /// Compares the library's public items with `tproxy-user/engine/interface.txt`
 #[derive(clap::Args)]
@@ -39,11 +43,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 /// The public items as they are now. rustdoc lists them for machines too, on request only, since the form of the list
 /// changes from release to release.
 fn found() -> Result<String> {
-    let target = target_directory()?;
-    let mut rustdoc = cargo();
-    rustdoc.args(["rustdoc", "--locked", "--package=tproxy", "--lib"]).arg("--target-dir").arg(&target);
-    rustdoc.args(["--", "-Zunstable-options", "--output-format=json", "--cap-lints=allow"]);
-    run(rustdoc.env("RUSTC_BOOTSTRAP", "1"))?;
+    let mut doc = cargo();
+    doc.args(DOCUMENTATION)
+        .env("RUSTDOC", workspace().canonicalize()?.join("xtask/src/interface/rustdoc.sh"));
+    run(doc.env("RUSTDOCFLAGS", "-Zunstable-options --output-format=json --cap-lints=allow"))?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let items = public_api::Builder::from_rustdoc_json(target.join("doc/tproxy.json"))
         .omit_blanket_impls(true)
         .omit_auto_trait_impls(true)
@@ -61,13 +65,6 @@ fn differences(recorded: &str, found: &str) -> Vec<String> {
         missing.map(|line| format!("{mark} {line}")).collect::<Vec<_>>()
     };
     [only(recorded, found, '-'), only(found, recorded, '+')].concat()
-}
-
-/// A directory of its own: with what is needed to have that list, build scripts find another compiler.
-fn target_directory() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let target = own.ancestors().nth(2).map(Path::to_owned);
-    Ok(target.context("no target directory above this program")?.join("interface"))
 }
 
 #[cfg(test)]

@@ -4,9 +4,17 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// The cargo that runs this task.
+/// The cargo that runs this task, as if it were started by hand: build scripts that look at what `cargo run` says of this
+/// package (ring's does) would be run, and all that depends on them compiled, each time that the other is used.
 pub(crate) fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let of_this_package = |prefix: &str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+        if of_this_package("CARGO_PKG_") || of_this_package("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
 }
 
 /// Shows the command line, runs it without input, and fails when it fails.
