@@ -34,6 +34,15 @@ pub trait Lookups {
     fn strict(&self) -> Option<&RuleSet>;
     /// What a rule does.
     fn action(&self, rule: RuleIndex) -> ActionKind;
+
+    /// [`first_match_among`], which the datapath has verified by itself.
+    #[inline(always)]
+    fn first_match_among(&self, scope: Scope, flow: &Flow, port: &RuleSet) -> Option<RuleIndex>
+    where
+        Self: Sized,
+    {
+        first_match_among(scope, flow, self, port)
+    }
 }
 
 /// What becomes of a flow whose first packet is seen in `scope`.
@@ -171,9 +180,9 @@ fn is_caught<L: Lookups>(scope: Scope, flow: &mut Flow, readable: Readable, tabl
 #[cfg_attr(not(target_arch = "bpf"), inline(always))]
 fn may_be_strict<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> bool {
     let (Some(strict), Some(any_port)) = (tables.strict(), tables.for_any_port()) else { return false };
-    let Some(rule) = first_match_among(scope, flow, tables, strict) else { return false };
+    let Some(rule) = tables.first_match_among(scope, flow, strict) else { return false };
     // One that comes before it and does not look at ports would select the flow anyway.
-    first_match_among(scope, flow, tables, any_port).is_none_or(|before| rule <= before)
+    tables.first_match_among(scope, flow, any_port).is_none_or(|before| rule <= before)
 }
 
 /// RFC 2131, 4.1; RFC 8415, 7.2
@@ -216,13 +225,17 @@ fn first_addressed<L: Lookups>(flow: &Flow, tables: &L) -> Option<RuleIndex> {
 
 #[inline(always)]
 fn first_match<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Option<RuleIndex> {
-    first_match_among(scope, flow, tables, tables.by_port(u16::from_be_bytes(flow.tuple.dport))?)
+    tables.first_match_among(scope, flow, tables.by_port(u16::from_be_bytes(flow.tuple.dport))?)
 }
 
-/// The first rule of these that selects a flow, whatever its ports. A function of its own where the stack is small.
-#[cfg_attr(target_arch = "bpf", inline(never))]
-#[cfg_attr(not(target_arch = "bpf"), inline(always))]
-fn first_match_among<L: Lookups>(scope: Scope, flow: &Flow, tables: &L, port: &RuleSet) -> Option<RuleIndex> {
+/// The first rule that selects a flow, of those that its port satisfies.
+#[inline(always)]
+pub fn first_match_among<L: Lookups>(
+    scope: Scope,
+    flow: &Flow,
+    tables: &L,
+    port: &RuleSet,
+) -> Option<RuleIndex> {
     let scoped = tables.by_scope(scope, flow.protocol)?;
     let source = tables.by_source(&flow.tuple.src)?;
     let destination = tables.by_destination(&flow.tuple.dst)?;

@@ -3,6 +3,7 @@
 use core::cell::Cell;
 
 use aya_ebpf::{
+    bindings::__sk_buff,
     btf_maps::lpm_trie::Key,
     helpers::{bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id},
     programs::TcContext,
@@ -10,11 +11,11 @@ use aya_ebpf::{
 use tproxy_common::{
     abi::{
         CgroupKey, Control, NO_RULE, SLOT_BITS, STRICT_SET, SlotAddr, SlotKey, Unrestricted, action_index,
-        port_index, scope_set, set_index,
+        active, port_index, scope_set, set_index,
     },
     addr::Addr,
-    flow::Protocol,
-    policy::Lookups,
+    flow::{Flow, Protocol},
+    policy::{Lookups, first_match_among},
     rule::{ActionKind, RuleIndex, RuleSet, Scope, SetId},
 };
 
@@ -146,5 +147,53 @@ impl Lookups for Tables<'_> {
         let index = action_index(self.control.slot(), rule);
         self.decided.set(rule);
         maps::ACTIONS.get(index).map_or(ActionKind::Pass, |byte| ActionKind::from_byte(*byte))
+    }
+
+    #[inline(always)]
+    fn first_match_among(&self, scope: Scope, flow: &Flow, port: &RuleSet) -> Option<RuleIndex> {
+        let slot = self.control.slot();
+        let rule = match self.sender {
+            Some(ctx) => tproxy_match_sent(ctx.skb.skb, flow, port, slot, self.control.cgroup_depths),
+            None => tproxy_match(flow, port, slot, scope as u32),
+        };
+        (rule != NO_RULE).then_some(rule)
+    }
+}
+
+/// What matches in the scopes without a sender, or `NO_RULE`.
+///
+/// External linkage has the verifier check this function once, by itself: the loop over a set's words is its longest way, and
+/// what cannot be read whole is looked up several times.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_match(flow: *const Flow, port: *const RuleSet, slot: u32, scope: u32) -> RuleIndex {
+    let scope = if scope == Scope::Inbound as u32 { Scope::Inbound } else { Scope::Forwarded };
+    let tables = Tables::of(Control { active: active(0, slot), ..Control::NOTHING }, None);
+    // SAFETY: the one caller hands over references; the verifier asks for the comparison with null.
+    match unsafe { (flow.as_ref(), port.as_ref()) } {
+        (Some(flow), Some(port)) => first_match_among(scope, flow, &tables, port).unwrap_or(NO_RULE),
+        _ => NO_RULE,
+    }
+}
+
+/// The same in scope `outbound`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tproxy_match_sent(
+    skb: *mut __sk_buff,
+    flow: *const Flow,
+    port: *const RuleSet,
+    slot: u32,
+    cgroup_depths: u32,
+) -> RuleIndex {
+    let ctx = TcContext::new(skb);
+    let control = Control { active: active(0, slot), cgroup_depths, ..Control::NOTHING };
+    let tables = Tables::of(control, Some(&ctx));
+    // SAFETY: as above.
+    match unsafe { (flow.as_ref(), port.as_ref()) } {
+        (Some(flow), Some(port)) => {
+            first_match_among(Scope::Outbound, flow, &tables, port).unwrap_or(NO_RULE)
+        }
+        _ => NO_RULE,
     }
 }
