@@ -10,7 +10,7 @@ use std::{
 use rustix::fs::statfs;
 
 use super::{HostError, directory, is_absent, journal::namespace_inode};
-use crate::mark::Mark;
+use crate::{mark::Mark, socket::PinnedLink};
 
 const FILE_SYSTEM: &str = "/sys/fs/bpf";
 
@@ -41,11 +41,12 @@ pub(super) fn create(directory: &Path) -> Result<(), HostError> {
     directory::make(directory).map_err(failed("create", directory))
 }
 
-/// Removes all pins in the directory, and the directory: programs that nothing else holds are detached. `NotFound` when
-/// there was none.
+/// Detaches what is pinned in the directory, and removes that. `NotFound` when there was none.
 pub(super) fn remove(directory: &Path) -> io::Result<()> {
     for pin in fs::read_dir(directory)? {
-        fs::remove_file(pin?.path())?;
+        let pin = pin?.path();
+        detach(&pin, PinnedLink::open(&pin));
+        fs::remove_file(&pin)?;
     }
     fs::remove_dir(directory)?;
     // Fails while another instance has pins there, as it should.
@@ -54,23 +55,37 @@ pub(super) fn remove(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes one pin, if it is there.
+/// Detaches what has this name, and removes that, if it is there.
 ///
 /// # Errors
 /// When the file system refuses.
 pub fn remove_one(pin: &Path) -> Result<(), HostError> {
+    detach(pin, PinnedLink::open(pin));
     match fs::remove_file(pin) {
         Err(error) if !is_absent(&error) => Err(failed("remove", pin)(error)),
         _ => Ok(()),
     }
 }
 
-/// Gives the pin `new` the name `pin`; what had that name before is detached in the same moment.
+/// Gives the pin `new` the name `pin`, and detaches what had that name before.
 ///
 /// # Errors
 /// When the file system refuses.
 pub fn replace(new: &Path, pin: &Path) -> Result<(), HostError> {
-    fs::rename(new, pin).map_err(failed("rename", new))
+    let before = PinnedLink::open(pin);
+    fs::rename(new, pin).map_err(failed("rename", new))?;
+    detach(pin, before);
+    Ok(())
+}
+
+/// Nothing, where there is no such pin; and what the kernel refuses to detach now it does in its own time.
+fn detach(pin: &Path, link: io::Result<PinnedLink>) {
+    match link.and_then(PinnedLink::detach) {
+        Err(error) if !is_absent(&error) => {
+            tracing::debug!("cannot detach {} at once: {error}", pin.display())
+        }
+        _ => {}
+    }
 }
 
 /// The pins in a directory.
