@@ -164,6 +164,20 @@ fn what_a_configuration_needs_is_looked_at() {
 }
 
 #[test]
+fn that_ipv6_is_off_is_said_and_no_reason_to_warn() {
+    let host = Namespace::new("four").unwrap();
+    let found = |word: &str| {
+        let said = doctor(&host, "");
+        said.assert_ok("IPv6");
+        let found = said.findings("IPv6", "ok")[0]["found"].to_string();
+        assert!(found.contains(word), "{word}: {found}");
+    };
+    found("on");
+    host.set_sysctl("net.ipv6.conf.lo.disable_ipv6", "1").unwrap();
+    found("off");
+}
+
+#[test]
 fn without_privileges_it_says_which_are_missing() {
     let host = Namespace::new("weak").unwrap();
     let line = format!("setpriv --bounding-set=-net_admin,-sys_admin,-bpf {} doctor", binary().display());

@@ -33,6 +33,26 @@ fn assert_verdict(namespace: &Namespace, args: &str, verdict_reason: (&str, &str
 }
 
 #[test]
+fn what_it_takes_to_ask_a_running_instance_is_said_with_the_capabilities_of_run() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    let five =
+        "setpriv --bounding-set=-all,+net_raw,+net_bind_service,+net_admin,+bpf,+perfmon --inh-caps=-all";
+    let line = |args: &str| format!("{five} {} {args}", binary().display());
+    let running = gateway.start(&line(&format!("run {FORWARDED} --port 80 --action direct"))).unwrap();
+    running.wait_line(&["ready"], PATIENCE).unwrap();
+    let running = Tproxy::from(running);
+    for args in ["explain tcp 10.1.0.2:5 8.8.8.8:80 --interface lan", "trace"] {
+        let mut asking = gateway.start(&line(args)).unwrap();
+        let status = asking.wait(PATIENCE).unwrap();
+        let said = asking.lines().join("\n");
+        assert_eq!((status.code(), asking.lines().len()), (Some(1), 1), "{args}: {said}\n{}", *running);
+        assert!(said.contains("CAP_SYS_ADMIN") && said.contains("as root"), "{args}: {said}");
+    }
+    assert_verdict(gateway, "tcp 10.1.0.2:5 8.8.8.8:80 --interface lan", ("steer", "steer_rule"), Some(0));
+}
+
+#[test]
 fn the_running_program_answers_and_nothing_of_the_question_is_left() {
     for family in Family::ALL {
         for engine in ENGINES {

@@ -1,7 +1,7 @@
 //! Programs of others at the tc hooks.
 
 use tproxy::{
-    datapath::support::{AttachedProgram, attached},
+    datapath::support::{AttachedProgram, attached, lacks_egress},
     host::{Direction, links},
 };
 
@@ -16,6 +16,9 @@ pub(super) fn examine() -> Vec<Finding> {
     };
     let mut findings = Vec::new();
     for link in links {
+        if lacks_egress(&link) {
+            findings.push(without_egress(&link.name));
+        }
         for hook in [Direction::Ingress, Direction::Egress] {
             findings.extend(before_ours(&attached(&link.name, hook), &link.name, hook));
         }
@@ -24,6 +27,20 @@ pub(super) fn examine() -> Vec<Finding> {
         findings.push(Finding::ok(CHECK, "no program of others comes before ours"));
     }
     findings
+}
+
+/// As policing and `ifb` shaping have it, where the kernel has no tcx.
+fn without_egress(interface: &str) -> Finding {
+    Finding::warn(
+        CHECK,
+        format!(
+            "{interface} has a qdisc `ingress`, and with it Linux before 6.6 shows no program the packets that leave"
+        ),
+        "tproxy does not start where a rule needs those: scope outbound, UDP, source = \"client\"",
+        format!(
+            "make it a clsact, with the same filters (tc qdisc del dev {interface} ingress; tc qdisc add dev {interface} clsact), or boot Linux 6.6"
+        ),
+    )
 }
 
 /// Ours are attached behind those that are there.

@@ -18,7 +18,7 @@ const FEW_PORTS: u64 = 16_384;
 pub(super) const CAPABILITIES: &str = "capabilities";
 
 pub(super) fn examine() -> Vec<Finding> {
-    let mut findings = vec![capabilities(), descriptors(), loopback()];
+    let mut findings = vec![capabilities(), descriptors(), loopback(), ipv6()];
     findings.extend(Family::BOTH.map(forwarding));
     findings.extend([backlog(), ports(), jit(), reverse_path()]);
     findings
@@ -63,6 +63,20 @@ fn loopback() -> Finding {
         }
         Err(error) => Finding::unknown(CHECK, &error),
     }
+}
+
+/// Not having it is nobody's mistake, but rules for it take nothing.
+fn ipv6() -> Finding {
+    const CHECK: &str = "IPv6";
+    let is_v6 = |family| family == Family::V6;
+    let found = if !Family::supported().any(is_v6) {
+        "off: the kernel has none (ipv6.disable=1, or built without), and IPv4 alone is intercepted"
+    } else if !Family::available().any(is_v6) {
+        "off: net.ipv6.conf.lo.disable_ipv6 is 1, and IPv4 alone is intercepted"
+    } else {
+        "on"
+    };
+    Finding::ok(CHECK, found)
 }
 
 fn forwarding(family: Family) -> Finding {

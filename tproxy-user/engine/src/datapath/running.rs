@@ -47,6 +47,14 @@ pub enum RunningError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The kernel gives programs and maps of other processes to few.
+    #[error(
+        "a running instance (pid {pid}) is asked by its programs and maps, which the kernel opens for CAP_SYS_ADMIN only: run this as root, although `tproxy run` needs less"
+    )]
+    Privilege {
+        /// The process.
+        pid: u32,
+    },
     /// It was built from other sources than this program.
     #[error(
         "the instance (pid {pid}) has no eBPF {kind} {name}: it is of another version; ask with its own tproxy"
@@ -117,11 +125,16 @@ impl Running {
             let number =
                 |key| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u32>().ok());
             programs.extend(number("prog_id:"));
-            if let Some(id) = number("map_id:")
-                && let Ok(info) = MapInfo::from_id(id)
-                && let Some(name) = info.name_as_str()
-            {
-                maps.insert(name.to_owned(), id);
+            let Some(id) = number("map_id:") else { continue };
+            match MapInfo::from_id(id) {
+                Ok(info) => maps.extend(info.name_as_str().map(|name| (name.to_owned(), id))),
+                Err(MapError::SyscallError(error))
+                    if error.io_error.kind() == io::ErrorKind::PermissionDenied =>
+                {
+                    return Err(RunningError::Privilege { pid });
+                }
+                // It is gone meanwhile.
+                Err(_) => {}
             }
         }
         let named =

@@ -6,7 +6,7 @@ use aya::{
 };
 
 use super::attach::attach_type;
-use crate::host::Direction;
+use crate::host::{Direction, clsact, links::Link};
 
 /// Helpers that kernels may lack, or refuse to a kind of program.
 const HELPERS: [(ProgramType, BpfHelper, &str); 11] = [
@@ -49,6 +49,12 @@ pub fn has_sk_lookup() -> Result<bool, String> {
 #[must_use]
 pub fn has_tcx() -> bool {
     SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
+}
+
+/// Whether an interface has no hook for packets that leave: without tcx, its qdisc `ingress` is in the way of the one that has.
+#[must_use]
+pub fn lacks_egress(interface: &Link) -> bool {
+    !has_tcx() && clsact::only_ingress(interface.index).unwrap_or_default()
 }
 
 /// A program at a tcx hook.
