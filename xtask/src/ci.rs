@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::{
     bench, build_ebpf, host, interface,
     process::{cargo, output, run},
-    test,
+    test, vm,
 };
 
 pub(crate) fn main() -> Result<()> {
@@ -40,6 +40,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("eBPF object", || build_ebpf::main(&build_ebpf::Args { install: true, check: true })),
     ("lints and documentation of the eBPF programs", build_ebpf::lint),
     ("instructions of the hot paths", bench::count_instructions),
+    ("other kernels", vm::smoke),
     ("tests", || test::main(&test::Args { filter: Vec::new() })),
 ];
 

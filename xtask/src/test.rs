@@ -1,6 +1,6 @@
 //! `cargo xtask test`: all tests, on the running kernel.
 
-use std::process::Command;
+use std::{env, process::Command, thread};
 
 use anyhow::Result;
 
@@ -21,6 +21,8 @@ pub(crate) struct Args {
 /// Parser, policy, configuration, journal, … on the host; then, in network namespaces, the real path through the kernel.
 /// The documentation's examples come last.
 const ALL: &[&str] = &["test", "--locked", "--workspace"];
+/// How many tests run at a time. Scenarios wait half of the time, for processes that start and for packets.
+const THREADS: &str = "RUST_TEST_THREADS";
 /// The same, without running it.
 pub(crate) const BUILD: &[&str] = &["test", "--locked", "--workspace", "--no-run"];
 
@@ -30,7 +32,11 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     // One command builds all of it, and the examples that scenarios run: another choice of packages or targets would have other
     // features of the dependencies, and compile them anew.
     run(cargo().args(BUILD))?;
-    run(with_bpf_file_system().args(ALL).arg("--").args(&args.filter))?;
+    let mut tests = with_bpf_file_system();
+    if env::var_os(THREADS).is_none() {
+        tests.env(THREADS, (2 * thread::available_parallelism()?.get()).to_string());
+    }
+    run(tests.args(ALL).arg("--").args(&args.filter))?;
     // All tests, then: what the documentation shows is one of them.
     if args.filter.is_empty() { docs::main(&docs::Args::default()) } else { Ok(()) }
 }
