@@ -19,6 +19,7 @@ use tproxy::{
     socket,
     tcp::{self, Decided, Decisions, Syn},
     udp::{self, Memory, Selected, Sockets},
+    way::Routing,
     worker::{Worker, WorkerSetup},
 };
 use tproxy_common::abi::Origin;
@@ -101,6 +102,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             bound: Arc::clone(&bound_tcp),
             generations: generations.clone(),
             mark: config.mark,
+            routing: Routing::default(),
             decisions: Box::new(Everything),
             counters: Arc::default(),
             syns: None,
@@ -113,6 +115,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             // Each may have as many as there may be: how they are shared out is the steering's business.
             workers: 1,
             mark: config.mark,
+            routing: Routing::default(),
             memory: Box::new(Everything),
             counters: Arc::default(),
             flows: flows.table(index),

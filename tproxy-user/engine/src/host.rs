@@ -22,6 +22,7 @@ mod netlink;
 pub mod pins;
 pub mod policy;
 pub mod preflight;
+pub(crate) mod route;
 pub mod sysctl;
 
 pub use control_socket::{BadInstanceName, ControlSocket, InstanceName};

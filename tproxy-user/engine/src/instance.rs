@@ -41,12 +41,13 @@ use crate::{
     generation::{Generation, Generations},
     host::{
         self, Change, HostError, Identity, Journal, Standing, lingering, links, local_table::LocalTable,
-        pins, preflight,
+        pins, policy::Discernment, preflight,
     },
     mark::Mark,
     plan::{Misnamed, Plan, Surroundings},
     policy::{Cgroup, CgroupError, Compiled},
     socket::SocketError,
+    way::Routing,
     worker::{Liveness, Pulse, Worker},
 };
 
@@ -98,6 +99,9 @@ pub struct Instance {
     superseded: Vec<Superseded>,
     ended: Arc<Notify>,
     surroundings: Surroundings,
+    routing: Routing,
+    /// What others' routing rules mean to what is relayed, by family.
+    discerning: [Discernment; 2],
     plan: Plan,
     convergence: Convergence,
     /// The listener lookup was attached, and has to stay so.
@@ -141,7 +145,8 @@ impl Instance {
         let flows = Flows::of_workers(config.workers);
         let ended = Arc::new(Notify::new());
         let generations = Generations::of(Generation::first(&config, Arc::clone(&ended)));
-        let (workers, counters) = start_workers(&config, &generations, &flows, &mut datapath)?;
+        let routing = Routing::default();
+        let (workers, counters) = start_workers(&config, &generations, &flows, &routing, &mut datapath)?;
         let mut instance = Self {
             datapath,
             workers,
@@ -157,6 +162,8 @@ impl Instance {
             superseded: Vec::new(),
             ended,
             surroundings,
+            routing,
+            discerning: Default::default(),
             plan: Plan::default(),
             convergence: Convergence::new(Instant::now()),
             is_steering: false,

@@ -44,7 +44,8 @@ mod source;
 pub mod tcp;
 #[doc(hidden)]
 pub mod udp;
-mod way;
+#[doc(hidden)]
+pub mod way;
 #[doc(hidden)]
 pub mod worker;
 

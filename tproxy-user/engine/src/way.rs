@@ -1,23 +1,223 @@
 //! By which way a flow's packets leave when they are relayed: the one that the client's own would have taken.
+//!
+//! Of a socket, routing rules see an address, a mark and a user id; of a client's packet they see where it came in, too. So
+//! where rules of others may tell the two apart, the kernel is asked by which table the client's packet would leave, and the
+//! socket is given the user id that stands for that table ([`uid_for`]).
 
-use std::num::NonZeroU32;
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    num::NonZeroU32,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+};
 
-use tproxy_common::abi::Origin;
+use tproxy_common::{abi::Origin, flow::Protocol};
 
 use crate::{
     config::{Action, Rule, Scope},
+    family::Family,
+    flow::{ClientAddr, OriginalDst},
+    host::{
+        links,
+        policy::{Discernment, uid_for},
+        route::{Asker, Packet},
+        sysctl::Sysctl,
+    },
     mark::Mark,
-    socket::Egress,
+    socket::{Egress, TrafficClass},
 };
 
 /// Number of `lo`.
 const LOOPBACK: u32 = 1;
 
-/// What a socket towards the upstream of a flow has of the packet that began the flow: its mark, its sender, and what the
-/// sender's socket is bound to.
-pub(crate) fn egress(rule: &Rule, origin: &Origin, mark: Mark) -> Egress {
-    // A sender bound to `lo` has chosen how its packets get to us.
-    let device = NonZeroU32::new(origin.device)
-        .filter(|device| device.get() != LOOPBACK && rule.action == Action::Direct);
-    Egress { mark, bits: origin.mark, uid: (rule.scope == Scope::Outbound).then_some(origin.uid), device }
+/// Answers that a worker keeps.
+const MOST: usize = 4096;
+
+/// What the host's routing rules mean to flows that are relayed. A handle: the instance says, and its workers ask.
+#[derive(Debug, Clone, Default)]
+pub struct Routing(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Another number means that answers of before may be wrong.
+    version: AtomicU64,
+    /// By family.
+    rules: RwLock<[Discernment; 2]>,
+}
+
+impl Routing {
+    /// Says what the rules mean from now on.
+    pub(crate) fn set(&self, rules: &[Discernment; 2]) {
+        let mut known = self.0.rules.write().unwrap_or_else(PoisonError::into_inner);
+        if *known != *rules {
+            known.clone_from(rules);
+            self.changed();
+        }
+    }
+
+    /// Says that routes, addresses or interfaces are others.
+    pub(crate) fn changed(&self) {
+        self.0.version.fetch_add(1, SeqCst);
+    }
+
+    fn version(&self) -> u64 {
+        self.0.version.load(SeqCst)
+    }
+
+    fn of(&self, family: Family) -> Discernment {
+        let rules = self.0.rules.read().unwrap_or_else(PoisonError::into_inner);
+        rules[family as usize].clone()
+    }
+}
+
+/// What began a flow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct First<'a> {
+    pub(crate) protocol: Protocol,
+    pub(crate) client: ClientAddr,
+    pub(crate) dst: OriginalDst,
+    pub(crate) origin: &'a Origin,
+    pub(crate) class: TrafficClass,
+}
+
+/// The ways that a worker knows.
+pub(crate) struct Ways {
+    routing: Routing,
+    mark: Mark,
+    /// By family.
+    rules: [Discernment; 2],
+    version: Option<u64>,
+    known: HashMap<Packet, Result<Option<u32>, Refusal>>,
+    asker: Asker,
+}
+
+/// There is no route for the client, whatever there is for us: the error's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Refusal(i32);
+
+impl Ways {
+    pub(crate) fn new(routing: Routing, mark: Mark) -> Self {
+        Self {
+            routing,
+            mark,
+            rules: Default::default(),
+            version: None,
+            known: HashMap::new(),
+            asker: Asker::default(),
+        }
+    }
+
+    /// What a socket towards the upstream of a flow has of the packet that began the flow: its mark, its sender, and what the
+    /// sender's socket is bound to; and the table that it would have left by.
+    ///
+    /// # Errors
+    /// What the client would have been told: routing has no way for its packets, or one that refuses them.
+    pub(crate) fn egress(&mut self, rule: &Rule, first: &First<'_>) -> io::Result<Egress> {
+        let First { origin, .. } = *first;
+        let is_direct = rule.action == Action::Direct;
+        // A sender bound to `lo` has chosen how its packets get to us.
+        let device = NonZeroU32::new(origin.device).filter(|device| device.get() != LOOPBACK && is_direct);
+        let uid = (rule.scope == Scope::Outbound).then_some(origin.uid);
+        let own = Egress { mark: self.mark, bits: origin.mark, uid, device };
+        // An upstream that is given is reached as any process of this host reaches it.
+        if !is_direct {
+            return Ok(own);
+        }
+        let table = self.table(rule.scope, first, device)?;
+        Ok(Egress { uid: table.and_then(uid_for).or(uid), ..own })
+    }
+
+    /// The table by which the client's packet would leave, where a socket of ours might do so by another.
+    fn table(
+        &mut self,
+        scope: Scope,
+        first: &First<'_>,
+        device: Option<NonZeroU32>,
+    ) -> io::Result<Option<u32>> {
+        self.catch_up();
+        let First { protocol, client, dst, origin, class } = *first;
+        let rules = &self.rules[Family::of(dst.0.ip()) as usize];
+        let (told, iif) = match scope {
+            Scope::Forwarded => (rules.clients && origin.ifindex != 0, origin.ifindex),
+            Scope::Outbound => (rules.processes, 0),
+            Scope::Inbound => (false, 0),
+        };
+        if !told {
+            return Ok(None);
+        }
+        let port_of =
+            |address: SocketAddr| SocketAddr::new(address.ip(), if rules.ports { address.port() } else { 0 });
+        let packet = Packet {
+            iif,
+            oif: device.map_or(0, NonZeroU32::get),
+            from: Some(port_of(client.0)),
+            to: port_of(dst.0),
+            protocol: rules.ports.then_some(protocol),
+            mark: origin.mark,
+            uid: origin.uid,
+            class: class.without_ecn(),
+        };
+        match self.ask(&packet) {
+            // Others there are no rules of ours for.
+            Ok(table) => {
+                let rules = &self.rules[Family::of(dst.0.ip()) as usize];
+                Ok(table.filter(|table| rules.tables.contains(table)))
+            }
+            Err(Refusal(number)) => Err(io::Error::from_raw_os_error(number)),
+        }
+    }
+
+    fn catch_up(&mut self) {
+        let version = self.routing.version();
+        if self.version != Some(version) {
+            self.version = Some(version);
+            self.rules = Family::BOTH.map(|family| self.routing.of(family));
+            self.known.clear();
+        }
+    }
+
+    fn ask(&mut self, packet: &Packet) -> Result<Option<u32>, Refusal> {
+        if let Some(answer) = self.known.get(packet) {
+            return *answer;
+        }
+        let answer = match self.asker.table_of(packet) {
+            Ok(table) => Ok(table),
+            Err(error) => match refusal(packet, &error) {
+                Some(refusal) => Err(refusal),
+                None => {
+                    tracing::debug!(?packet, %error, "cannot ask for a route");
+                    return Ok(None);
+                }
+            },
+        };
+        if self.known.len() >= MOST {
+            self.known.clear();
+        }
+        self.known.insert(*packet, answer);
+        answer
+    }
+}
+
+/// Whether the answer is that the packet is not to leave: a route that is missing, `unreachable`, `prohibit` or
+/// `blackhole`. What this host does not forward, it relays all the same.
+fn refusal(packet: &Packet, error: &io::Error) -> Option<Refusal> {
+    let number = error.raw_os_error()?;
+    match number {
+        // `ip_route_input_slow` says so, too, of what comes in where nothing is forwarded.
+        libc::EHOSTUNREACH if packet.iif != 0 && !forwards(packet) => None,
+        libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EACCES => Some(Refusal(number)),
+        // A black hole, which says nothing to anybody.
+        libc::EINVAL => Some(Refusal(libc::ENETUNREACH)),
+        _ => None,
+    }
+}
+
+fn forwards(packet: &Packet) -> bool {
+    let value = links::name_of(packet.iif)
+        .and_then(|name| Sysctl::new(&name, Family::of(packet.to.ip()), "forwarding").ok()?.read().ok());
+    value.as_deref() != Some("0")
 }

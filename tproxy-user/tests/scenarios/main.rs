@@ -27,6 +27,7 @@ mod ports;
 mod relay;
 mod reload;
 mod rig;
+mod routing;
 mod run_directory;
 mod size;
 mod stop;

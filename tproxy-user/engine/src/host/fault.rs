@@ -18,7 +18,7 @@ pub(crate) enum Step {
 /// Fails if a rule is to be added and that is to fail.
 pub(super) fn at(change: &Change) -> Result<(), HostError> {
     match change {
-        Change::Rule { .. } | Change::CommonRule { .. } => check(Step::Rule),
+        Change::Rule { .. } | Change::CommonRule { .. } | Change::Way { .. } => check(Step::Rule),
         _ => Ok(()),
     }
 }

@@ -15,7 +15,8 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use super::{HostError, netlink::Netlink};
 use crate::family::Family;
 
-const RT_TABLE_LOCAL: u32 = 255;
+/// Asked first everywhere: it has the host's own addresses only.
+pub(super) const RT_TABLE_LOCAL: u32 = 255;
 const LOCAL_KINDS: [RouteType; 4] =
     [RouteType::Local, RouteType::Broadcast, RouteType::Anycast, RouteType::Multicast];
 

@@ -7,14 +7,14 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
+    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RuleUidRange},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Change, HostError, Identity,
-    local_table::{LOOPBACK, RouteFilter, destination, routes},
+    local_table::{LOOPBACK, RT_TABLE_LOCAL, RouteFilter, destination, routes},
     netlink::Netlink,
 };
 use crate::{family::Family, mark::Mark};
@@ -49,6 +49,18 @@ pub(super) enum Which<'a> {
     From(&'a str),
     /// For all interfaces.
     Common(Common),
+    /// `pref PRIORITY fwmark OWN/MASK uidrange UID-UID lookup TABLE`: see [`uid_for`].
+    Way(u32),
+}
+
+/// A user id by which a socket of ours leaves by the routes of a table, whatever other rules say of its packets: rules know
+/// of a socket its addresses, its mark and its user id (`sk->sk_uid`), and of the three the last one means nothing to
+/// anybody else once a packet has the own mark. No users have numbers as high as these.
+#[must_use]
+pub const fn uid_for(table: u32) -> Option<u32> {
+    const FIRST: u32 = 1 << 31;
+    // Two of the numbers mean that there is no user.
+    if table < FIRST - 2 { Some(FIRST + table) } else { None }
 }
 
 /// An `ip rule` of ours, of protocol `kernel`: systemd-networkd deletes rules and routes of every other protocol.
@@ -76,14 +88,17 @@ fn message(identity: &Identity, family: Family, which: Which<'_>) -> RuleMessage
     message.header.family = family.into();
     let after = identity.priority.saturating_add(1);
     let (action, priority) = match which {
-        Which::From(_) | Which::Common(Common::All) => (RuleAction::ToTable, identity.priority),
+        Which::From(_) | Which::Common(Common::All) | Which::Way(_) => {
+            (RuleAction::ToTable, identity.priority)
+        }
         Which::Common(Common::PastLoopback) => (RuleAction::Goto, identity.priority),
         Which::Common(Common::Landing) => (RuleAction::Nop, after),
     };
     message.header.action = action;
+    let mark = if let Which::Way(_) = which { identity.mark.own() } else { identity.mark.steer() };
     message.attributes = vec![
         RuleAttribute::Priority(priority),
-        RuleAttribute::FwMark(identity.mark.steer()),
+        RuleAttribute::FwMark(mark),
         RuleAttribute::FwMask(identity.mark.mask()),
         RuleAttribute::Protocol(RouteProtocol::Kernel),
     ];
@@ -96,6 +111,11 @@ fn message(identity: &Identity, family: Family, which: Which<'_>) -> RuleMessage
             vec![RuleAttribute::Iifname(LOOPBACK_NAME.to_owned()), RuleAttribute::Goto(after)]
         }
         Which::Common(Common::Landing) => Vec::new(),
+        Which::Way(table) => {
+            let uid =
+                uid_for(table).map(|uid| RuleAttribute::UidRange(RuleUidRange { start: uid, end: uid }));
+            uid.into_iter().chain([RuleAttribute::Table(table)]).collect()
+        }
     });
     message
 }
@@ -264,8 +284,14 @@ pub struct Rule {
     pub mark: Option<(u32, u32)>,
     /// It is about the packets that the rest does not describe (`not`).
     pub inverted: bool,
-    /// It is also about something else, such as addresses or a user id.
+    /// The user ids of senders, first and last.
+    pub uids: Option<(u32, u32)>,
+    /// It is also about something else, such as addresses.
     pub narrowed: bool,
+    /// Among that is where packets come from: their source address.
+    pub by_source: bool,
+    /// Among that are protocols or ports.
+    pub by_port: bool,
     /// The table that is looked up, if that is what it does.
     pub table: Option<u32>,
     /// The preference that it goes on at, if that is what it does.
@@ -284,6 +310,9 @@ impl Rule {
             iif: None,
             mark: None,
             inverted: message.header.flags.contains(RuleFlags::Invert),
+            uids: None,
+            by_source: message.header.src_len > 0,
+            by_port: false,
             narrowed: message.header.src_len > 0 || message.header.dst_len > 0 || message.header.tos > 0,
             table: (message.header.action == RuleAction::ToTable).then(|| message.header.table.into()),
             goto: None,
@@ -300,11 +329,11 @@ impl Rule {
                 RuleAttribute::Table(table) => rule.table = rule.table.map(|_| *table),
                 RuleAttribute::Goto(priority) => rule.goto = Some(*priority),
                 RuleAttribute::Protocol(protocol) => rule.by_kernel = *protocol == RouteProtocol::Kernel,
-                RuleAttribute::Oifname(_)
-                | RuleAttribute::UidRange(_)
-                | RuleAttribute::IpProtocol(_)
+                RuleAttribute::UidRange(range) => rule.uids = Some((range.start, range.end)),
+                RuleAttribute::Oifname(_) => rule.narrowed = true,
+                RuleAttribute::IpProtocol(_)
                 | RuleAttribute::SourcePortRange(_)
-                | RuleAttribute::DestinationPortRange(_) => rule.narrowed = true,
+                | RuleAttribute::DestinationPortRange(_) => (rule.narrowed, rule.by_port) = (true, true),
                 _ => {}
             }
         }
@@ -315,10 +344,19 @@ impl Rule {
     /// The change that makes it, if it is exactly one that an instance with this identity makes.
     #[must_use]
     pub fn change(&self, identity: &Identity) -> Option<Change> {
-        let Self { family, priority, iif, mark, inverted, narrowed, table, goto, idle, by_kernel } = self;
+        let Self {
+            family, priority, iif, mark, inverted, uids, narrowed, table, goto, idle, by_kernel, ..
+        } = self;
         let after = identity.priority.saturating_add(1);
-        let marks_fit = *mark == Some((identity.mark.steer(), identity.mark.mask()));
-        if !marks_fit || *inverted || *narrowed || !by_kernel {
+        if *inverted || *narrowed || !by_kernel {
+            return None;
+        }
+        let own = *mark == Some((identity.mark.own(), identity.mark.mask()));
+        if let (true, None, Some(table), Some((first, last))) = (own, iif, *table, *uids) {
+            let fits = first == last && uid_for(table) == Some(first) && *priority == identity.priority;
+            return fits.then_some(Change::Way { family: *family, table });
+        }
+        if *mark != Some((identity.mark.steer(), identity.mark.mask())) || uids.is_some() {
             return None;
         }
         let common = |rule| Some(Change::CommonRule { family: *family, rule });
@@ -351,7 +389,34 @@ impl Rule {
     pub fn may_take(&self, mark: Mark) -> bool {
         let selected = self.mark.is_none_or(|(value, mask)| mark.steer() & mask == value);
         // What else it is about may be any packet.
-        if self.inverted { self.narrowed || self.iif.is_some() || !selected } else { selected }
+        let narrowed = self.narrowed || self.iif.is_some() || self.uids.is_some();
+        if self.inverted { narrowed || !selected } else { selected }
+    }
+
+    /// Whether it belongs to an instance, or stands in every namespace: packets of clients and of instances meet it alike,
+    /// or are meant to be told apart.
+    fn is_of_the_system(&self) -> bool {
+        const USUAL: [u32; 3] = [RT_TABLE_LOCAL, RT_TABLE_MAIN, RT_TABLE_DEFAULT];
+        self.by_kernel && (self.mark.is_some() || self.table.is_some_and(|table| USUAL.contains(&table)))
+    }
+
+    /// Whether it may send a packet that bears the own mark beside its bits another way than one without.
+    fn tells_by_mark(&self, mark: Mark) -> bool {
+        self.mark.is_some_and(|(_, mask)| mask & mark.mask() != 0)
+    }
+
+    /// Whether it may send what a client sends another way than what a socket of ours sends there for it.
+    fn tells_clients(&self, mark: Mark) -> bool {
+        self.iif.is_some()
+            || self.by_source
+            || self.by_port
+            || self.uids.is_some()
+            || self.tells_by_mark(mark)
+    }
+
+    /// The same for what a process of this host sends: a socket of ours has its address and its user id.
+    fn tells_processes(&self, mark: Mark) -> bool {
+        self.by_port || self.tells_by_mark(mark)
     }
 
     /// What deletes it.
@@ -371,6 +436,9 @@ impl fmt::Display for Rule {
         if let Some(iif) = &self.iif {
             write!(f, " iif {iif}")?;
         }
+        if let Some((first, last)) = self.uids {
+            write!(f, " uidrange {first}-{last}")?;
+        }
         if let Some((value, mask)) = self.mark {
             write!(f, " fwmark {value:#x}/{mask:#x}")?;
         }
@@ -380,6 +448,46 @@ impl fmt::Display for Rule {
         self.table.map_or(Ok(()), |table| write!(f, " lookup {table}"))
     }
 }
+
+/// What the routing rules of others mean to a family's flows that are relayed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Discernment {
+    /// Clients' packets may leave otherwise than a socket's of ours.
+    pub clients: bool,
+    /// So may what processes of this host send.
+    pub processes: bool,
+    /// It may depend on protocol and ports.
+    pub ports: bool,
+    /// The tables that packets may leave by; none where nobody is told from us.
+    pub tables: BTreeSet<u32>,
+}
+
+impl Discernment {
+    /// What `rules` mean to flows of a family.
+    #[must_use]
+    pub fn of(rules: &[Rule], family: Family, mark: Mark) -> Self {
+        let rules: Vec<_> =
+            rules.iter().filter(|rule| rule.family == family && !rule.is_of_the_system()).collect();
+        let any = |tells: &dyn Fn(&Rule) -> bool| rules.iter().any(|rule| tells(rule));
+        let (clients, processes) =
+            (any(&|rule| rule.tells_clients(mark)), any(&|rule| rule.tells_processes(mark)));
+        let mut tables = BTreeSet::new();
+        if clients || processes {
+            tables.extend(rules.iter().filter_map(|rule| rule.table).chain([RT_TABLE_MAIN]));
+            // It is asked first by all; and of no packet is it known that no rule selected it.
+            for table in [RT_TABLE_LOCAL, RT_TABLE_UNSPEC] {
+                tables.remove(&table);
+            }
+            tables.retain(|table| uid_for(*table).is_some());
+        }
+        Self { clients, processes, ports: any(&|rule| rule.by_port), tables }
+    }
+}
+
+// linux/rtnetlink.h
+const RT_TABLE_UNSPEC: u32 = 0;
+const RT_TABLE_DEFAULT: u32 = 253;
+const RT_TABLE_MAIN: u32 = 254;
 
 #[cfg(test)]
 mod tests {
@@ -403,7 +511,10 @@ mod tests {
             iif: Some("lan".into()),
             mark: Some(OURS),
             inverted: false,
+            uids: None,
             narrowed: false,
+            by_source: false,
+            by_port: false,
             table: Some(29_808),
             goto: None,
             idle: false,
@@ -418,8 +529,12 @@ mod tests {
             change(&past),
             Some(Change::CommonRule { family: Family::V6, rule: Common::PastLoopback })
         );
-        let landing = Rule { idle: true, table: None, priority: 101, ..all };
+        let landing = Rule { idle: true, table: None, priority: 101, ..all.clone() };
         assert_eq!(change(&landing), Some(Change::CommonRule { family: Family::V6, rule: Common::Landing }));
+        let own = (Mark::DEFAULT.own(), Mark::DEFAULT.mask());
+        let uid = uid_for(77).unwrap();
+        let way = Rule { mark: Some(own), uids: Some((uid, uid)), table: Some(77), ..all.clone() };
+        assert_eq!(change(&way), Some(Change::Way { family: Family::V6, table: 77 }));
         let others = [
             Rule { priority: 99, ..ours.clone() },
             Rule { mark: Some((OURS.0, u32::MAX)), ..ours.clone() },
@@ -428,6 +543,9 @@ mod tests {
             Rule { table: Some(100), ..ours.clone() },
             Rule { by_kernel: false, ..ours },
             Rule { goto: Some(200), ..past },
+            Rule { table: Some(78), ..way.clone() },
+            Rule { uids: None, ..way.clone() },
+            Rule { mark: Some(OURS), ..way },
         ];
         for rule in &others {
             assert_eq!(change(rule), None, "{rule}");

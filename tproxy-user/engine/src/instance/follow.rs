@@ -16,6 +16,7 @@ use crate::{
         Change, HostError,
         links::{self, Changed, Link},
         local_table::{self, LocalTable},
+        policy::{self, Discernment},
     },
     plan::{Plan, Surroundings, follows_routes},
     policy::{CgroupError, Compiled, Extent},
@@ -24,6 +25,9 @@ use crate::{
 impl Instance {
     /// Adapts to what changed on the host. What fails is tried again, as [`Self::unsettled`] says.
     pub fn follow(&mut self, changed: Changed) {
+        if (Changed { cgroups: false, ..changed }) != Changed::NOTHING {
+            self.routing.changed();
+        }
         if self.convergence.hear(changed) {
             self.reconcile();
         }
@@ -84,6 +88,21 @@ impl Instance {
             self.surroundings = now;
             self.convergence.stale = true;
         }
+        Ok(())
+    }
+
+    /// Reads what the routing rules of others mean to what is relayed.
+    fn discern(&mut self) -> Result<(), HostError> {
+        let follows = |rule: &Rule| {
+            rule.action == Action::Direct && matches!(rule.scope, Scope::Forwarded | Scope::Outbound)
+        };
+        let mark = self.config.mark;
+        self.discerning = if self.rules().any(follows) {
+            let rules = policy::rules()?;
+            Family::BOTH.map(|family| Discernment::of(&rules, family, mark))
+        } else {
+            Default::default()
+        };
         Ok(())
     }
 
@@ -148,6 +167,7 @@ impl Instance {
                 Err(error) => attempt.errors.push(error),
             }
         }
+        attempt.note(self.discern());
         match self.changes(plan) {
             Ok(changes) => {
                 let ensured = self.journal.ensure(changes);
@@ -159,6 +179,8 @@ impl Instance {
             }
             Err(error) => attempt.errors.push(error.into()),
         }
+        // Only now is there what the user ids mean that sockets are given.
+        self.routing.set(&self.discerning);
         self.attach(plan, attempt);
         if self.is_steering && !self.datapath.looks_up() {
             match self.datapath.attach_lookup() {
@@ -172,7 +194,12 @@ impl Instance {
     }
 
     fn changes(&self, plan: &Plan) -> Result<Vec<Change>, HostError> {
-        plan.changes(&self.surroundings, self.datapath.attachment())
+        let mut changes = plan.changes(&self.surroundings, self.datapath.attachment())?;
+        for family in self.surroundings.families.iter().copied() {
+            let tables = self.discerning[family as usize].tables.iter().copied();
+            changes.extend(tables.map(|table| Change::Way { family, table }));
+        }
+        Ok(changes)
     }
 
     /// Has the datapath decide by the latest rules, given the surroundings.

@@ -16,6 +16,7 @@ use crate::{
     socket,
     tcp::{self, Syns, TcpCounters},
     udp::{self, UdpCounters},
+    way::Routing,
     worker::{Worker, WorkerSetup},
 };
 
@@ -30,6 +31,7 @@ pub(super) fn start_workers(
     config: &Config,
     generations: &Generations,
     flows: &Flows,
+    routing: &Routing,
     datapath: &mut Datapath,
 ) -> Result<(Vec<Worker>, Vec<Counters>), InstanceError> {
     let mut sockets = Vec::new();
@@ -51,6 +53,7 @@ pub(super) fn start_workers(
             bound: Arc::clone(&tcp_bound),
             generations: generations.clone(),
             mark: config.mark,
+            routing: routing.clone(),
             decisions: Box::new(datapath.decisions(own.tcp.accept_latency())?),
             counters: Arc::clone(&own.tcp),
             syns: Some(syns),
@@ -62,6 +65,7 @@ pub(super) fn start_workers(
             generations: generations.clone(),
             workers: config.workers,
             mark: config.mark,
+            routing: routing.clone(),
             memory: Box::new(datapath.memory()?),
             counters: Arc::clone(&own.udp),
             flows: flows.table(index),

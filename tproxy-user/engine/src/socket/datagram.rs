@@ -140,11 +140,22 @@ pub fn datagram_upstream(
             bind_foreign(&socket, family, client)?;
         }
     }
-    if let Endpoint::Peer(peer) = upstream {
-        socket.connect(&peer.into()).map_err(os("connect"))?;
+    let mark = || socket.set_mark(egress.mark()).map_err(privileged("SO_MARK"));
+    let Endpoint::Peer(peer) = upstream else { return mark().map(|()| socket) };
+    let connect = || socket.connect(&peer.into()).map_err(os("connect"));
+    match source {
+        // The kernel chooses its address now, by the way that it has with the mark.
+        UpstreamSource::Host | UpstreamSource::Own(_) => mark().and_then(|()| connect()),
+        // With the mark, what is on its way to the client at this port would be taken for its own until it is connected.
+        UpstreamSource::Client(_) | UpstreamSource::ClientPort(_) => connect()
+            .or_else(|unreachable| {
+                mark()?;
+                // Perhaps there is a way only for what has the mark.
+                connect().map_err(|_| unreachable)
+            })
+            .and_then(|()| mark()),
     }
-    socket.set_mark(egress.mark()).map_err(privileged("SO_MARK"))?;
-    Ok(socket)
+    .map(|()| socket)
 }
 
 /// A socket that sends from an address and port that need not be this host's: the first lines of the recipe of

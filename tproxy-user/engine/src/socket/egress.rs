@@ -53,7 +53,7 @@ impl Egress {
                 Ok(()) => {}
                 Err(Errno::PERM) => NOT_PERMITTED.call_once(|| {
                     tracing::warn!(
-                        "without CAP_CHOWN, what users send leaves by this process's way, not by theirs"
+                        "without CAP_CHOWN, what is relayed leaves by this process's way where routing rules have another for its client or user"
                     );
                 }),
                 Err(error) => return Err(os("fchown")(error.into())),

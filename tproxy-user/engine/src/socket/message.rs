@@ -25,6 +25,12 @@ impl TrafficClass {
             _ => Self(0),
         }
     }
+
+    /// Without what is a connection's own business.
+    pub(crate) const fn without_ecn(self) -> u8 {
+        const ECN: u8 = 3;
+        self.0 & !ECN
+    }
 }
 
 /// How a datagram came.

@@ -137,9 +137,8 @@ pub fn class_of_syn(accepted: &impl AsFd) -> TrafficClass {
 /// # Errors
 /// The kernel's, which has none for a socket of this family.
 pub fn set_class(socket: &impl AsFd, family: Family, class: TrafficClass) -> io::Result<()> {
-    const ECN: u8 = 3;
     let socket = SockRef::from(socket);
-    match (family, u32::from(class.0 & !ECN)) {
+    match (family, u32::from(class.without_ecn())) {
         (_, 0) => Ok(()),
         (Family::V4, class) => socket.set_tos_v4(class),
         (Family::V6, class) => socket.set_tclass_v6(class),

@@ -10,7 +10,13 @@ use super::{
     buffers::Buffers,
     hold::{self, Holding},
 };
-use crate::{flows::Table, generation::Generations, live::Live, mark::Mark};
+use crate::{
+    flows::Table,
+    generation::Generations,
+    live::Live,
+    mark::Mark,
+    way::{Routing, Ways},
+};
 
 /// What a worker needs for TCP.
 pub struct Setup {
@@ -22,6 +28,8 @@ pub struct Setup {
     pub generations: Generations,
     /// The mark of the instance, for upstream sockets.
     pub mark: Mark,
+    /// What the host's routing rules mean to them.
+    pub routing: Routing,
     /// Who knows which rule selected a flow.
     pub decisions: Box<dyn Decisions>,
     /// Where this worker counts.
@@ -66,6 +74,7 @@ pub(super) struct Shared {
     pub(super) bound: Arc<[SocketAddr]>,
     pub(super) generations: Generations,
     pub(super) mark: Mark,
+    pub(super) ways: RefCell<Ways>,
     pub(super) decisions: RefCell<Box<dyn Decisions>>,
     pub(super) counters: Arc<TcpCounters>,
     pub(super) flows: Arc<Table>,
@@ -81,6 +90,7 @@ impl Shared {
             bound: setup.bound,
             generations: setup.generations,
             mark: setup.mark,
+            ways: RefCell::new(Ways::new(setup.routing, setup.mark)),
             decisions: RefCell::new(setup.decisions),
             counters: setup.counters,
             flows: setup.flows,

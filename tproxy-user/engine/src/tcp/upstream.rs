@@ -20,7 +20,7 @@ use crate::{
     host::connections,
     socket::{self, SocketError},
     source::Sources,
-    way::egress,
+    way::First,
 };
 
 /// Connects for a client, from the source that its rule wants. Gives up when the client resets its
@@ -39,7 +39,15 @@ pub(super) async fn connect(
     let is_clients = |theirs| connections::exists(Protocol::Tcp, address, theirs).unwrap_or(false);
     let mut sources = Sources::of(connection.rule(), connection.client());
     let mut source = sources.first(is_clients);
-    let egress = egress(connection.rule(), &connection.arrived().origin, connection.shared.mark);
+    let first = First {
+        protocol: Protocol::Tcp,
+        client: connection.client(),
+        dst: connection.dst(),
+        origin: &connection.arrived().origin,
+        class: connection.arrived().class,
+    };
+    let egress = connection.shared.ways.borrow_mut().egress(connection.rule(), &first);
+    let egress = egress.map_err(|error| Ended::from(ConnectError::Connect(error)))?;
     loop {
         let socket = socket::upstream(address, source, egress);
         let socket = socket.inspect(|socket| {

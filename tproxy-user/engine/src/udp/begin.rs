@@ -1,6 +1,6 @@
 //! How a session begins.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
 use tproxy_common::flow::Protocol;
 
@@ -24,7 +24,7 @@ use crate::{
     host::connections,
     socket::{self, Datagram, Egress, Endpoint, SocketError},
     source::Sources,
-    way::egress,
+    way::First,
 };
 
 /// Sessions that end, at most, for one to begin: with one of them a port or a descriptor need not be free, as sessions share
@@ -44,6 +44,8 @@ enum Unbegun {
     Loop,
     #[error("the datapath has no record of it")]
     Undecided,
+    #[error("no way leads there for the client: {0}")]
+    Unreachable(io::Error),
     #[error(transparent)]
     Socket(#[from] SocketError),
 }
@@ -58,7 +60,7 @@ impl Relay {
             self.up(id, &run, now);
             return None;
         }
-        match self.begin(flow, datagram.ttl, place, now) {
+        match self.begin(flow, datagram, place, now) {
             Ok(Begun::Carried) => {
                 self.carry(&flow, &run);
                 None
@@ -75,7 +77,14 @@ impl Relay {
         }
     }
 
-    fn begin(&mut self, flow: Flow, ttl: u8, place: Place, now: Instant) -> Result<Begun, Unbegun> {
+    fn begin(
+        &mut self,
+        flow: Flow,
+        datagram: &Datagram<'_>,
+        place: Place,
+        now: Instant,
+    ) -> Result<Begun, Unbegun> {
+        let Datagram { ttl, class, .. } = *datagram;
         if self.bound.contains(&flow.dst.0) {
             return Err(Unbegun::Loop);
         }
@@ -89,7 +98,9 @@ impl Relay {
             self.end(oldest, End::Evicted, now);
         }
         let ttl = if rule.scope == Scope::Forwarded { ttl.saturating_sub(1).max(1) } else { ttl };
-        let egress = egress(&rule, &origin, self.mark);
+        let Flow { client, dst } = flow;
+        let first = First { protocol: Protocol::Udp, client, dst, origin: &origin, class };
+        let egress = self.ways.egress(&rule, &first).map_err(Unbegun::Unreachable)?;
         let (reply, upstream) = self.sockets_with_room(&flow, &rule, egress, now)?;
         let live = self.flows.enter(Selection {
             protocol: Protocol::Udp,
@@ -248,12 +259,12 @@ impl Relay {
         let counter = match error {
             Unbegun::Loop => &self.counters.to_ourselves,
             Unbegun::Undecided => &self.counters.undecided,
-            Unbegun::Socket(_) => &self.counters.no_upstream,
+            Unbegun::Unreachable(_) | Unbegun::Socket(_) => &self.counters.no_upstream,
         };
         add(counter, 1);
         // It may be decided anew, with its next datagram.
         self.memory.forget(flow.client, flow.dst);
-        if let Unbegun::Socket(SocketError::Os { source, .. }) = error {
+        if let Unbegun::Unreachable(source) | Unbegun::Socket(SocketError::Os { source, .. }) = error {
             self.reporter.report_failure(flow, source, &self.counters, now);
         }
     }

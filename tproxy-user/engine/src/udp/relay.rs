@@ -30,6 +30,7 @@ use crate::{
     live::Live,
     mark::Mark,
     socket::{IcmpSender, RawSender},
+    way::Ways,
 };
 
 /// While draining, whoever is silent for this long is done.
@@ -44,6 +45,7 @@ pub(super) struct Relay {
     pub(super) generations: Generations,
     workers: usize,
     pub(super) mark: Mark,
+    pub(super) ways: Ways,
     pub(super) memory: Box<dyn Memory>,
     pub(super) counters: Arc<UdpCounters>,
     pub(super) flows: Arc<flows::Table>,
@@ -76,6 +78,7 @@ impl Relay {
             generations: setup.generations,
             workers: setup.workers,
             mark: setup.mark,
+            ways: Ways::new(setup.routing, setup.mark),
             memory: setup.memory,
             counters: setup.counters,
             flows: setup.flows,

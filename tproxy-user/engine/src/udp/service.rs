@@ -29,6 +29,7 @@ use crate::{
     live::Live,
     mark::Mark,
     socket::{self, IcmpSender, RawSender, SocketError},
+    way::Routing,
 };
 
 /// Between two looks for sessions that have ended by silence.
@@ -52,6 +53,8 @@ pub struct Setup {
     pub workers: usize,
     /// The mark of the instance, for all sockets.
     pub mark: Mark,
+    /// What the host's routing rules mean to sockets towards upstreams.
+    pub routing: Routing,
     /// What the datapath remembers.
     pub memory: Box<dyn Memory>,
     /// Where this worker counts.

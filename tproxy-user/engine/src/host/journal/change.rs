@@ -30,6 +30,13 @@ pub enum Change {
         /// Which of them.
         rule: Common,
     },
+    /// Sockets of the instance whose user id stands for a table ([`policy::uid_for`]) look up that one.
+    Way {
+        /// Of the packets.
+        family: Family,
+        /// Which it is.
+        table: u32,
+    },
     /// The table's `local default dev lo`.
     LocalRoute {
         /// Of the packets.
@@ -81,6 +88,9 @@ impl fmt::Display for Change {
             Self::CommonRule { family, rule: Common::Landing } => {
                 write!(f, "{family} rule where what leaves goes on")
             }
+            Self::Way { family, table } => {
+                write!(f, "{family} rule for what is relayed by the table {table}")
+            }
             Self::LocalRoute { family } => write!(f, "{family} local default route"),
             Self::Sysctl { sysctl, .. } => write!(f, "sysctl {sysctl}"),
             Self::TcFilter { interface, direction, .. } => write!(f, "tc {direction} filter on {interface}"),
@@ -128,6 +138,7 @@ impl Entry {
             (
                 Change::Rule { .. }
                 | Change::CommonRule { .. }
+                | Change::Way { .. }
                 | Change::LocalRoute { .. }
                 | Change::Pins { .. },
                 None,
@@ -148,7 +159,9 @@ impl Entry {
     /// Whether it is in force. `seen` is what the kernel says about rules and routes.
     pub(super) fn stands(&self, identity: &Identity, seen: &Seen) -> Result<bool, HostError> {
         match &self.change {
-            Change::Rule { .. } | Change::CommonRule { .. } => Ok(seen.has_rule(identity, &self.change)),
+            Change::Rule { .. } | Change::CommonRule { .. } | Change::Way { .. } => {
+                Ok(seen.has_rule(identity, &self.change))
+            }
             Change::LocalRoute { family } => Ok(seen.has_route(*family)),
             Change::Sysctl { sysctl, value } => Ok(sysctl.read()? == *value),
             Change::TcFilter { index, .. } => clsact::exists(*index).map_err(|source| HostError::Netlink {
@@ -166,6 +179,7 @@ impl Entry {
             Change::CommonRule { family, rule } => {
                 policy::rule(Deed::Add, identity, *family, Which::Common(*rule))
             }
+            Change::Way { family, table } => policy::rule(Deed::Add, identity, *family, Which::Way(*table)),
             Change::LocalRoute { family } => policy::local_route(Deed::Add, identity, *family),
             // What is so already need not be written: /proc/sys is read-only in most containers.
             Change::Sysctl { sysctl, value } if sysctl.read()? == *value => return Ok(()),
@@ -191,6 +205,9 @@ impl Entry {
             Change::Rule { family, iif } => policy::rule(Deed::Delete, identity, *family, Which::From(iif)),
             Change::CommonRule { family, rule } => {
                 policy::rule(Deed::Delete, identity, *family, Which::Common(*rule))
+            }
+            Change::Way { family, table } => {
+                policy::rule(Deed::Delete, identity, *family, Which::Way(*table))
             }
             Change::LocalRoute { family } => policy::local_route(Deed::Delete, identity, *family),
             Change::Sysctl { sysctl, value } => return self.restore(sysctl, value, others),

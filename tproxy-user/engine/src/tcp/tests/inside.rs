@@ -40,6 +40,7 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
             bound: [].into(),
             generations,
             mark: Mark::DEFAULT,
+            routing: crate::way::Routing::default(),
             decisions: Box::new(Always(None)),
             counters: TcpCounters::default().into(),
             syns: None,

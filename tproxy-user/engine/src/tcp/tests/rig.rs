@@ -22,6 +22,7 @@ use crate::{
     mark::Mark,
     socket,
     tcp::{Decided, Decisions, End, Setup, Snapshot, Syn, TcpCounters},
+    way::Routing,
     worker::{Worker, WorkerSetup},
 };
 
@@ -78,6 +79,7 @@ impl Rig {
             bound: Arc::new([]),
             generations: generations(rule(action, Source::Host), TIMEOUTS),
             mark: Mark::DEFAULT,
+            routing: Routing::default(),
             decisions: Box::new(Always(Some(RuleNumber(0)))),
             counters: Arc::clone(&counters),
             syns: None,

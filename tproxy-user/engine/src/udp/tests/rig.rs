@@ -21,6 +21,7 @@ use crate::{
     socket::{self, Message, Outgoing, TrafficClass},
     tcp::{self, Decided, Syn, TcpCounters},
     udp::{End, Memory, Selected, Setup, Snapshot, Sockets, UdpCounters},
+    way::Routing,
     worker::{Worker, WorkerSetup},
 };
 
@@ -98,6 +99,7 @@ impl Rig {
                 generations: generations(vec![rule], TIMEOUTS, SESSIONS),
                 workers: 1,
                 mark: Mark::DEFAULT,
+                routing: Routing::default(),
                 memory: Box::new(memory.clone()),
                 counters: Arc::clone(&counters),
                 flows: flows.table(0),
@@ -111,6 +113,7 @@ impl Rig {
                 bound: Arc::new([]),
                 generations: generations(vec![], TIMEOUTS, SESSIONS),
                 mark: Mark::DEFAULT,
+                routing: Routing::default(),
                 decisions: Box::new(Nobody),
                 counters: TcpCounters::default().into(),
                 syns: None,

@@ -1,0 +1,176 @@
+//! The way that relayed flows leave by: the one that the host's routing rules have for the client's own packets.
+
+use std::{
+    io::{self, ErrorKind},
+    net::{IpAddr, SocketAddr, UdpSocket},
+};
+
+use socket2::SockRef;
+
+use crate::{clean::Snapshot, support::*, udp};
+
+/// An UDP port on the server where everybody is told who they are.
+const PORT: u16 = 7;
+
+/// The table that leads by the second uplink.
+const TABLE: u32 = 77;
+
+/// The gateway's address on the second uplink.
+fn wan2(family: Family) -> IpAddr {
+    let address = if family == Family::V4 { "10.3.0.1" } else { "fd00:3::1" };
+    address.parse().expect("an address")
+}
+
+/// `ip rule …`
+fn rule(world: &World, family: Family, deed: &str, rule: &str) {
+    let flag = if family == Family::V4 { "-4" } else { "-6" };
+    world.net.gateway.run(&format!("ip {flag} rule {deed} {rule}")).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// A second uplink, by which the table [`TABLE`] leads to the server.
+fn two_uplinks() -> World {
+    let world = World::new();
+    let (gateway, server) = (&world.net.gateway, &world.net.server);
+    gateway.join("wan2", server, "eth1").unwrap();
+    gateway.ip("addr add 10.3.0.1/24 dev wan2\naddr add fd00:3::1/64 dev wan2 nodad").unwrap();
+    server.ip("addr add 10.3.0.2/24 dev eth1\naddr add fd00:3::2/64 dev eth1 nodad").unwrap();
+    for (flag, hop) in [("-4", "10.3.0.2"), ("-6", "fd00:3::2")] {
+        gateway.run(&format!("ip {flag} route add default via {hop} table {TABLE}")).unwrap();
+    }
+    udp::reflecting(&world, PORT);
+    world
+}
+
+/// What leaves by the first uplink is lost from now on.
+fn lose_the_first(world: &World) {
+    let chains = ["output", "forward"].map(|hook| {
+        format!("chain {hook} {{\ntype filter hook {hook} priority 0;\noifname wan ip daddr != 10.1.0.0/24 drop\noifname wan ip6 daddr 2001::/16 drop\n}}")
+    });
+    world.net.gateway.feed("nft -f -", &format!("table inet lost {{\n{}\n}}", chains.join("\n"))).unwrap();
+}
+
+/// Asserts whom the server sees of a flow to its public address, over TCP and UDP.
+#[track_caller]
+fn assert_seen(world: &World, family: Family, source: IpAddr, context: &str) {
+    let destination = SocketAddr::new(family.public(), 8080);
+    world.curl(destination.ip(), destination.port()).assert_nginx(destination, source, &context);
+    let client = datagrams(&world.net.client, (family.client(), 0));
+    let answer = udp::ask(&client, (family.public(), PORT).into(), "hello", &context);
+    let seen: SocketAddr = answer.split(' ').next().and_then(|seen| seen.parse().ok()).expect("an address");
+    assert_eq!(seen.ip(), source, "{answer}\n{context}");
+}
+
+#[test]
+fn rules_by_interface_and_source_hold_for_what_is_relayed() {
+    let world = two_uplinks();
+    for family in Family::ALL {
+        for selector in [
+            "iif lan".to_owned(),
+            format!("from {}", family.client()),
+            format!("iif lan to {}", family.public()),
+        ] {
+            let rule = |deed| rule(&world, family, deed, &format!("{selector} lookup {TABLE} pref 200"));
+            rule("add");
+            for engine in ENGINES {
+                for nat in ["endpoint-independent", "per-destination"] {
+                    let before = Snapshot::take(&world.net.gateway);
+                    let tproxy =
+                        world.tproxy(&format!("{FORWARDED} --action direct --nat {nat} --steer {engine}"));
+                    let context = format!("{selector}, {engine}, {nat}\n{}", *tproxy);
+                    assert_seen(&world, family, wan2(family), &context);
+                    drop(tproxy);
+                    before.assert_same(&world.net.gateway, &context);
+                }
+            }
+            rule("del");
+        }
+        let tproxy = world.tproxy(&format!("{FORWARDED} --action direct"));
+        assert_seen(&world, family, family.wan(), &format!("no rule\n{}", *tproxy));
+    }
+}
+
+#[test]
+fn with_the_clients_address_it_is_the_same_way() {
+    let world = two_uplinks();
+    lose_the_first(&world);
+    for family in Family::ALL {
+        for selector in ["iif lan".to_owned(), format!("from {}", family.client())] {
+            rule(&world, family, "add", &format!("{selector} lookup {TABLE} pref 200"));
+            for source in ["client", "client-port"] {
+                let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --source {source}"));
+                let context = format!("{selector}, {source}\n{}", *tproxy);
+                assert_seen(&world, family, family.client(), &context);
+            }
+            rule(&world, family, "del", &format!("{selector} lookup {TABLE} pref 200"));
+        }
+    }
+}
+
+#[test]
+fn rules_that_come_and_go_hold_for_flows_that_begin_then() {
+    let world = two_uplinks();
+    let tproxy = world.tproxy(&format!("{FORWARDED} --action direct"));
+    for family in Family::ALL {
+        let context = tproxy.to_string();
+        assert_seen(&world, family, family.wan(), &context);
+        let ours = |gateway: &Namespace| {
+            let flag = if family == Family::V4 { "-4" } else { "-6" };
+            gateway.run(&format!("ip {flag} rule")).unwrap().contains("uidrange")
+        };
+        for (deed, source) in [("add", wan2(family)), ("del", family.wan())] {
+            rule(&world, family, deed, &format!("iif lan lookup {TABLE} pref 200"));
+            let begun = std::time::Instant::now();
+            while ours(&world.net.gateway) != (deed == "add") {
+                assert!(begun.elapsed() < PATIENCE, "{}", *tproxy);
+            }
+            assert_seen(&world, family, source, &format!("{deed}\n{}", *tproxy));
+        }
+    }
+}
+
+/// The kill switch of a VPN.
+#[test]
+fn where_the_client_has_no_way_there_is_none_for_what_is_relayed() {
+    let world = two_uplinks();
+    for family in Family::ALL {
+        for (action, kind) in
+            [("prohibit", None), ("unreachable", Some(ErrorKind::NetworkUnreachable)), ("blackhole", None)]
+        {
+            rule(&world, family, "add", &format!("iif lan {action} pref 200"));
+            let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --accept after-connect"));
+            let refused = connect(&world.net.client, (family.public(), 8080)).unwrap_err();
+            assert!(kind.is_none_or(|kind| refused.kind() == kind), "{action}: {refused}\n{}", *tproxy);
+            tproxy.wait_line(&["closed", "end=unreachable"], PATIENCE).unwrap();
+            let client = datagrams(&world.net.client, (family.client(), 0));
+            client.send_to(b"x", (family.public(), PORT)).unwrap();
+            let mut tproxy = tproxy;
+            let nowhere = counted_at_the_end(&mut tproxy, "no_upstream");
+            assert_eq!(nowhere, 1, "{action}\n{}", *tproxy);
+            rule(&world, family, "del", &format!("iif lan {action} pref 200"));
+        }
+    }
+}
+
+/// A rule that compares the whole mark does not select what bears ours beside it.
+#[test]
+fn what_an_application_marks_leaves_by_its_mark() {
+    let world = two_uplinks();
+    let gateway = &world.net.gateway;
+    for family in Family::ALL {
+        rule(&world, family, "add", &format!("fwmark 0x1 lookup {TABLE} pref 200"));
+        let tproxy = world.tproxy("--scope outbound --to 0.0.0.0/0 --to ::/0 --action direct");
+        let unspecified: IpAddr = if family == Family::V4 { [0; 4].into() } else { [0_u16; 8].into() };
+        let ask = |mark: u32| -> io::Result<String> {
+            let socket = gateway.enter(|| UdpSocket::bind((unspecified, 0)))?;
+            SockRef::from(&socket).set_mark(mark)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            Ok(udp::ask(&socket, (family.public(), PORT).into(), "hello", &tproxy.to_string()))
+        };
+        for (mark, source) in [(0, family.wan()), (1, wan2(family))] {
+            let answer = ask(mark).unwrap();
+            let seen: SocketAddr = answer.split(' ').next().and_then(|seen| seen.parse().ok()).unwrap();
+            assert_eq!(seen.ip(), source, "{answer}, mark {mark}\n{}", *tproxy);
+        }
+        rule(&world, family, "del", &format!("fwmark 0x1 lookup {TABLE} pref 200"));
+    }
+}
