@@ -254,6 +254,18 @@ pub fn ports_of_segment<R: Reader + ?Sized>(packet: &R, l3: usize) -> Option<[[u
     Some([[header[0], header[1]], [header[2], header[3]]])
 }
 
+/// Whether this is an ICMP redirect, as this host's kernel makes them: right behind a plain IP header.
+#[inline(always)]
+pub fn is_redirect<R: Reader + ?Sized>(packet: &R, l3: usize) -> bool {
+    let Some(header) = packet.read::<10>(l3) else { return false };
+    let (l4, redirect) = match header {
+        [0x45, .., PROTO_ICMP] => (l3 + 20, 5),
+        [0x60..=0x6f, _, _, _, _, _, PROTO_ICMPV6, ..] => (l3 + 40, 137),
+        _ => return false,
+    };
+    matches!(packet.read(l4), Some([kind, _]) if kind == redirect)
+}
+
 /// An IP header, its extensions skipped.
 struct Ip {
     src: Addr,
@@ -859,6 +871,22 @@ mod tests {
             Err(Reason::OtherProtocol),
             "echo request"
         );
+    }
+
+    #[test]
+    fn a_redirect_is_told_from_other_icmp() {
+        let body = |kind: u8| [kind, 1, 0, 0, 10, 0, 0, 1];
+        for (packet, is) in [
+            (v4(1, 0, &body(5)), true),
+            (v4(1, 0, &body(3)), false),
+            (v4(17, 0, &body(5)), false),
+            (v6(58, &body(137)), true),
+            (v6(58, &body(136)), false),
+            (v6(17, &body(137)), false),
+        ] {
+            assert_eq!(is_redirect(&packet[..], 0), is, "{packet:?}");
+            assert!(!is_redirect(&packet[..15], 0));
+        }
     }
 
     #[test]

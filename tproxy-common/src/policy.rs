@@ -202,6 +202,13 @@ pub fn may_select<L: Lookups>(flow: &Flow, tables: &L) -> bool {
     first_addressed(flow, tables).is_some()
 }
 
+/// Whether a rule may select something that arrives by an interface in scope `forwarded`.
+#[inline(always)]
+pub fn may_arrive_by<L: Lookups>(ifindex: u32, protocol: Protocol, tables: &L) -> bool {
+    let sets = (tables.by_scope(Scope::Forwarded, protocol), tables.by_interface(ifindex));
+    matches!(sets, (Some(forwarded), Some(by_it)) if first_common(&[forwarded, by_it]).is_some())
+}
+
 /// Whether such a fragment may be of a reply to an upstream socket that bears its client's address.
 #[inline(always)]
 pub fn may_be_reply<L: Lookups>(flow: &Flow, tables: &L) -> bool {

@@ -115,6 +115,8 @@ reasons! {
     Signed = 26 => "pass_signed",
     /// Discarded: a SYN that was sent again while user space connects to the upstream, before the connection is accepted.
     Held = 27 => "drop_held",
+    /// Dropped: an ICMP redirect of this host's, which would have a client send past it what rules select.
+    Redirect = 28 => "drop_redirect",
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tproxy_common::{
     abi::FragmentCourse,
     flow::Protocol,
     packet::{Kind, Packet},
+    policy::may_arrive_by,
     rule::Scope,
     verdict::Reason,
 };
@@ -22,7 +23,9 @@ use crate::{
     outcome::{History, Outcome, deliver, pass, redirected, shot},
     ownership::{self, Owner, Receiver, Socket},
     packet::{self, ETHERNET, LinkLayer, Meta, NO_LINK_LAYER},
-    reject, settings, translation,
+    reject, settings,
+    tables::Tables,
+    translation,
 };
 
 const LOOPBACK_IFINDEX: u32 = 1;
@@ -63,6 +66,7 @@ fn outcome(ctx: &TcContext, link: LinkLayer) -> Outcome {
     }
     let parsed = match packet::read(ctx, link) {
         Ok(parsed) => parsed,
+        Err(Reason::OtherProtocol) if leads_clients_past(ctx, link, &meta) => return shot(Reason::Redirect),
         Err(reason) => return pass(reason),
     };
     match (parsed.kind, parsed.protocol) {
@@ -76,6 +80,20 @@ fn outcome(ctx: &TcContext, link: LinkLayer) -> Outcome {
         (_, Protocol::Tcp) => segment(ctx, &meta, &parsed),
         (_, Protocol::Udp) => datagram(ctx, &meta, &parsed),
     }
+}
+
+/// What passes and leaves by the interface that it came in by has the kernel tell the sender of a shorter way, by which it
+/// would then send all that it has for that destination, what a rule selects included.
+#[inline(always)]
+fn leads_clients_past(ctx: &TcContext, link: LinkLayer, meta: &Meta) -> bool {
+    meta.ingress_ifindex == 0 && packet::is_redirect(ctx, link) && has_clients(meta.ifindex)
+}
+
+/// Not inlined: its stack is then free for what comes after.
+#[inline(never)]
+fn has_clients(ifindex: u32) -> bool {
+    let tables = Tables::of(maps::control(), None);
+    Protocol::ALL.into_iter().any(|protocol| may_arrive_by(ifindex, protocol, &tables))
 }
 
 /// Turns the packet round: it enters the host again by `lo`, marked for local delivery.

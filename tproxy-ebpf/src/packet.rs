@@ -155,7 +155,13 @@ pub(crate) fn is_signed(ctx: &TcContext, syn: &Packet) -> bool {
     tproxy_signed(ctx.skb.skb, syn.l4 as u32) != 0
 }
 
-/// As above: apart from the ways through the headers before.
+/// Whether this is an ICMP redirect.
+#[inline(always)]
+pub(crate) fn is_redirect(ctx: &TcContext, link: LinkLayer) -> bool {
+    packet::is_redirect(&Linear(ctx), link.0)
+}
+
+/// As [`is_signed`]: apart from the ways through the headers before.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn tproxy_signed(skb: *mut __sk_buff, l4: u32) -> u32 {

@@ -207,6 +207,16 @@ pub enum HostError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// Connections whose local address is gone are left that the kernel does not let us end.
+    #[error(
+        "{left} connections whose local address is gone cannot be reset ({source}): the kernel needs CONFIG_INET_DIAG_DESTROY; they end when their time limits do"
+    )]
+    CannotAbort {
+        /// How many are left.
+        left: usize,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The process lacks a privilege.
     #[error(
         "the capability {0} is missing; run tproxy as root, or grant it (setcap, or AmbientCapabilities= in a systemd unit)"

@@ -1,5 +1,6 @@
 //! One running instance in one network namespace: what it is made of, how it starts, follows the host, and stops.
 
+mod addresses;
 mod changes;
 mod follow;
 mod health;
@@ -17,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use addresses::Addresses;
 pub use changes::Changes;
 use follow::look_around;
 use futures_util::future::join_all;
@@ -100,6 +102,7 @@ pub struct Instance {
     ended: Arc<Notify>,
     surroundings: Surroundings,
     routing: Routing,
+    addresses: Addresses,
     /// What others' routing rules mean to what is relayed, by family.
     discerning: [Discernment; 2],
     plan: Plan,
@@ -163,6 +166,7 @@ impl Instance {
             ended,
             surroundings,
             routing,
+            addresses: Addresses::default(),
             discerning: Default::default(),
             plan: Plan::default(),
             convergence: Convergence::new(Instant::now()),
@@ -170,6 +174,7 @@ impl Instance {
         };
         instance.datapath.leave_alone(&instance.others()?)?;
         instance.set_host_addresses()?;
+        instance.look_for_addresses()?;
         let mut attempt = Attempt::default();
         instance.converge(&mut attempt);
         if let Some(error) = attempt.errors.into_iter().next() {

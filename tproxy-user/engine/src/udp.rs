@@ -12,8 +12,9 @@
 //!    on, and an upstream socket, which a `mapping` may share between the sessions of a client endpoint;
 //! 4. `forward` moves datagrams, several at once where it can, by sockets that are `channel`s;
 //! 5. `errors` passes ICMP errors on to clients, at a `rate`;
-//! 6. `table` knows the sessions in the order of their use, and which of them ends for lack of use or of room;
-//! 7. `session` writes down how it went, `counters` how it all went.
+//! 6. `moving` has sessions go on from another address when theirs is the host's no more;
+//! 7. `table` knows the sessions in the order of their use, and which of them ends for lack of use or of room;
+//! 8. `session` writes down how it went, `counters` how it all went.
 //!
 //! A datagram that reaches the session of another client is a `stray`, and goes to its own.
 //!
@@ -36,6 +37,7 @@ mod errors;
 mod forward;
 mod listener;
 mod mapping;
+mod moving;
 mod rate;
 mod raw;
 mod readiness;

@@ -5,9 +5,9 @@
 //! socket is given the user id that stands for that table ([`uid_for`]).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     sync::{
         Arc, PoisonError, RwLock,
@@ -15,6 +15,7 @@ use std::{
     },
 };
 
+use tokio::sync::watch;
 use tproxy_common::{abi::Origin, flow::Protocol};
 
 use crate::{
@@ -47,6 +48,8 @@ struct State {
     version: AtomicU64,
     /// By family.
     rules: RwLock<[Discernment; 2]>,
+    /// Addresses that were the host's. It is told of anew when there may be another way without them.
+    gone: watch::Sender<Arc<BTreeSet<IpAddr>>>,
 }
 
 impl Routing {
@@ -62,6 +65,17 @@ impl Routing {
     /// Says that routes, addresses or interfaces are others.
     pub(crate) fn changed(&self) {
         self.0.version.fetch_add(1, SeqCst);
+        self.0.gone.send_if_modified(|gone| !gone.is_empty());
+    }
+
+    /// Says which addresses are the host's no more.
+    pub(crate) fn set_gone(&self, addresses: BTreeSet<IpAddr>) {
+        self.0.gone.send_replace(addresses.into());
+    }
+
+    /// Hears of addresses that are the host's no more.
+    pub(crate) fn gone(&self) -> watch::Receiver<Arc<BTreeSet<IpAddr>>> {
+        self.0.gone.subscribe()
     }
 
     fn version(&self) -> u64 {

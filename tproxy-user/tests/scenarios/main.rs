@@ -1,6 +1,7 @@
 //! Every promise of `tproxy`, on the real kernel path: client – gateway – server namespaces, real programs.
 //! Needs root, and fails without. `scenarios forwarded::` runs the tests of one module.
 
+mod addresses;
 mod bench;
 mod check;
 mod clean;
@@ -24,6 +25,7 @@ mod never;
 mod on_exit;
 mod outbound;
 mod ports;
+mod redirects;
 mod relay;
 mod reload;
 mod rig;

@@ -3,7 +3,7 @@
 //! A socket in TIME_WAIT, or an orphan in FIN_WAIT, whose local address is foreign breaks plain forwarding:
 //! early demux attaches it to passing packets, and `ip_forward()` drops a packet that has a socket.
 
-use std::io;
+use std::{collections::BTreeSet, io, net::IpAddr};
 
 use netlink_packet_core::{DefaultNla, Emitable, NetlinkSerializable};
 use netlink_packet_sock_diag::{
@@ -25,11 +25,42 @@ use crate::mark::Mark;
 /// # Errors
 /// [`HostError::CannotDestroy`] where the kernel cannot; it has then tried all of them.
 pub fn destroy(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
+    let Destroyed { destroyed, mut refused } = destroy_those(mark, |socket| is_foreign(socket, local))?;
+    let left = refused.len();
+    match refused.pop() {
+        Some(source) => Err(HostError::CannotDestroy { left, source }),
+        None => Ok(destroyed),
+    }
+}
+
+/// Aborts every TCP socket of this namespace that bears the own mark of `mark` and has one of these local addresses: who has
+/// it is told by `ECONNABORTED`, and its peer by a reset, as far as there is a way from an address that is gone. Returns
+/// how many there were.
+///
+/// # Errors
+/// [`HostError::CannotAbort`] where the kernel cannot; it has then tried all of them.
+pub fn abort(mark: Mark, addresses: &BTreeSet<IpAddr>) -> Result<usize, HostError> {
+    let has_one =
+        |socket: &InetResponseHeader| addresses.contains(&socket.socket_id.source_address.to_canonical());
+    let Destroyed { destroyed, mut refused } = destroy_those(mark, has_one)?;
+    let left = refused.len();
+    match refused.pop() {
+        Some(source) => Err(HostError::CannotAbort { left, source }),
+        None => Ok(destroyed),
+    }
+}
+
+/// What became of sockets that were to be destroyed.
+struct Destroyed {
+    destroyed: usize,
+    refused: Vec<io::Error>,
+}
+
+fn destroy_those(mark: Mark, is_meant: impl Fn(&InetResponseHeader) -> bool) -> Result<Destroyed, HostError> {
     let netlink = Netlink::open(NETLINK_SOCK_DIAG).map_err(cannot_list)?;
     let mut destroyed = 0;
     let mut refused = Vec::new();
-    for (family, header) in ours(&netlink, mark)?.into_iter().filter(|(_, socket)| is_foreign(socket, local))
-    {
+    for (family, header) in ours(&netlink, mark)?.into_iter().filter(|(_, socket)| is_meant(socket)) {
         let socket = request(family, header.socket_id);
         let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(socket));
         match netlink.request(request, 0) {
@@ -39,11 +70,7 @@ pub fn destroy(mark: Mark, local: &LocalTable) -> Result<usize, HostError> {
             Err(error) => refused.push(error),
         }
     }
-    let left = refused.len();
-    match refused.pop() {
-        Some(source) => Err(HostError::CannotDestroy { left, source }),
-        None => Ok(destroyed),
-    }
+    Ok(Destroyed { destroyed, refused })
 }
 
 /// Whether the kernel can destroy sockets: it is asked to destroy one that does not exist.

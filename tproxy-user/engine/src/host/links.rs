@@ -136,21 +136,46 @@ const fn is_part_of_another(kind: &InfoKind) -> bool {
 /// [`HostError::Netlink`].
 pub fn addressed() -> Result<BTreeSet<u32>, HostError> {
     let mut indices = BTreeSet::new();
+    each_address(|message| {
+        let is_local = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Address(IpAddr::V6(addr)) if addr.is_unicast_link_local());
+        if !message.attributes.iter().any(is_local) {
+            indices.insert(message.header.index);
+        }
+    })?;
+    Ok(indices)
+}
+
+/// All addresses of the host's interfaces, be these up or not.
+///
+/// # Errors
+/// [`HostError::Netlink`].
+pub fn addresses() -> Result<BTreeSet<IpAddr>, HostError> {
+    let mut found = BTreeSet::new();
+    each_address(|message| {
+        // Of a point-to-point link the other attribute is the peer's.
+        let local = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        });
+        let address = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        });
+        found.extend(local.or(address));
+    })?;
+    Ok(found)
+}
+
+fn each_address(mut each: impl FnMut(AddressMessage)) -> Result<(), HostError> {
     Netlink::open(NETLINK_ROUTE)
         .and_then(|netlink| {
             netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()), |answer| {
                 if let RouteNetlinkMessage::NewAddress(message) = answer {
-                    let is_local = |attribute: &AddressAttribute| {
-                        matches!(attribute, AddressAttribute::Address(IpAddr::V6(addr)) if addr.is_unicast_link_local())
-                    };
-                    if !message.attributes.iter().any(is_local) {
-                        indices.insert(message.header.index);
-                    }
+                    each(message);
                 }
             })
         })
-        .map_err(|source| HostError::Netlink { action: "list the addresses".into(), source })?;
-    Ok(indices)
+        .map_err(|source| HostError::Netlink { action: "list the addresses".into(), source })
 }
 
 /// What an interface is called right now; none, if there is none with this index any more.
@@ -201,6 +226,8 @@ impl Changed {
 
 // linux/rtnetlink.h; netlink-packet-route keeps its own copies private.
 const RTMGRP_LINK: u32 = 0x1;
+const RTMGRP_IPV4_IFADDR: u32 = 0x10;
+const RTMGRP_IPV6_IFADDR: u32 = 0x100;
 const RTMGRP_IPV4_ROUTE: u32 = 0x40;
 const RTMGRP_IPV6_ROUTE: u32 = 0x400;
 const RTMGRP_IPV4_RULE: u32 = 0x80;
@@ -208,6 +235,7 @@ const RTMGRP_IPV4_RULE: u32 = 0x80;
 const RTMGRP_IPV6_RULE: u32 = 1 << 18;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWRULE: u16 = 32;
@@ -227,9 +255,10 @@ impl Monitor {
     /// The kernel's, for the netlink socket.
     pub fn new() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        // Addresses need no group of their own: each comes and goes with a route of the table `local`.
-        let groups =
-            RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE | RTMGRP_IPV4_RULE | RTMGRP_IPV6_RULE;
+        // Each address comes with a route of the table `local`, but may go when its link, being down, has none any more.
+        let addresses = RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR;
+        let routes = RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE | RTMGRP_IPV4_RULE | RTMGRP_IPV6_RULE;
+        let groups = RTMGRP_LINK | addresses | routes;
         socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
         Ok(Self { socket, buffer: Vec::with_capacity(64 * 1024) })
     }
@@ -281,6 +310,7 @@ fn changed_by(mut datagram: &[u8]) -> Changed {
                     _ => Changed::NOTHING,
                 }
             }
+            RTM_DELADDR => Changed { local_table: true, ..Changed::NOTHING },
             RTM_NEWRULE | RTM_DELRULE => Changed::OURS,
             _ => Changed::NOTHING,
         });

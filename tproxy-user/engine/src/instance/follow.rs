@@ -55,6 +55,12 @@ impl Instance {
             attempt.pending.local_table = true;
             attempt.errors.push(error);
         }
+        if look.local_table
+            && let Err(error) = self.look_for_addresses()
+        {
+            attempt.pending.local_table = true;
+            attempt.errors.push(error.into());
+        }
         let before = self.surroundings.clone();
         match self.look_again(look) {
             Ok(()) => {}

@@ -76,13 +76,13 @@ impl From<End> for Ended {
 
 /// The client's socket failed.
 pub(super) fn client_failed(error: &io::Error) -> Ended {
-    let end = if is_reset(error) { End::ClientReset } else { End::ClientLost };
+    let end = failure(error, [End::ClientReset, End::ClientLost]);
     Ended { end, error: Some(error.to_string()), kind: None }
 }
 
 /// The upstream's socket failed, after it was connected.
 pub(super) fn upstream_failed(error: &io::Error) -> Ended {
-    let end = if is_reset(error) { End::UpstreamReset } else { End::UpstreamLost };
+    let end = failure(error, [End::UpstreamReset, End::UpstreamLost]);
     Ended { end, error: Some(error.to_string()), kind: None }
 }
 
@@ -91,6 +91,15 @@ pub(super) fn pending_error(stream: &TcpStream) -> io::Error {
     let taken = stream.take_error().unwrap_or_else(Some);
     // Somebody has collected it before us, by a read or a write whose failure was seen.
     taken.unwrap_or_else(|| io::ErrorKind::NotConnected.into())
+}
+
+fn failure(error: &io::Error, [reset, lost]: [End; 2]) -> End {
+    match error.kind() {
+        // Sockets are aborted when their address goes (`lingering::abort`), and by nothing else but `ss --kill`.
+        io::ErrorKind::ConnectionAborted => End::AddressGone,
+        _ if is_reset(error) => reset,
+        _ => lost,
+    }
 }
 
 /// A reset after the peer's FIN is `EPIPE` (`tcp_reset` in `CLOSE_WAIT`), and once somebody has

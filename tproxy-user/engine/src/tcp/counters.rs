@@ -27,6 +27,8 @@ pub enum End {
     ClientLost,
     /// The upstream no longer answers or can no longer be reached; the client was reset.
     UpstreamLost,
+    /// A local address of it is gone from this host; both sides were reset.
+    AddressGone,
     /// The upstream refused; the client was reset.
     ConnectRefused,
     /// The upstream did not answer in time; the client was reset.
@@ -51,12 +53,13 @@ pub enum End {
 }
 
 impl End {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Eof,
         Self::ClientReset,
         Self::UpstreamReset,
         Self::ClientLost,
         Self::UpstreamLost,
+        Self::AddressGone,
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::Unreachable,
@@ -78,6 +81,7 @@ impl End {
             Self::UpstreamReset => "upstream_reset",
             Self::ClientLost => "client_lost",
             Self::UpstreamLost => "upstream_lost",
+            Self::AddressGone => "address_gone",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
             Self::Unreachable => "unreachable",

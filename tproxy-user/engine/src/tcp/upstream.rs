@@ -137,14 +137,15 @@ impl ConnectError {
 
     fn end(&self) -> End {
         use io::ErrorKind::{
-            ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, PermissionDenied,
-            TimedOut,
+            ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable,
+            PermissionDenied, TimedOut,
         };
         match self {
             Self::Socket(_) => End::ConnectFailed,
             Self::Connect(error) => match error.kind() {
                 ConnectionRefused => End::ConnectRefused,
                 ConnectionReset => End::UpstreamReset,
+                ConnectionAborted => End::AddressGone,
                 TimedOut => End::ConnectTimeout,
                 // A `prohibit` route or a firewall of this host denies permission.
                 HostUnreachable | NetworkUnreachable | PermissionDenied => End::Unreachable,

@@ -217,7 +217,7 @@ impl Relay {
         })
     }
 
-    fn upstream(
+    pub(super) fn upstream(
         &mut self,
         to: Endpoint,
         client: ClientAddr,
@@ -241,7 +241,7 @@ impl Relay {
                 Err(error @ SocketError::Taken { .. }) => {
                     source = sources.next(&self.counters.source_fallbacks, &mut is_clients).ok_or(error)?;
                 }
-                socket => return socket.map(Channel::new).map(UpstreamSocket::new),
+                socket => return socket.map(|socket| UpstreamSocket::new(Channel::new(socket), egress)),
             }
         }
     }

@@ -112,6 +112,8 @@ counters! {
     reply_fallbacks: "reply_fallbacks",
     /// Upstream sockets that could not have the client's port and got another one.
     source_fallbacks: "source_fallbacks",
+    /// Sockets made anew with another address of this host, since theirs was gone.
+    moved: "moved",
     /// Datagrams to clients from peers that they have no session with.
     unsolicited: "unsolicited",
     /// Datagrams to sockets with one peer from another, which came just as they were connected.

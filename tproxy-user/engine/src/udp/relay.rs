@@ -1,11 +1,14 @@
 //! All that a worker knows of its sessions, and how they end.
 
 use std::{
+    collections::BTreeSet,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use tokio::sync::watch;
 
 use super::{
     End, Memory, Setup, UdpCounters,
@@ -46,6 +49,13 @@ pub(super) struct Relay {
     workers: usize,
     pub(super) mark: Mark,
     pub(super) ways: Ways,
+    /// Addresses that are the host's no more, as they were told of.
+    pub(super) heard: Arc<BTreeSet<IpAddr>>,
+    pub(super) gone: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    /// Sessions whose address is gone could not go on from another yet.
+    pub(super) left: bool,
+    /// How often it is yet to be looked for a better address.
+    pub(super) looks: u32,
     pub(super) memory: Box<dyn Memory>,
     pub(super) counters: Arc<UdpCounters>,
     pub(super) flows: Arc<flows::Table>,
@@ -78,6 +88,10 @@ impl Relay {
             generations: setup.generations,
             workers: setup.workers,
             mark: setup.mark,
+            heard: Arc::default(),
+            gone: setup.routing.gone(),
+            left: false,
+            looks: 0,
             ways: Ways::new(setup.routing, setup.mark),
             memory: setup.memory,
             counters: setup.counters,

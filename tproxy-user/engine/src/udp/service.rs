@@ -129,6 +129,7 @@ impl Service {
         let mut sweeping = false;
         let mut attended = 0;
         let flows = Arc::clone(&self.relay.flows);
+        let mut gone = self.relay.gone.clone();
         loop {
             let is_waited_for = self.listeners.iter().any(Listener::is_waited_for);
             tokio::select! {
@@ -140,7 +141,12 @@ impl Service {
                 }
                 _ = sweep.tick() => {
                     self.relay.adopt_limits(Instant::now());
+                    self.relay.look_again();
                     sweeping = true;
+                }
+                Ok(()) = gone.changed() => {
+                    let gone = Arc::clone(&gone.borrow_and_update());
+                    self.relay.hear(gone);
                 }
                 () = flows.closing() => self.relay.end_closing(Instant::now()),
                 () = future::ready(()), if sweeping || is_waited_for => {

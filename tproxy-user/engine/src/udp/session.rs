@@ -16,7 +16,7 @@ use crate::{
     family::Family,
     flows::{FlowState, Live},
     generation::ChosenRule,
-    socket::{self, Pieces},
+    socket::{self, Egress, Pieces},
 };
 
 /// A flow that is relayed or answered.
@@ -92,13 +92,16 @@ pub(super) struct Travel {
 /// A socket towards an upstream, with what was set last for it.
 pub(super) struct UpstreamSocket {
     pub(super) channel: Channel,
+    pub(super) egress: Egress,
+    /// Its address took the place of one that is gone; there may be a better one by now.
+    pub(super) makeshift: bool,
     ttl: Option<u8>,
     fragmenting: Option<Fragmenting>,
 }
 
 impl UpstreamSocket {
-    pub(super) const fn new(channel: Channel) -> Self {
-        Self { channel, ttl: None, fragmenting: None }
+    pub(super) const fn new(channel: Channel, egress: Egress) -> Self {
+        Self { channel, egress, makeshift: false, ttl: None, fragmenting: None }
     }
 
     pub(super) fn send(&mut self, run: &Run<'_>, to: SocketAddr, travel: Travel) -> Sent {
