@@ -26,7 +26,7 @@ use tproxy_common::{
 use crate::config::{Accept, Action, Rule};
 
 /// One generation of the rules, compiled. Its [`Lookups`] give the answers that the datapath gives from its maps.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compiled {
     /// Every distinct set, by [`SetId`].
     pub sets: Vec<RuleSet>,

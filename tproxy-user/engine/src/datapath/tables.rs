@@ -34,7 +34,22 @@ pub(super) struct RuleTables {
     sets: Array<MapData, RuleSet>,
     actions: Array<MapData, u8>,
     /// What each slot holds, to be removed before it is filled again.
-    held: StdHashMap<u32, Compiled>,
+    held: StdHashMap<u32, Held>,
+}
+
+/// Rules in a slot.
+struct Held {
+    rules: Compiled,
+    filled: Filled,
+}
+
+/// How much of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Filled {
+    /// Some of it, perhaps: filling has failed, or goes on.
+    InPart,
+    /// All of it.
+    Whole,
 }
 
 impl RuleTables {
@@ -57,7 +72,8 @@ impl RuleTables {
 
     /// How many entries there are of both slots, by map.
     pub(super) fn entries(&self) -> [(&'static str, u64); 6] {
-        let held = |of: fn(&Compiled) -> usize| self.held.values().map(of).sum::<usize>() as u64;
+        let held =
+            |of: fn(&Compiled) -> usize| self.held.values().map(|held| of(&held.rules)).sum::<usize>() as u64;
         [
             (map::HOST_ADDRESSES, self.known_host_addresses.len() as u64),
             (map::SOURCES, held(|rules| rules.sources.len())),
@@ -70,7 +86,7 @@ impl RuleTables {
 
     fn fill(&mut self, slot: u32, rules: &Compiled) -> Result<(), DatapathError> {
         // First, so that what a failure leaves is removed as well.
-        self.held.insert(slot, rules.clone());
+        self.held.insert(slot, Held { rules: rules.clone(), filled: Filled::InPart });
         for (id, set) in (0..).zip(&rules.sets) {
             self.sets.set(abi::set_index(slot, id), set, 0).map_err(in_map(map::SETS))?;
         }
@@ -103,11 +119,17 @@ impl RuleTables {
         for (cgroup, set) in &rules.cgroups {
             insert(&mut self.cgroups, CgroupKey { id: cgroup.id(), slot: slot.into() }, *set, map::CGROUPS)?;
         }
+        self.held.insert(slot, Held { rules: rules.clone(), filled: Filled::Whole });
         Ok(())
     }
 
+    /// Whether the slot still has these very rules: those that a reload replaced, which was not confirmed.
+    fn has(&self, slot: u32, rules: &Compiled) -> bool {
+        self.held.get(&slot).is_some_and(|held| held.filled == Filled::Whole && held.rules == *rules)
+    }
+
     fn clear(&mut self, slot: u32) -> Result<(), DatapathError> {
-        let Some(held) = self.held.remove(&slot) else { return Ok(()) };
+        let Some(Held { rules: held, .. }) = self.held.remove(&slot) else { return Ok(()) };
         for prefix in held.sources.keys() {
             gone(self.sources.remove(&slot_prefix(slot, prefix))).map_err(in_map(map::SOURCES))?;
         }
@@ -146,17 +168,20 @@ impl Datapath {
         lasting: Extent,
     ) -> Result<(), DatapathError> {
         self.require_room(rules)?;
-        fault::check(Step::Install)?;
         let next = (self.state.slot() + 1) % SLOTS;
         if self.tables.held.contains_key(&next) {
             wait_for_programs();
         }
-        self.tables.clear(next)?;
-        self.tables.fill(next, rules)?;
+        if !self.tables.has(next, rules) {
+            fault::check(Step::Install)?;
+            self.tables.clear(next)?;
+            self.tables.fill(next, rules)?;
+        }
         self.hits.renew(next, rules.names.clone())?;
         // What a packet reads beside the active word has to do for the rules before and after it changes: both slots' depths,
         // and an extent that includes the one that lasts.
-        self.state.cgroup_depths = self.tables.held.values().fold(0, |all, held| all | held.cgroup_depths());
+        self.state.cgroup_depths =
+            self.tables.held.values().fold(0, |all, held| all | held.rules.cgroup_depths());
         let before = Extent { scopes: self.state.scopes, spoofs_datagrams: self.state.spoofing != 0 };
         let extent = rules.extent.and(lasting);
         self.set_extent(extent.and(before));

@@ -139,6 +139,33 @@ fn a_step_that_fails_is_named_and_heals_by_itself() {
 }
 
 #[test]
+fn a_roll_back_fills_no_table_while_the_rules_before_are_there() {
+    let net = Topology::three().unwrap();
+    net.gateway.enter(|| {
+        let at = |port| config(Steer::SkLookup, "0x2/0x3", 1000, port, "hello");
+        let to = tproxy_netns::Family::V4.public();
+        let assert_taken = |taken, passed| {
+            assert_eq!(told(&net, to, taken), "hello\n");
+            assert!(!is_told(&net, to, passed, "hello"));
+        };
+        let mut instance = Instance::start(at(80), false).unwrap();
+        let first = instance.before();
+        instance.reload(at(81)).unwrap();
+        assert_taken(81, 80);
+        inject(&[Step::Install]);
+        assert!(instance.reload(at(82)).is_err(), "for other rules tables are filled");
+        assert_taken(81, 82);
+        let second = instance.before();
+        instance.roll_back(first).unwrap();
+        assert_taken(80, 81);
+        instance.roll_back(second).unwrap();
+        assert_taken(81, 80);
+        inject(&[]);
+        instance.stop().unwrap();
+    });
+}
+
+#[test]
 fn an_own_address_that_could_not_be_noted_is_noted_by_the_next_attempt() {
     let net = Topology::three().unwrap();
     net.gateway.enter(|| {
