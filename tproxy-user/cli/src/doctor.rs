@@ -10,6 +10,7 @@ mod limits;
 mod modules;
 mod probe;
 mod routing;
+mod running;
 
 use std::{fmt, path::PathBuf};
 

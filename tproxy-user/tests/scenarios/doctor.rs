@@ -164,6 +164,24 @@ fn what_a_configuration_needs_is_looked_at() {
 }
 
 #[test]
+fn what_a_running_instance_misses_is_said() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    let tproxy = world.tproxy(&format!("{FORWARDED} --port 80 --action respond=hello"));
+    doctor(gateway, "").assert_ok("instances");
+    // With `lo` go the routes by it, and they cannot be put back before it is there.
+    gateway.ip("link set lo down").unwrap();
+    tproxy.wait_line(&["it is tried again until it succeeds"], PATIENCE).unwrap();
+    let said = doctor(gateway, "");
+    let found = said.findings("instances", "warn");
+    let lacks = format!("pid {} lacks", tproxy.pid());
+    assert!(found.iter().any(|finding| finding["found"].to_string().contains(&lacks)), "{:#}", said.report);
+    gateway.ip("link set lo up").unwrap();
+    tproxy.wait_line(&["what was missing is in place"], PATIENCE).unwrap();
+    doctor(gateway, "").assert_ok("instances");
+}
+
+#[test]
 fn that_ipv6_is_off_is_said_and_no_reason_to_warn() {
     let host = Namespace::new("four").unwrap();
     let found = |word: &str| {

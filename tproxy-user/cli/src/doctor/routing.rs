@@ -5,7 +5,7 @@ use tproxy::host::{
     policy::{self, Rule, route_in},
 };
 
-use super::Finding;
+use super::{Finding, running};
 
 pub(super) const INSTANCES: &str = "instances";
 const MARK: &str = "mark";
@@ -18,7 +18,9 @@ const LOCAL: u32 = 255;
 pub(super) fn examine(identity: &Identity) -> Vec<Finding> {
     let (known, mut findings) = match on_record() {
         Ok(known) => {
-            let findings = instances(&known, identity);
+            let mut findings = instances(&known, identity);
+            let lives = |instance: &&OnRecord| instance.standing == Standing::Lives;
+            findings.extend(known.iter().filter(lives).flat_map(|instance| running::examine(instance.pid)));
             (known, findings)
         }
         Err(error @ HostError::Journal { .. }) => {
