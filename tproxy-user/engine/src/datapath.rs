@@ -46,7 +46,7 @@ use tproxy_common::{
     flow::{Protocol, Tuple},
     verdict::Reason,
 };
-pub use usage::MapUse;
+pub use usage::{Filling, MapUse};
 
 use crate::{
     config::Steer,

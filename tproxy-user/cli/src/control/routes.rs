@@ -14,8 +14,11 @@ use hyper::{
     header::{ALLOW, CONTENT_TYPE},
 };
 use serde::Serialize;
-use tokio::sync::oneshot;
-use tproxy::flows::{Filter, Followed, Follower, ShownFlow};
+use tokio::{sync::oneshot, task::spawn_blocking};
+use tproxy::{
+    datapath::MapUse,
+    flows::{Filter, Followed, Follower, ShownFlow},
+};
 
 use super::{
     Access, Checked, Closed, Confirmed, Draining, Failure, FlowEvent, Reloaded, Rule, Status, server::Shown,
@@ -282,12 +285,29 @@ async fn scrape(shown: &Shown) -> Result<Bytes, Refusal> {
         return Ok(text.clone());
     }
     let look = ask(shown, |reply| Command::Look { reply }).await?;
-    let maps = ask(shown, |reply| Command::Maps { reply }).await?;
+    let maps = maps(shown).await?;
     let reloads = ask(shown, |reply| Command::Reloads { reply }).await?;
     let uptime = shown.started.elapsed();
     let text = Bytes::from(metrics::encode(&metrics::Observed { look: &look, reloads, maps: &maps, uptime }));
     *last = Some((Instant::now(), text.clone()));
     Ok(text)
+}
+
+/// How full the maps are. Of a large one, counting takes tenths of a second: that is done by a thread of its own, and for no
+/// more than a hundredth of the time, however often somebody asks.
+async fn maps(shown: &Shown) -> Result<Vec<MapUse>, Refusal> {
+    const OF_THE_TIME: u32 = 100;
+    let mut last = shown.counted.lock().await;
+    if let Some((again, maps)) = &*last
+        && Instant::now() < *again
+    {
+        return Ok(maps.clone());
+    }
+    let filling = ask(shown, |reply| Command::Maps { reply }).await?;
+    let begun = Instant::now();
+    let maps = spawn_blocking(|| filling.count()).await.map_err(|_panicked| Refusal::ending())?;
+    *last = Some((Instant::now() + begun.elapsed() * OF_THE_TIME, maps.clone()));
+    Ok(maps)
 }
 
 /// Has the main loop carry out a command, and waits for the reply.

@@ -100,6 +100,7 @@ impl Seat {
             flows,
             ending: ending.clone(),
             scraped: Mutex::default(),
+            counted: Mutex::default(),
         });
         let mut servers = vec![Server::at_socket(self.listener, Arc::clone(&shown))?];
         if let Some(listener) = self.metrics {

@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tproxy::{flows::Flows, host::InstanceName};
+use tproxy::{datapath::MapUse, flows::Flows, host::InstanceName};
 
 use super::routes;
 use crate::run::Commands;
@@ -59,6 +59,8 @@ pub struct Shown {
     pub ending: CancellationToken,
     /// What metrics said last, and when.
     pub scraped: Mutex<Option<(Instant, Bytes)>>,
+    /// How full maps were when their entries were counted last, and when it is time to do that again.
+    pub counted: Mutex<Option<(Instant, Vec<MapUse>)>>,
 }
 
 /// What somebody may ask.

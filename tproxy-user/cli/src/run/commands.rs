@@ -9,7 +9,7 @@ use tokio::{
 };
 use tproxy::{
     config::Config,
-    datapath::MapUse,
+    datapath::Filling,
     instance::{Before, Changes, Instance, Look},
 };
 
@@ -61,10 +61,10 @@ pub enum Command {
         /// What came of them.
         reply: Reply<Reloads>,
     },
-    /// Say how full the datapath's maps are, which takes longer.
+    /// Have how full the datapath's maps are counted, which takes too long to be done here.
     Maps {
-        /// How full they are.
-        reply: Reply<Vec<MapUse>>,
+        /// Who counts.
+        reply: Reply<Filling>,
     },
 }
 

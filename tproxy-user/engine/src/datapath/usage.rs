@@ -1,6 +1,6 @@
 //! How full the maps are.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use aya::{Ebpf, Pod, maps::Map};
 use tproxy_common::{
@@ -35,26 +35,64 @@ pub(super) fn capacities(ebpf: &Ebpf) -> Result<Capacities, DatapathError> {
     Ok(capacities)
 }
 
+/// How full the maps are, to be found out away from whoever has other things to do: where the programs fill a map, its
+/// entries are counted one by one, a system call each.
+#[derive(Default)]
+pub struct Filling {
+    known: Vec<MapUse>,
+    to_count: Vec<(MapUse, Count)>,
+}
+
+/// Counts the entries of a map, so many at most.
+type Count = Box<dyn FnOnce(u64) -> u64 + Send>;
+
+impl Filling {
+    /// Counts what is to be counted.
+    #[must_use]
+    pub fn count(self) -> Vec<MapUse> {
+        let counted =
+            self.to_count.into_iter().map(|(map, count)| MapUse { entries: count(map.capacity), ..map });
+        counted.chain(self.known).collect()
+    }
+}
+
+impl From<Vec<MapUse>> for Filling {
+    fn from(known: Vec<MapUse>) -> Self {
+        Self { known, ..Self::default() }
+    }
+}
+
+impl fmt::Debug for Filling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Filling").field("known", &self.known).finish_non_exhaustive()
+    }
+}
+
 impl Datapath {
-    /// How full the maps are whose entries come and go. Of those that the programs fill the entries are counted one by
-    /// one, a system call each.
+    /// How full the maps are whose entries come and go.
     ///
     /// # Errors
-    /// When a map cannot be read.
-    pub fn map_use(&self) -> Result<Vec<MapUse>, DatapathError> {
-        let filled = [
-            (map::DECISIONS, self.count::<Tuple, Decision>(map::DECISIONS)?),
-            (map::MEMORY, self.count::<Tuple, Memory>(map::MEMORY)?),
-            (map::FRAGMENTS, self.count::<FragmentKey, u32>(map::FRAGMENTS)?),
+    /// When a map cannot be opened.
+    pub fn filling(&self) -> Result<Filling, DatapathError> {
+        let entries = |(name, entries)| MapUse { name, entries, capacity: self.capacity(name) };
+        let to_count = [
+            (map::DECISIONS, self.counting::<Tuple, Decision>(map::DECISIONS)?),
+            (map::MEMORY, self.counting::<Tuple, Memory>(map::MEMORY)?),
+            (map::FRAGMENTS, self.counting::<FragmentKey, u32>(map::FRAGMENTS)?),
         ];
-        let used = |(name, entries)| MapUse { name, entries, capacity: self.capacity(name) };
-        Ok(filled.into_iter().chain(self.tables.entries()).map(used).collect())
+        Ok(Filling {
+            known: self.tables.entries().map(entries).into(),
+            to_count: to_count.map(|(name, count)| (entries((name, 0)), count)).into(),
+        })
     }
 
-    /// Entries of a map that others change at the same time: the kernel begins anew when the last one it named is gone.
-    fn count<K: Pod, V: Pod>(&self, name: &'static str) -> Result<u64, DatapathError> {
+    /// Others change the map at the same time: the kernel begins anew when the last one it named is gone.
+    fn counting<K: Pod + Send + 'static, V: Pod + Send + 'static>(
+        &self,
+        name: &'static str,
+    ) -> Result<Count, DatapathError> {
         let map = self.share::<K, V>(name)?;
-        Ok(map.keys().take(self.capacity(name) as usize).map_while(Result::ok).count() as u64)
+        Ok(Box::new(move |most| map.keys().take(most as usize).map_while(Result::ok).count() as u64))
     }
 
     fn capacity(&self, name: &str) -> u64 {

@@ -7,7 +7,7 @@ use tproxy_common::verdict::Reason;
 use super::{Health, Instance, InstanceError};
 use crate::{
     config::Rule,
-    datapath::{MapUse, RuleHits},
+    datapath::{Filling, RuleHits},
     host::{Direction, Identity},
     tcp, udp,
 };
@@ -62,13 +62,13 @@ impl Instance {
         })
     }
 
-    /// How full the datapath's maps are.
+    /// How full the datapath's maps are, to be counted elsewhere.
     ///
     /// # Errors
     /// When the datapath cannot be asked.
     #[doc(hidden)]
-    pub fn maps(&self) -> Result<Vec<MapUse>, InstanceError> {
-        Ok(self.datapath.map_use()?)
+    pub fn maps(&self) -> Result<Filling, InstanceError> {
+        Ok(self.datapath.filling()?)
     }
 
     pub(super) fn tcp(&self) -> tcp::Snapshot {

@@ -105,6 +105,7 @@ async fn serve(listener: UnixListener, flows: Flows, ending: CancellationToken, 
         flows,
         ending,
         scraped: tokio::sync::Mutex::default(),
+        counted: tokio::sync::Mutex::default(),
     };
     let _server = Server::at_socket(listener, Arc::new(shown)).unwrap();
     loop {
@@ -116,7 +117,8 @@ async fn serve(listener: UnixListener, flows: Flows, ending: CancellationToken, 
             Command::Look { reply } => drop(reply.send(Ok(Box::new(example::look())))),
             Command::Reloads { reply } => drop(reply.send(Ok(Reloads::default()))),
             Command::Maps { reply } => {
-                drop(reply.send(Ok(vec![MapUse { name: "DECISIONS", entries: 1, capacity: 2 }])));
+                let maps = vec![MapUse { name: "DECISIONS", entries: 1, capacity: 2 }];
+                drop(reply.send(Ok(maps.into())));
             }
             Command::Drain { reply } => {
                 drop(reply.send(Ok(Draining { live: 3, limit: Duration::from_secs(30) })));
