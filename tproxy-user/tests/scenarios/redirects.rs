@@ -29,6 +29,8 @@ impl OneArm {
         for (number, namespace) in [(2, &client), (3, &gateway), (1, &router)] {
             switch.join(&format!("port{number}"), namespace, "eth0").unwrap();
             switch.ip(&format!("link set port{number} master sw")).unwrap();
+            // A redirect counts if it is from the very address that the client has for its router.
+            namespace.run("ip addr flush dev eth0 scope link").unwrap();
             namespace
                 .ip(&format!(
                     "addr add 10.5.0.{number}/24 dev eth0\naddr add fd00:5::{number}/64 dev eth0 nodad\naddr add fe80::{number}/64 dev eth0 nodad"
