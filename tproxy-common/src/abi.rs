@@ -54,7 +54,8 @@ pub mod map {
     /// `LruHashMap<Tuple, u64>`: when the first packet of a connection was handed to user space, in nanoseconds since boot,
     /// until that is done with it.
     pub const HELD: &str = "HELD";
-    /// `LruHashMap<Destination, u64>`: until when a destination is known to be reached, in nanoseconds since boot.
+    /// `LruHashMap<Destination, u64>`: until when a destination is known to be reached, or to be published, in nanoseconds since
+    /// boot.
     pub const REACHED: &str = "REACHED";
     /// `RingBuf` of `Told`: what was decided, while somebody looks.
     pub const TRACE: &str = "TRACE";
@@ -62,6 +63,8 @@ pub mod map {
     pub const WATCH: &str = "WATCH";
     /// `PerCpuArray<Finding>`, one entry.
     pub const FINDING: &str = "FINDING";
+    /// `PerCpuArray<Entered>`, indexed by `entered_index`.
+    pub const ENTERED: &str = "ENTERED";
 }
 
 /// Places in `WATCH`.
@@ -147,12 +150,21 @@ pub struct Control {
     /// 1 when a flow that a rule selects is rejected where nobody takes it, while the instance stops and after its end;
     /// 0 when it passes.
     pub rejecting: u32,
+    /// 1 when NAT of this host may send elsewhere what is for one of its addresses.
+    pub publishing: u32,
 }
 
 impl Control {
     /// What holds before the loader has spoken.
-    pub const NOTHING: Self =
-        Self { active: 0, deciding: 0, cgroup_depths: 0, scopes: 0, spoofing: 0, rejecting: 0 };
+    pub const NOTHING: Self = Self {
+        active: 0,
+        deciding: 0,
+        cgroup_depths: 0,
+        scopes: 0,
+        spoofing: 0,
+        rejecting: 0,
+        publishing: 0,
+    };
 
     /// The slot of the rule tables that is active.
     #[inline(always)]
@@ -180,6 +192,14 @@ impl Control {
     #[must_use]
     pub const fn asks(&self) -> bool {
         self.deciding != 0 || self.rejecting != 0
+    }
+
+    /// Whether rules of scope `forwarded` select what NAT of this host sends elsewhere. Not beside those of scope `outbound` for
+    /// UDP: what arrives for a socket of the host's is remembered for these, and may not be such a thing.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_publishing(&self, protocol: Protocol) -> bool {
+        self.publishing != 0 && !(matches!(protocol, Protocol::Udp) && self.has(Scope::Outbound, protocol))
     }
 
     /// Whether some rule is about this scope and protocol.
@@ -331,9 +351,12 @@ pub const HELD_FOR: u64 = 5_000_000_000;
 pub struct Destination {
     /// Its address.
     pub addr: Addr,
-    /// Its port, big-endian; the rest is zero.
+    /// Its port, big-endian; the rest is zero, or says that this is about NAT.
     pub port: [u8; 4],
 }
+
+/// For how long a destination is known to be published, in nanoseconds.
+pub const PUBLISHED_FOR: u64 = 60_000_000_000;
 
 impl Destination {
     /// That of a flow.
@@ -342,6 +365,14 @@ impl Destination {
     pub const fn of(tuple: &Tuple) -> Self {
         let [high, low] = tuple.dport;
         Self { addr: tuple.dst, port: [high, low, 0, 0] }
+    }
+
+    /// That of a flow for an address of this host which NAT sends elsewhere.
+    #[inline(always)]
+    #[must_use]
+    pub const fn published(protocol: Protocol, tuple: &Tuple) -> Self {
+        let [high, low] = tuple.dport;
+        Self { addr: tuple.dst, port: [high, low, 1, protocol as u8] }
     }
 }
 
@@ -384,6 +415,49 @@ pub struct Finding {
     pub hits: u32,
     /// The ports of the flow whose socket our own tc program looks for at this moment, or 0.
     pub sought: u32,
+    /// 1 when NAT has changed the destination since tc saw the packet, which is in `ENTERED`.
+    pub entered: u32,
+}
+
+/// Slots of `ENTERED`: as many packets as a CPU takes from a device at once (`NAPI_POLL_WEIGHT`) may be on their way on it.
+pub const ENTERED_SLOTS: u32 = 64;
+
+/// The slot of a packet with this source.
+#[inline(always)]
+#[must_use]
+pub const fn entered_index(tuple: &Tuple) -> u32 {
+    tuple.source_hash() % ENTERED_SLOTS
+}
+
+/// For how long a packet may be on its way from tc to a socket, in nanoseconds. On the same CPU it is microseconds; a fragment
+/// waits for the others.
+pub const ENTERING: u64 = 1_000_000_000;
+
+/// A first packet that tc lets in, until its listener is chosen. NAT may give it another destination in between, and then
+/// neither `sk_lookup` nor a worker would know it again but for its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Entered {
+    /// When tc saw it, in nanoseconds since boot (`CLOCK_MONOTONIC`), to the tick; 0 when it has arrived.
+    pub seen: u64,
+    /// Addresses and ports as tc saw them.
+    pub tuple: Tuple,
+    /// The [`Protocol`].
+    pub protocol: u32,
+    /// The rule, over all generations.
+    pub number: RuleNumber,
+    /// The worker that gets the flow.
+    pub worker: u32,
+    /// How it came.
+    pub origin: Origin,
+    /// As [`Memory::fragmenting`].
+    pub fragmenting: u32,
+    /// What a rule says of it if it is published: the number of the `Reason`. 0 where tc has counted it already.
+    pub reason: u32,
+    /// That rule, in the slot that was active, or [`NO_RULE`].
+    pub rule: RuleIndex,
+    /// Place of that rule in `HITS`.
+    pub hits: u32,
 }
 
 /// What is remembered of a UDP flow, none of whose packets says that it is the first.
@@ -623,7 +697,8 @@ const _: () = {
     assert!(size_of::<Decision>() == 32);
     assert!(size_of::<HeldSyn>() == 328);
     assert!(size_of::<Destination>() == 20);
-    assert!(size_of::<Finding>() == 64);
+    assert!(size_of::<Finding>() == 68);
+    assert!(size_of::<Entered>() == 88);
     assert!(size_of::<Memory>() == 40);
     assert!(size_of::<TranslationKey>() == 40);
     assert!(size_of::<FragmentKey>() == 40);
@@ -631,7 +706,7 @@ const _: () = {
     assert!(size_of::<SlotAddr>() == 20);
     assert!(size_of::<SlotKey>() == 8);
     assert!(size_of::<CgroupKey>() == 16);
-    assert!(size_of::<Control>() == 24);
+    assert!(size_of::<Control>() == 28);
     assert!(size_of::<RuleSet>() == 520);
     assert!(size_of::<PortBits>() == 8192);
 };

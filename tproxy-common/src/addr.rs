@@ -51,6 +51,13 @@ impl Addr {
         }
     }
 
+    /// 0.0.0.0 or `::`, whichever is of the same family.
+    #[inline(always)]
+    #[must_use]
+    pub fn unspecified(&self) -> Self {
+        if self.is_v4() { Self::from_v4([0; 4]) } else { Self([0; 16]) }
+    }
+
     /// 169.254.0.0/16 or fe80::/10: of one link, and so of no rule that does not name the host.
     #[inline(always)]
     #[must_use]

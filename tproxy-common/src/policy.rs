@@ -14,6 +14,8 @@ use crate::{
 pub trait Lookups {
     /// Whether packets to `addr` are delivered on this host by its own routing.
     fn is_host_address(&self, addr: &Addr) -> bool;
+    /// Whether NAT of this host may send elsewhere what is for one of its addresses (published ports).
+    fn is_publishing(&self, protocol: Protocol) -> bool;
     /// Rules of a scope and protocol.
     fn by_scope(&self, scope: Scope, protocol: Protocol) -> Option<&RuleSet>;
     /// Rules that a source address satisfies.
@@ -45,14 +47,19 @@ pub trait Lookups {
     }
 }
 
-/// What becomes of a flow whose first packet is seen in `scope`.
+/// What becomes of a flow whose first packet is seen in `scope`. Of one that is for an address of this host, and which a rule of
+/// scope `forwarded` selects all the same: what becomes of it if NAT sends it elsewhere.
 #[inline(always)]
 pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
     if is_never_intercepted(flow) {
         return Verdict::Pass(Reason::NeverIntercepted);
     }
-    // Scope `inbound` is about the host's own addresses, the others about everything else.
-    if tables.is_host_address(&flow.tuple.dst) != matches!(scope, Scope::Inbound) {
+    // Scope `inbound` is about the host's own addresses, the others about everything else; and what is published at one is
+    // for somebody else.
+    let is_for_host = tables.is_host_address(&flow.tuple.dst);
+    let may_be_published =
+        is_for_host && matches!(scope, Scope::Forwarded) && tables.is_publishing(flow.protocol);
+    if is_for_host != matches!(scope, Scope::Inbound) && !may_be_published {
         return Verdict::Pass(Reason::HostAddress);
     }
     // A local client is none of scope `inbound`'s business, and may be our own connection to the application. In scope
@@ -61,10 +68,14 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
         return Verdict::Pass(Reason::HostAddress);
     }
     let Some(rule) = first_match(scope, flow, tables) else {
-        let is_of_a_link = flow.tuple.dst.is_link_local();
-        return Verdict::Pass(if is_of_a_link { Reason::NeverIntercepted } else { Reason::NoRule });
+        return Verdict::Pass(match () {
+            () if may_be_published => Reason::HostAddress,
+            () if flow.tuple.dst.is_link_local() => Reason::NeverIntercepted,
+            () => Reason::NoRule,
+        });
     };
     match tables.action(rule) {
+        ActionKind::Pass if may_be_published => Verdict::Pass(Reason::HostAddress),
         // Nobody can be answered at port 0, but a server may not want to.
         ActionKind::Steer if matches!(flow.protocol, Protocol::Udp) && flow.tuple.sport == [0, 0] => {
             if is_strict(rule, tables) {

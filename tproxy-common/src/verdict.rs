@@ -117,6 +117,8 @@ reasons! {
     Held = 27 => "drop_held",
     /// Dropped: an ICMP redirect of this host's, which would have a client send past it what rules select.
     Redirect = 28 => "drop_redirect",
+    /// Passed: a rule selects what a process of this host sends, but NAT of this host has changed its addresses or ports, and would not change those of our replies back.
+    Translated = 29 => "pass_translated",
 }
 
 #[cfg(test)]

@@ -2,22 +2,32 @@
 //! this program for packets only, not for others who have it look for a socket (`reuseport_select_sock`).
 
 use aya_ebpf::{
-    bindings::sk_action::{SK_DROP, SK_PASS},
+    EbpfContext as _,
+    bindings::{
+        bpf_hdr_start_off::BPF_HDR_START_NET,
+        sk_action::{SK_DROP, SK_PASS},
+    },
+    helpers::bpf_skb_load_bytes_relative,
     programs::SkReuseportContext,
 };
 use tproxy_common::{
     abi::{Finding, NO_RULE, Origin},
-    flow::Protocol,
+    addr::Addr,
+    flow::{Protocol, Tuple},
     packet::{TCP_FLAGS, tcp_flag},
     rule::Scope,
     verdict::Reason,
 };
 
 use crate::{
+    entered, hold,
     lookup::is_refused,
     maps::{self, count_number},
-    memory, trace,
+    memory, settings, trace, translation,
 };
+
+/// `ETH_P_IP`, big-endian.
+const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 
 /// Offset of the end of the ports.
 const PORTS_END: usize = 4;
@@ -26,35 +36,77 @@ pub(crate) fn run(ctx: &SkReuseportContext) -> u32 {
     let Some(finding) = maps::FINDING.get_ptr_mut(0) else { return SK_PASS };
     // SAFETY: the slot is this CPU's own, and `sk_lookup` has just written it in the same softirq, or it is empty.
     let found = unsafe { &mut *finding };
-    let reason = found.reason;
-    if reason == 0 {
-        return SK_PASS;
-    }
-    found.reason = 0;
     let protocol =
         if ctx.ip_protocol() == Protocol::Tcp.number().into() { Protocol::Tcp } else { Protocol::Udp };
+    if found.reason == 0 && !(settings::sk_assign() && find(ctx, protocol, found)) {
+        return SK_PASS;
+    }
+    let reason = found.reason;
+    found.reason = 0;
     if begins(ctx, protocol, found) {
         carry_out(protocol, reason, found);
     }
     if is_refused(reason) { SK_DROP } else { SK_PASS }
 }
 
+/// A listener that tc has assigned receives the packet without `sk_lookup`: here is seen whether NAT has given it another
+/// destination since.
+#[inline(always)]
+fn find(ctx: &SkReuseportContext, protocol: Protocol, found: &mut Finding) -> bool {
+    if !read_tuple(ctx, &mut found.tuple) || entered::translated(protocol, &found.tuple).is_none() {
+        return false;
+    }
+    found.reason = Reason::Decided as u32;
+    found.entered = 1;
+    true
+}
+
+/// Reads addresses and ports as they are now.
+#[inline(always)]
+fn read_tuple(ctx: &SkReuseportContext, tuple: &mut Tuple) -> bool {
+    const V4_ADDRESSES: u32 = 12;
+    const V6_ADDRESSES: u32 = 8;
+    let Some([sport, dport]) = ports(ctx) else { return false };
+    (tuple.sport, tuple.dport) = (sport, dport);
+    let load = |offset, to: *mut u8, len| {
+        // SAFETY: `to` has room for `len` bytes.
+        unsafe { bpf_skb_load_bytes_relative(ctx.as_ptr(), offset, to.cast(), len, BPF_HDR_START_NET) == 0 }
+    };
+    if ctx.eth_protocol() != ETH_P_IP {
+        return load(V6_ADDRESSES, tuple.src.0.as_mut_ptr(), 16)
+            && load(V6_ADDRESSES + 16, tuple.dst.0.as_mut_ptr(), 16);
+    }
+    let (mut src, mut dst) = ([0; 4], [0; 4]);
+    if !load(V4_ADDRESSES, src.as_mut_ptr(), 4) || !load(V4_ADDRESSES + 4, dst.as_mut_ptr(), 4) {
+        return false;
+    }
+    (tuple.src, tuple.dst) = (Addr::from_v4(src), Addr::from_v4(dst));
+    true
+}
+
+/// The ports, big-endian.
+#[inline(always)]
+fn ports(ctx: &SkReuseportContext) -> Option<[[u8; 2]; 2]> {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if start + PORTS_END > end {
+        return None;
+    }
+    // SAFETY: within the packet; headers begin at even addresses.
+    let [a, b]: [u16; 2] = unsafe { *(start as *const [u16; 2]) };
+    Some([a.to_ne_bytes(), b.to_ne_bytes()])
+}
+
 /// Whether this is the flow's first packet. Who looks for a socket on behalf of a packet that is still on its way (netfilter)
 /// shows it from its IP header on, and not from its ports on.
 #[inline(always)]
 fn begins(ctx: &SkReuseportContext, protocol: Protocol, found: &Finding) -> bool {
-    let (start, end) = (ctx.data(), ctx.data_end());
-    if start + PORTS_END > end {
-        return false;
-    }
-    // SAFETY: within the packet; headers begin at even addresses.
-    let [a, b]: [u16; 2] = unsafe { *(start as *const [u16; 2]) };
-    if [a.to_ne_bytes(), b.to_ne_bytes()] != [found.tuple.sport, found.tuple.dport] {
+    if ports(ctx) != Some([found.tuple.sport, found.tuple.dport]) {
         return false;
     }
     if protocol == Protocol::Udp {
         return true;
     }
+    let (start, end) = (ctx.data(), ctx.data_end());
     if start + TCP_FLAGS + 1 > end {
         return false;
     }
@@ -65,12 +117,18 @@ fn begins(ctx: &SkReuseportContext, protocol: Protocol, found: &Finding) -> bool
 
 #[inline(always)]
 fn carry_out(protocol: Protocol, reason: u32, found: &Finding) {
-    let Finding { ref tuple, rule, number, worker, ifindex, hits, .. } = *found;
-    if reason == Reason::Decided as u32 {
+    let Finding { ref tuple, rule, number, worker, ifindex, hits, entered, .. } = *found;
+    let scope = if entered == 0 { Scope::Inbound } else { Scope::Forwarded };
+    if entered != 0 {
+        arrive(protocol, reason, tuple);
+        if reason == Reason::Decided as u32 {
+            return;
+        }
+    } else if reason == Reason::Decided as u32 {
         memory::recall(tuple);
+        entered::arrived(tuple);
         return;
-    }
-    if reason == Reason::RuleSteer as u32 {
+    } else if reason == Reason::RuleSteer as u32 {
         match protocol {
             Protocol::Tcp => {
                 maps::decided(tuple, number, worker, &Origin::default());
@@ -83,5 +141,30 @@ fn carry_out(protocol: Protocol, reason: u32, found: &Finding) {
         maps::hit(hits);
     }
     count_number(reason);
-    trace::tell(Scope::Inbound, protocol, tuple, || (ifindex, 0), reason, rule);
+    trace::tell(scope, protocol, tuple, || (ifindex, 0), reason, rule);
+}
+
+/// A packet arrives to which NAT has given this destination: the flow is known by it from now on, and its next packets will be
+/// by what they come in with.
+#[inline(always)]
+fn arrive(protocol: Protocol, reason: u32, tuple: &Tuple) {
+    let Some(entered) = entered::translated(protocol, tuple) else { return };
+    entered.seen = 0;
+    if reason == Reason::RuleReject as u32 {
+        // The kernel refuses nothing in the name of an address that is not its own (`ip_send_unicast_reply`): the sender tries
+        // again.
+        return entered::note_refused(protocol, &entered.tuple);
+    }
+    if reason != Reason::Decided as u32 && reason != Reason::RuleSteer as u32 {
+        return;
+    }
+    translation::remember(protocol, &entered.tuple, tuple);
+    match protocol {
+        Protocol::Tcp => {
+            maps::decided(tuple, entered.number, entered.worker, &entered.origin);
+            // Which user space would try to reach before the next such connection is accepted.
+            hold::never(&entered.tuple);
+        }
+        Protocol::Udp => memory::translated(tuple, entered),
+    }
 }

@@ -13,7 +13,7 @@ use tproxy_common::{
 };
 
 use crate::{
-    fragments, hold, maps, memory,
+    entered, fragments, hold, maps, memory,
     outcome::{self, Course, History, Outcome, deliver, pass, refuse, shot},
     ownership::{self, Socket},
     packet::{self, LinkLayer, Meta},
@@ -132,7 +132,13 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
         Protocol::Tcp => of_segment(scope, ctx, &parsed, &tables, history),
         Protocol::Udp => of_datagram(scope, ctx, &parsed, &tables),
     };
+    if scope == Scope::Forwarded && is_published(&parsed, verdict, &tables) {
+        return published(ctx, link, &parsed, verdict, tables.decided.get());
+    }
     let outcome = match verdict {
+        Verdict::Steer(rule) if scope == Scope::Outbound && is_translated(ctx, &parsed, rule, &tables) => {
+            pass(Reason::Translated)
+        }
         Verdict::Steer(_) if parsed.kind == Kind::Syn && packet::is_signed(ctx, &parsed) => {
             pass(Reason::Signed)
         }
@@ -164,6 +170,40 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
         trace::tell(scope, parsed.protocol, &parsed.tuple, place, reason, rule);
     }
     Outcome::Settled(course, reason, rule)
+}
+
+/// Whether the rules have said what becomes of a packet for this host if NAT sends it elsewhere. One that is refused can be
+/// answered only here: once it is known that NAT does, it is.
+#[inline(always)]
+fn is_published(parsed: &Packet, verdict: Verdict, tables: &Tables<'_>) -> bool {
+    !matches!(verdict, Verdict::Pass(_))
+        && tables.control.is_publishing(parsed.protocol)
+        && ownership::is_host_address(&parsed.tuple.dst)
+        && !(verdict == Verdict::Reject && entered::is_refused(parsed.protocol, &parsed.tuple))
+}
+
+/// Lets it in like what is steered; where it arrives, `sk_lookup` sees whether it is still for this host.
+#[inline(always)]
+fn published(
+    ctx: &TcContext,
+    link: LinkLayer,
+    parsed: &Packet,
+    verdict: Verdict,
+    rule: RuleIndex,
+) -> Outcome {
+    let is_let_in =
+        question::is_asked(ctx) || entered::note_published(ctx, link, parsed, verdict.reason(), rule);
+    let course = if is_let_in { Course::Deliver } else { Course::Next };
+    Outcome::Settled(course, Reason::HostAddress as u32, rule)
+}
+
+/// Whether NAT of this host has changed what a process of it sends. On the way over `lo` connection tracking would see a flow of
+/// its own in it, and the process replies from somebody to whom it sent nothing. Of UDP a process says with each datagram to
+/// whom; it may not get round a rule by that.
+#[inline(always)]
+fn is_translated(ctx: &TcContext, parsed: &Packet, rule: RuleIndex, tables: &Tables<'_>) -> bool {
+    ownership::is_translated(ctx, &parsed.tuple)
+        && (parsed.protocol == Protocol::Tcp || !tables.is_strict(rule))
 }
 
 #[inline(always)]
@@ -223,7 +263,12 @@ fn uid(scope: Scope, ctx: &TcContext) -> u32 {
 /// A UDP flow that passes is remembered; of TCP, a decision that no longer holds is forgotten, lest `sk_lookup` follow it.
 #[inline(always)]
 fn remember(ctx: &TcContext, scope: Scope, parsed: &Packet, verdict: Verdict, reason: u32, history: History) {
-    const PASSED: [u32; 3] = [Reason::NoRule as u32, Reason::RulePass as u32, Reason::Remembered as u32];
+    const PASSED: [u32; 4] = [
+        Reason::NoRule as u32,
+        Reason::RulePass as u32,
+        Reason::Remembered as u32,
+        Reason::Translated as u32,
+    ];
     match parsed.protocol {
         Protocol::Tcp if history == History::Decided && !matches!(verdict, Verdict::Steer(_)) => {
             let _ = maps::DECISIONS.remove(parsed.tuple);
@@ -284,6 +329,7 @@ fn steer(
     drop(listener);
     debug!(ctx, "rule {} steers a flow to port {}", rule, u16::from_be_bytes(parsed.tuple.dport));
     let origin = hold::origin(scope, ctx);
+    let mut what = parsed.protocol as u32;
     match parsed.protocol {
         Protocol::Tcp => {
             maps::decided(&parsed.tuple, number, worker, &origin);
@@ -292,9 +338,13 @@ fn steer(
             }
         }
         Protocol::Udp => {
-            let fragmenting = packet::fragmenting(ctx, link, parsed);
+            let fragmenting = memory::fragmenting(packet::fragmenting(ctx, link, parsed));
+            what |= fragmenting << 8;
             memory::steered(&parsed.tuple, number, worker, &origin, fragmenting);
         }
+    }
+    if scope == Scope::Forwarded {
+        entered::note(&parsed.tuple, what, number, worker, &origin);
     }
     fragments::follow(parsed, FragmentCourse::Steer);
     deliver(Reason::RuleSteer)

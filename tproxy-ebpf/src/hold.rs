@@ -118,6 +118,13 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// Has connections to a destination accepted at once: it is not where they go.
+#[inline(always)]
+pub(crate) fn never(tuple: &Tuple) {
+    // It fails only when the map has no memory left.
+    let _ = maps::REACHED.insert(Destination::of(tuple), u64::MAX, 0);
+}
+
 /// What the way of the packet depends on beside its addresses.
 #[inline(always)]
 pub(crate) fn origin(scope: Scope, ctx: &TcContext) -> Origin {

@@ -4,7 +4,7 @@
 use aya_ebpf::programs::TcContext;
 use tproxy_common::{
     abi::FragmentCourse,
-    flow::{Flow, Protocol},
+    flow::{Flow, Protocol, Tuple},
     packet::{Kind, Packet, Piece},
     policy::{may_be_reply, may_select},
     rule::Scope,
@@ -12,7 +12,7 @@ use tproxy_common::{
 };
 
 use crate::{
-    first, fragments, maps,
+    entered, first, fragments, maps,
     memory::{self, Known},
     outcome::{History, NEXT, Outcome, deliver, pass, shot},
     ownership::{self, Owner, Receiver, Socket},
@@ -85,6 +85,7 @@ fn segment(ctx: &TcContext, parsed: &Packet) -> Outcome {
         (Owner::TimeWait, Kind::Syn) => Outcome::First(History::TimeWait),
         // The rules were asked about it before it was held.
         (Owner::Decision(_), Kind::Syn) if settings::is_steered(Meta::of(ctx).mark) => {
+            entered::note_admitted(&parsed.tuple);
             deliver(Reason::Decided)
         }
         (Owner::Decision(_), Kind::Syn) => Outcome::First(History::Decided),
@@ -121,6 +122,10 @@ fn datagram(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
         (Receiver::Ours(_), _) if arrives_anyway(parsed) => pass(Reason::NotOurs),
         (Receiver::Ours(socket), _) => deliver_to(ctx, parsed, socket),
         (_, Kind::IcmpError) => pass(Reason::NotOurs),
+        (_, _) if new == History::Nothing && is_awaited(&parsed.tuple) => {
+            fragments::follow(parsed, FragmentCourse::Steer);
+            deliver(Reason::Decided)
+        }
         // Forwarding ends here; the kernel says so to the sender, who may be tracing the route.
         (_, _) if parsed.hops <= 1 && !ownership::is_host_address(&parsed.tuple.dst) => {
             pass(Reason::Expiring)
@@ -128,6 +133,13 @@ fn datagram(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
         (Receiver::Others, _) if new == History::Nothing => Outcome::First(History::Heard),
         (Receiver::Others | Receiver::Nobody, _) => Outcome::First(new),
     }
+}
+
+/// Whether a worker's listener receives a datagram when NAT has given it another destination.
+#[inline(always)]
+fn is_awaited(tuple: &Tuple) -> bool {
+    translation::of(Protocol::Udp, tuple)
+        .is_some_and(|known| matches!(memory::recall(&known), Known::Steered(_)))
 }
 
 /// Whether a packet is for an address of the host's, as are the replies to what scope `outbound` sends upstream: it needs no

@@ -16,6 +16,7 @@ use tproxy_common::{
 };
 
 use crate::{
+    entered,
     maps::{self, count},
     memory::{self, Known},
     ownership::{family, is_host_address, worker_of_client, worker_of_connection},
@@ -108,6 +109,9 @@ fn connection(flow: &Flow, finding: &mut Finding, sought: bool) -> Receiver {
         }
         before = worker;
     }
+    if !sought && let Some(receiver) = translated(flow, finding) {
+        return receiver;
+    }
     if !asks {
         return Receiver::NotOurs;
     }
@@ -129,6 +133,9 @@ fn datagram(flow: &Flow, finding: &mut Finding) -> Receiver {
         Known::Carried(worker) => return Receiver::Worker(worker),
         Known::Heard | Known::Nothing => {}
     }
+    if let Some(receiver) = translated(flow, finding) {
+        return receiver;
+    }
     let control = maps::control();
     if !control.has(Scope::Inbound, Protocol::Udp)
         || !control.asks()
@@ -144,6 +151,27 @@ fn datagram(flow: &Flow, finding: &mut Finding) -> Receiver {
             Receiver::NotOurs
         }
     }
+}
+
+/// One that tc has decided as it came in, before NAT gave it this destination. What is for the host all the same is none that a
+/// rule for published ports is about.
+#[inline(always)]
+fn translated(flow: &Flow, finding: &mut Finding) -> Option<Receiver> {
+    let entered = entered::translated(flow.protocol, &flow.tuple)?;
+    let reason = entered.reason;
+    if reason != 0 && is_host_address(&flow.tuple.dst) {
+        return None;
+    }
+    note(
+        finding,
+        flow,
+        if reason == 0 { Reason::Decided as u32 } else { reason },
+        entered.rule,
+        entered.hits,
+    );
+    finding.entered = 1;
+    let is_steered = reason == 0 || reason == Reason::RuleSteer as u32;
+    Some(if is_steered { Receiver::NewTo(entered.worker) } else { Receiver::BlackHole })
 }
 
 /// What the rules say is noted in `finding`, for the packet to carry out. Only what passes has no listener of ours to arrive
@@ -196,6 +224,7 @@ fn note(finding: &mut Finding, flow: &Flow, reason: u32, rule: RuleIndex, hits: 
     finding.rule = rule;
     finding.hits = hits;
     finding.reason = reason;
+    finding.entered = 0;
 }
 
 /// The packet's addresses and ports.

@@ -8,9 +8,9 @@ use aya_ebpf::{
 };
 use tproxy_common::{
     abi::{
-        CgroupKey, Control, Decision, Destination, Finding, FragmentKey, Given, HeldSyn, MAX_LISTENERS,
-        MAX_SETS, MAX_WORKERS, Memory, Origin, Others, PortBits, SLOTS, SYNS_SIZE, SlotAddr, SlotKey,
-        TRACE_SIZE, Told, TranslationKey,
+        CgroupKey, Control, Decision, Destination, ENTERED_SLOTS, Entered, Finding, FragmentKey, Given,
+        HeldSyn, MAX_LISTENERS, MAX_SETS, MAX_WORKERS, Memory, Origin, Others, PortBits, SLOTS, SYNS_SIZE,
+        SlotAddr, SlotKey, TRACE_SIZE, Told, TranslationKey,
     },
     addr::Addr,
     flow::Tuple,
@@ -75,6 +75,8 @@ pub(crate) static TRACE: RingBuf<Told, { TRACE_SIZE as usize }> = RingBuf::new()
 pub(crate) static WATCH: Array<u64, 2> = Array::new();
 #[btf_map]
 pub(crate) static FINDING: PerCpuArray<Finding, 1> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static ENTERED: PerCpuArray<Entered, { ENTERED_SLOTS as usize }> = PerCpuArray::new();
 
 /// The loader's word, read once a packet.
 #[inline(always)]

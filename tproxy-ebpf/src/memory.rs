@@ -3,7 +3,9 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use tproxy_common::{
-    abi::{APPLICATION, CARRY, FRAGMENTABLE, HEARD, LEFT, Memory, Origin, PASSED, RuleNumber, WHOLE},
+    abi::{
+        APPLICATION, CARRY, Entered, FRAGMENTABLE, HEARD, LEFT, Memory, Origin, PASSED, RuleNumber, WHOLE,
+    },
     flow::Tuple,
     packet::Fragmenting,
 };
@@ -129,12 +131,24 @@ pub(crate) fn application(tuple: &Tuple) {
 
 /// Remembers that a rule gave a flow to a worker, and whether its first datagram could be fragmented.
 #[inline(always)]
-pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, origin: &Origin, first: Fragmenting) {
-    let fragmenting = match first {
+pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, origin: &Origin, fragmenting: u32) {
+    write(tuple, rule, worker, origin, fragmenting);
+}
+
+/// As [`Memory::fragmenting`] has it.
+#[inline(always)]
+pub(crate) fn fragmenting(first: Fragmenting) -> u32 {
+    match first {
         Fragmenting::Allowed => FRAGMENTABLE,
         Fragmenting::Forbidden => WHOLE,
-    };
-    write(tuple, rule, worker, origin, fragmenting);
+    }
+}
+
+/// Remembers a flow that a rule gave to a worker under the destination that NAT has given it since.
+#[inline(always)]
+pub(crate) fn translated(tuple: &Tuple, entered: &Entered) {
+    let _ = maps::MEMORY.remove(entered.tuple);
+    write(tuple, entered.number, entered.worker, &entered.origin, entered.fragmenting);
 }
 
 /// The same where that is not to be seen.

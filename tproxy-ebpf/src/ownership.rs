@@ -26,6 +26,9 @@ const TCP_TIME_WAIT: u32 = 6;
 const TCP_LISTEN: u32 = 10;
 const TCP_NEW_SYN_RECV: u32 = 12;
 
+const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
+
 /// What the kernel's socket table says of a TCP flow.
 pub(crate) enum Owner {
     /// No socket of ours.
@@ -268,10 +271,41 @@ pub(crate) fn sender(ctx: &TcContext) -> Option<NonNull<bpf_sock>> {
     }
 }
 
+/// The sender if its tuple is that of what it sends: raw and packet sockets send what they like.
+#[inline(always)]
+pub(crate) fn sending_transport(ctx: &TcContext) -> Option<NonNull<bpf_sock>> {
+    const TCP: u32 = Protocol::Tcp.number() as u32;
+    const UDP: u32 = Protocol::Udp.number() as u32;
+    sender(ctx).filter(|sender| {
+        // SAFETY: `sender` vouches for it; the accesses are checked by the verifier.
+        let (kind, protocol) = unsafe { ((*sender.as_ptr()).type_, (*sender.as_ptr()).protocol) };
+        matches!((kind, protocol), (SOCK_STREAM, TCP) | (SOCK_DGRAM, UDP))
+    })
+}
+
+/// Whether NAT has changed what a process of this host sends: its socket is known by another tuple.
+#[inline(never)]
+pub(crate) fn is_translated(ctx: &TcContext, tuple: &Tuple) -> bool {
+    let Some(sender) = sending_transport(ctx).map(NonNull::as_ptr) else { return false };
+    // SAFETY: `sender` vouches for it; the accesses are checked by the verifier.
+    unsafe {
+        if (*sender).src_port != u32::from(u16::from_be_bytes(tuple.sport)) {
+            return true;
+        }
+        let (src4, src6) = (&raw const (*sender).src_ip4, &raw const (*sender).src_ip6);
+        if !is_address(src4, src6, &tuple.src) && !is_address(src4, src6, &tuple.src.unspecified()) {
+            return true;
+        }
+        // One that is not connected knows no destination.
+        let dport = (&raw const (*sender).dst_port).read_volatile().to_ne_bytes();
+        let (dst4, dst6) = (&raw const (*sender).dst_ip4, &raw const (*sender).dst_ip6);
+        dport != [0, 0] && (dport != tuple.dport || !is_address(dst4, dst6, &tuple.dst))
+    }
+}
+
 /// Whether a UDP socket that is not connected sends this packet.
 #[inline(always)]
 pub(crate) fn sender_is_unconnected(ctx: &TcContext) -> bool {
-    const SOCK_DGRAM: u32 = 2;
     let Some(sender) = sender(ctx) else { return false };
     // SAFETY: `sender` vouches for it; the accesses are checked by the verifier.
     unsafe { (*sender.as_ptr()).type_ == SOCK_DGRAM && (*sender.as_ptr()).state != TCP_ESTABLISHED }
@@ -307,13 +341,14 @@ pub(crate) fn is_of_its_sender(ctx: &TcContext, parsed: &Packet) -> bool {
     }
 }
 
-/// Who owns the TCP flow that a packet belongs to which comes in with this tuple.
+/// Who owns the TCP flow that a packet belongs to which comes in with this tuple. That it was decided is known by this one, but
+/// the socket by the one that NAT makes of it.
 #[inline(always)]
 pub(crate) fn owner_of_incoming(ctx: &TcContext, tuple: &Tuple) -> Owner {
     match owner(ctx, tuple) {
-        Owner::Nobody => match translation::of(Protocol::Tcp, tuple) {
+        found @ (Owner::Nobody | Owner::Decision(_)) => match translation::of(Protocol::Tcp, tuple) {
             Some(known) => owner(ctx, &known),
-            None => Owner::Nobody,
+            None => found,
         },
         owner => owner,
     }

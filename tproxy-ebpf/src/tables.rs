@@ -48,6 +48,12 @@ impl<'a> Tables<'a> {
         action_index(self.control.slot(), self.decided.get())
     }
 
+    /// Whether a rule must not be got round.
+    #[inline(always)]
+    pub(crate) fn is_strict(&self, rule: RuleIndex) -> bool {
+        self.strict().is_some_and(|strict| strict.contains(rule))
+    }
+
     #[inline(always)]
     fn set(&self, id: SetId) -> Option<&RuleSet> {
         maps::SETS.get(set_index(self.control.slot(), id))
@@ -70,6 +76,11 @@ impl Lookups for Tables<'_> {
     #[inline(always)]
     fn is_host_address(&self, addr: &Addr) -> bool {
         ownership::is_host_address(addr)
+    }
+
+    #[inline(always)]
+    fn is_publishing(&self, protocol: Protocol) -> bool {
+        self.control.is_publishing(protocol)
     }
 
     #[inline(always)]

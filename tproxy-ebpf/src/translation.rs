@@ -1,6 +1,7 @@
 //! NAT of this host lies between the hooks and our sockets: it changes what tc ingress has seen before the stack looks for
 //! a socket, and what a socket sends before tc egress sees it. Where the two differ, the tuple on the wire is written
-//! down here with the one that the socket is known by, at the first packet that shows both.
+//! down here with the one that the socket is known by, at the first packet that shows both: for what we send upstream as it
+//! leaves, for what clients send as it arrives at a listener (see `entered`).
 
 use aya_ebpf::programs::TcContext;
 use tproxy_common::{
@@ -41,6 +42,8 @@ pub(crate) fn note(ctx: &TcContext, link: LinkLayer) {
     let to = if known.dport == [0, 0] { (tuple.dst, tuple.dport) } else { (known.dst, known.dport) };
     let known = Tuple { dst: to.0, dport: to.1, ..known };
     if tuple != known {
+        // The replies are looked at for it.
+        maps::add_tcp_port(tuple.dport);
         remember(protocol, &tuple.reversed(), &known.reversed());
     }
 }
@@ -48,7 +51,6 @@ pub(crate) fn note(ctx: &TcContext, link: LinkLayer) {
 /// Has packets that come in with `wire` belong to the socket that is known by `known`.
 #[inline(never)]
 pub(crate) fn remember(protocol: Protocol, wire: &Tuple, known: &Tuple) {
-    maps::add_tcp_port(wire.sport);
     // It fails only when the map has no memory left.
     let _ = maps::TRANSLATIONS.insert(key(protocol, wire), *known, 0);
 }
@@ -61,7 +63,7 @@ fn key(protocol: Protocol, tuple: &Tuple) -> TranslationKey {
 /// The tuple by which the socket is known that sends this packet; its destination is zero if it is not connected.
 #[inline(never)]
 fn sent_by(ctx: &TcContext) -> Option<Tuple> {
-    let socket = ownership::sender(ctx)?.as_ptr();
+    let socket = ownership::sending_transport(ctx)?.as_ptr();
     // SAFETY: `sender` vouches for it. The accesses are checked by the verifier, which wants them one by one.
     unsafe {
         // All are read, whatever the family: the compiler would make one load of two, at an offset that varies.

@@ -284,6 +284,18 @@ impl Datapath {
         self.publish()
     }
 
+    /// Says whether NAT of this host may send elsewhere what is for one of its addresses.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn expect_published(&mut self, publishing: bool) -> Result<(), DatapathError> {
+        if self.state.publishing == u32::from(publishing) {
+            return Ok(());
+        }
+        self.state.publishing = publishing.into();
+        self.publish()
+    }
+
     fn publish(&mut self) -> Result<(), DatapathError> {
         self.control.set(0, self.state, 0).map_err(in_map(map::CONTROL))
     }

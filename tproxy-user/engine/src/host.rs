@@ -18,6 +18,7 @@ pub mod journal;
 pub mod lingering;
 pub mod links;
 pub mod local_table;
+pub(crate) mod nat;
 mod netlink;
 pub mod pins;
 pub mod policy;

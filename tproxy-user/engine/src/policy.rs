@@ -217,6 +217,11 @@ impl Lookups for HostLookups<'_> {
         (self.is_host_address)(addr)
     }
 
+    /// Only a running instance looks for NAT.
+    fn is_publishing(&self, _: Protocol) -> bool {
+        false
+    }
+
     fn by_scope(&self, scope: Scope, protocol: Protocol) -> Option<&RuleSet> {
         self.compiled.set(scope_set(scope, protocol))
     }

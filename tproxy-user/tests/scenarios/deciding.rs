@@ -2,18 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{config::Files, support::*};
 
 const ROUNDS: u64 = 3;
-
-fn rules(world: &World) -> Vec<u64> {
-    let said = tproxy_output(&world.net.gateway, "rules --json").said;
-    let rules: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
-    rules.as_array().unwrap().iter().map(|rule| rule["hits"].as_u64().unwrap()).collect()
-}
 
 /// Rules of all scopes that have each other's ports.
 fn all_scopes(files: &Files, engine: &str) -> String {
@@ -58,7 +51,7 @@ fn each_flow_is_counted_once_by_the_rule_that_decides_it() {
             }
         }
         // TCP and UDP in both families.
-        assert_eq!(rules(&world), [4 * ROUNDS; 3], "{engine}\n{}", *tproxy);
+        assert_eq!(hits(&world.net.gateway), [4 * ROUNDS; 3], "{engine}\n{}", *tproxy);
         for family in Family::ALL {
             let from = SocketAddr::new(family.client(), 5555);
             for (to, scope) in [(family.server(), "forwarded"), (family.lan(), "inbound")] {
@@ -70,7 +63,7 @@ fn each_flow_is_counted_once_by_the_rule_that_decides_it() {
                 }
             }
         }
-        assert_eq!(rules(&world), [4 * ROUNDS; 3], "explain counts nothing\n{}", *tproxy);
+        assert_eq!(hits(&world.net.gateway), [4 * ROUNDS; 3], "explain counts nothing\n{}", *tproxy);
     }
 }
 
@@ -133,7 +126,7 @@ fn who_asks_for_a_socket_decides_nothing() {
             }
         }
     }
-    assert_eq!(rules(&world), [0; 3], "{}", *tproxy);
+    assert_eq!(hits(&world.net.gateway), [0; 3], "{}", *tproxy);
     let metrics = tproxy_output(gateway, "metrics").said;
     for map in ["DECISIONS", "MEMORY"] {
         assert!(metrics.contains(&format!("tproxy_map_entries{{map=\"{map}\"}} 0")), "{map}\n{metrics}");

@@ -75,6 +75,16 @@ pub(crate) fn tproxy_output(namespace: &Namespace, args: &str) -> Ended {
     Ended { status, said: proc.lines().join("\n") }
 }
 
+/// How many flows each rule of the instance in a namespace has decided.
+#[track_caller]
+pub(crate) fn hits(namespace: &Namespace) -> Vec<u64> {
+    let said = tproxy_output(namespace, "rules --json").said;
+    let rules: serde_json::Value =
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+    let rules = rules.as_array().unwrap_or_else(|| panic!("{said}"));
+    rules.iter().map(|rule| rule["hits"].as_u64().unwrap_or_else(|| panic!("{said}"))).collect()
+}
+
 /// How a program ended, and all it wrote.
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,

@@ -23,7 +23,7 @@ use crate::support::*;
 
 /// Answers each datagram with whom it is from and what it says. It ends with the test process.
 #[track_caller]
-fn reflect(namespace: &Namespace, address: impl Into<SocketAddr>) {
+pub(crate) fn reflect(namespace: &Namespace, address: impl Into<SocketAddr>) {
     let socket = datagrams(namespace, address);
     socket.set_read_timeout(None).expect("SO_RCVTIMEO");
     thread::spawn(move || {

@@ -34,8 +34,10 @@ pub(super) fn walk<L: Lookups>(
     let from_host = tables.is_host_address(&tuple.src);
     let whose = |is_host| if is_host { "this host's" } else { "not this host's" };
     step("host", format!("{destination} is {}, {source} is {}", whose(to_host), whose(from_host)));
+    let may_be_published =
+        case.scope == Scope::Forwarded && to_host && tables.is_publishing(case.flow.protocol);
     let is_about = match case.scope {
-        Scope::Forwarded => !to_host && !from_host,
+        Scope::Forwarded => (!to_host || may_be_published) && !from_host,
         Scope::Outbound => !to_host,
         Scope::Inbound => to_host && !from_host,
     };
@@ -45,6 +47,12 @@ pub(super) fn walk<L: Lookups>(
             format!("scope {} is about others: no rule is asked", super::FlowScope::from(case.scope).name()),
         );
         return (steps, verdict, None);
+    }
+    if may_be_published {
+        step(
+            "nat",
+            "a port that NAT of this host publishes for somebody else is what the rules say; any other passes".into(),
+        );
     }
     let port = case.destination.port();
     let mut sets = vec![

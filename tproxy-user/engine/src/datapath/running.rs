@@ -244,6 +244,7 @@ impl Running {
         let Tuple { src, dst, .. } = flow.tuple;
         Ok(FlowTables {
             deciding: control.deciding != 0,
+            control,
             hosts: [src, dst].into_iter().filter(is_host).collect(),
             scope: set(Some(abi::scope_set(scope, flow.protocol))),
             source: prefix(map::SOURCES, &src)?,
@@ -255,7 +256,6 @@ impl Running {
             any_port: set(Some(Unrestricted::Port as SetId)),
             strict: set(Some(abi::STRICT_SET)),
             actions: self.typed(map::ACTIONS)?,
-            slot,
         })
     }
 
@@ -318,6 +318,7 @@ impl Untouched {
 pub struct FlowTables {
     /// Whether it takes new flows.
     pub deciding: bool,
+    control: Control,
     hosts: Vec<Addr>,
     scope: Option<RuleSet>,
     source: Option<RuleSet>,
@@ -329,12 +330,15 @@ pub struct FlowTables {
     any_port: Option<RuleSet>,
     strict: Option<RuleSet>,
     actions: Array<MapData, u8>,
-    slot: u32,
 }
 
 impl Lookups for FlowTables {
     fn is_host_address(&self, addr: &Addr) -> bool {
         self.hosts.contains(addr)
+    }
+
+    fn is_publishing(&self, protocol: Protocol) -> bool {
+        self.control.is_publishing(protocol)
     }
 
     fn by_scope(&self, _: Scope, _: Protocol) -> Option<&RuleSet> {
@@ -374,7 +378,7 @@ impl Lookups for FlowTables {
     }
 
     fn action(&self, rule: RuleIndex) -> ActionKind {
-        let action = self.actions.get(&abi::action_index(self.slot, rule), 0);
+        let action = self.actions.get(&abi::action_index(self.control.slot(), rule), 0);
         action.map_or(ActionKind::Pass, ActionKind::from_byte)
     }
 }

@@ -16,6 +16,7 @@ use crate::{
         Change, HostError,
         links::{self, Changed, Link},
         local_table::{self, LocalTable},
+        nat,
         policy::{self, Discernment},
     },
     plan::{Plan, Surroundings, follows_routes},
@@ -164,8 +165,10 @@ impl Instance {
 
     /// Adds what `plan` needs, and puts back what of it is there no more.
     pub(super) fn prepare(&mut self, plan: &Plan, attempt: &mut Attempt) {
+        let may_be_published = nat::is_possible();
         let ends_flows = |rule: &Rule| {
-            rule.scope == Scope::Inbound && matches!(rule.action, Action::Drop | Action::Reject)
+            matches!(rule.action, Action::Drop | Action::Reject)
+                && (rule.scope == Scope::Inbound || rule.scope == Scope::Forwarded && may_be_published)
         };
         if self.black_holes.is_empty() && self.rules().any(ends_flows) {
             match open_black_holes(self.config.mark, &mut self.datapath) {
@@ -174,6 +177,9 @@ impl Instance {
             }
         }
         attempt.note(self.discern());
+        let publishing =
+            may_be_published && (!plan.delivering.contains("lo") || self.marks_are_harmless(plan));
+        attempt.note(self.datapath.expect_published(publishing));
         match self.changes(plan) {
             Ok(changes) => {
                 let ensured = self.journal.ensure(changes);
@@ -197,6 +203,13 @@ impl Instance {
                 Err(error) => attempt.errors.push(error.into()),
             }
         }
+    }
+
+    fn marks_are_harmless(&self, plan: &Plan) -> bool {
+        let is_hooked = |link: &&Link| plan.hooks.iter().any(|(index, _)| *index == link.index);
+        nat::marks_are_harmless(
+            self.surroundings.links.iter().filter(is_hooked).map(|link| link.name.as_str()),
+        )
     }
 
     fn changes(&self, plan: &Plan) -> Result<Vec<Change>, HostError> {

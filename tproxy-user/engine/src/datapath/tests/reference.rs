@@ -346,6 +346,10 @@ impl Lookups for Asked<'_> {
         self.rules.is_host_address(addr)
     }
 
+    fn is_publishing(&self, protocol: Protocol) -> bool {
+        self.rules.is_publishing(protocol)
+    }
+
     fn by_scope(&self, scope: Scope, protocol: Protocol) -> Option<&RuleSet> {
         self.rules.by_scope(scope, protocol)
     }
