@@ -27,7 +27,17 @@ use crate::{
 pub(crate) fn run(ctx: &TcContext) -> i32 {
     let meta = Meta::of(ctx);
     if settings::is_own(meta.mark) {
-        remember_own(ctx, &meta);
+        if remember_own(ctx) == Begins::Connection {
+            // The application's TCP socket must not inherit the own mark, which it would with
+            // `net.ipv4.tcp_fwmark_accept`: its replies would be taken for ours.
+            ctx.set_mark(settings::unmarked(meta.mark));
+        }
+        count(Reason::OwnMark);
+        return NEXT;
+    }
+    if maps::is_of_another(meta.mark) {
+        // It is the other's to see to the mark.
+        remember_own(ctx);
         count(Reason::OwnMark);
         return NEXT;
     }
@@ -68,20 +78,21 @@ pub(crate) fn run(ctx: &TcContext) -> i32 {
 
 /// `sk_lookup` sees no mark, and a spoofed flow of ours to an application looks like a client's: it would be
 /// intercepted again, without end; and a session's replies, in scope `outbound`, would pass for flows that others began. (Nor does the interface tell: for an IPv4 packet through `lo`, `inet_iif` is the
-/// interface that has the address.) The application's TCP socket must not inherit the own mark, either, which it would with
-/// `net.ipv4.tcp_fwmark_accept`: its replies would be taken for ours.
-#[inline(always)]
-fn remember_own(ctx: &TcContext, meta: &Meta) {
+/// interface that has the address.)
+///
+/// What an earlier instance sends is as little anybody's to take.
+#[inline(never)]
+fn remember_own(ctx: &TcContext) -> Begins {
     let control = maps::control();
     let connections = control.has(Scope::Inbound, Protocol::Tcp);
     let datagrams = control.has(Scope::Inbound, Protocol::Udp) || control.has(Scope::Outbound, Protocol::Udp);
     if !connections && !datagrams {
-        return;
+        return Begins::Nothing;
     }
     match packet::read(ctx, ETHERNET) {
         Ok(Packet { tuple, kind: Kind::Syn, .. }) if connections => {
             maps::decided(&tuple, 0, APPLICATION, &Origin::default());
-            ctx.set_mark(settings::unmarked(meta.mark));
+            return Begins::Connection;
         }
         // Sessions reply from the host's own addresses, and upstream sockets that are not spoofed send from them.
         Ok(Packet { tuple, kind: Kind::Datagram, .. })
@@ -93,6 +104,15 @@ fn remember_own(ctx: &TcContext, meta: &Meta) {
         }
         _ => {}
     }
+    Begins::Nothing
+}
+
+/// What a packet of ours to an application begins.
+#[derive(PartialEq, Eq)]
+enum Begins {
+    Connection,
+    /// Or it is not to be seen.
+    Nothing,
 }
 
 #[inline(always)]

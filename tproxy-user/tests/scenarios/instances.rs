@@ -3,6 +3,7 @@
 use crate::{
     clean::{Snapshot, assert_cleanup},
     support::*,
+    udp,
 };
 
 const OTHER: &str = "--mark 0x100000/0x300000 --table 4711 --priority 4711";
@@ -80,6 +81,33 @@ fn what_one_sends_the_next_leaves_alone_and_takes_over_when_it_ends() {
         }
         two.wait_line(&["accepted", &last], PATIENCE).unwrap();
         assert_eq!(taken(two.lines()), 4, "{}", *two);
+    }
+}
+
+#[test]
+fn two_that_take_the_same_inbound_flows_do_not_take_each_others() {
+    for engine in ENGINES {
+        for source in ["host", "client"] {
+            let world = World::new();
+            let inbound = format!("--scope inbound --action direct --source {source} --steer {engine}");
+            let mut one = tproxy_in(&world.net.server, &inbound);
+            let mut two = tproxy_in(&world.net.server, &format!("{inbound} {OTHER}"));
+            udp::reflecting(&world, 4_077);
+            for family in Family::ALL {
+                let context = format!("{engine} {source}\n{}\n{}", *one, *two);
+                let seen = if source == "client" { family.client() } else { family.server() };
+                world.curl(family.server(), 80).assert_nginx((family.server(), 80).into(), seen, &context);
+                let client = datagrams(&world.net.client, (family.client(), 0));
+                let answer = udp::ask(&client, (family.server(), 4_077).into(), "hello", &context);
+                assert!(answer.ends_with("said hello"), "{answer}\n{context}");
+            }
+            let taken = |tproxy: &mut Tproxy| {
+                tproxy.signal(rustix::process::Signal::TERM);
+                tproxy.wait(PATIENCE).unwrap();
+                tproxy.lines().iter().filter(|line| line.contains(" accepted ")).count()
+            };
+            assert_eq!((taken(&mut one), taken(&mut two)), (4, 0), "{engine} {source}\n{}\n{}", *one, *two);
+        }
     }
 }
 

@@ -100,7 +100,7 @@ impl Datapath {
             return Err(AttachError::OnlyIngress(link.name.clone()).into());
         }
         require_loaded(&mut self.ebpf, name)?;
-        let options = attachment.options(self.settings.mark);
+        let options = attachment.options(self.settings.mark, name);
         // aya knows interfaces by their names only, and those change: what is called so has to be the one before and after.
         let gone = || DatapathError::from(AttachError::Gone(link.name.clone()));
         let called = links::name_of(link.index).ok_or_else(gone)?;
@@ -176,8 +176,11 @@ impl Attachment {
         if tcx { Self::Tcx } else { Self::Clsact }
     }
 
-    fn options(self, mark: Mark) -> TcAttachOptions {
+    fn options(self, mark: Mark, name: &str) -> TcAttachOptions {
         match self {
+            // An earlier instance takes its mark off what it sends to applications of this host: a later one has to see it
+            // before, to know what it is to leave alone.
+            Self::Tcx if name == program::LO_INGRESS => TcAttachOptions::TcxOrder(LinkOrder::first()),
             Self::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
             Self::Clsact => TcAttachOptions::Netlink(NlOptions {
                 priority: clsact::PRIORITY,
