@@ -116,6 +116,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             workers: 1,
             mark: config.mark,
             routing: Routing::default(),
+            endpoints: udp::Endpoints::default(),
             memory: Box::new(Everything),
             counters: Arc::default(),
             flows: flows.table(index),
@@ -164,6 +165,8 @@ impl Memory for Everything {
     fn selected(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Selected> {
         Some(Selected::By(RuleNumber(0), Origin::default(), None))
     }
+
+    fn expect(&mut self, _: ClientAddr, _: OriginalDst, _: RuleNumber, _: &Origin) {}
 
     fn forget(&mut self, _: ClientAddr, _: OriginalDst) {}
 }

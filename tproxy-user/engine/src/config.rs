@@ -12,7 +12,13 @@ mod remedy;
 mod values;
 
 use std::{
-    fmt, net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    ops::RangeInclusive,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
 };
 
 pub(crate) use check::{Complaint, Form, check, default_sessions};
@@ -34,7 +40,7 @@ pub use tproxy_common::rule::Scope;
 use crate::{
     host::{Identity, InstanceName},
     intercept::Taker,
-    mark::Mark,
+    mark::{Bits, Mark},
 };
 use values::Text;
 
@@ -125,6 +131,8 @@ pub struct Rule {
     pub action: Action,
     /// Whose address the upstream sees.
     pub source: Source,
+    /// By which way what is relayed leaves, if not by the client's own.
+    pub egress: RuleEgress,
     /// Which upstream socket a UDP datagram leaves by.
     pub nat: Nat,
     /// When TCP connections are accepted.
@@ -152,6 +160,7 @@ impl Rule {
             cgroups: vec![],
             action,
             source: Source::default(),
+            egress: RuleEgress::default(),
             nat: Nat::default(),
             accept: Accept::default(),
             timeouts: RuleTimeouts::default(),
@@ -375,6 +384,35 @@ pub struct RuleTimeouts {
     #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "values::schema::<Duration>")]
     pub keepalive: Option<Duration>,
+}
+
+/// By which way what is relayed leaves, in place of the one of the client's own packets.
+#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RuleEgress {
+    /// The interface by which what is relayed leaves (direct and upstream=; default: that of the client's own packets)
+    #[arg(id = "egress_interface", long = "egress-interface", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub interface: Option<String>,
+    /// Bits of the mark of what is relayed, by which routing rules of others go (direct and upstream=)
+    #[arg(id = "egress_mark", long = "egress-mark", value_name = "VALUE/MASK", value_parser = <Bits as Text>::parse)]
+    #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "values::schema::<Bits>")]
+    pub mark: Option<Bits>,
+    /// The address of this host that the upstream sees, where it is of its family (direct and upstream=)
+    #[arg(id = "egress_source", long = "egress-source", value_name = "ADDR", value_parser = <IpAddr as Text>::parse)]
+    #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "values::schema::<IpAddr>")]
+    pub source: Option<IpAddr>,
+}
+
+impl RuleEgress {
+    /// Whether it says which way, and not only from where.
+    #[must_use]
+    pub const fn chooses(&self) -> bool {
+        self.interface.is_some() || self.mark.is_some()
+    }
 }
 
 /// How much of a rule there may be at once; nothing set means no limit.

@@ -111,6 +111,7 @@ fn without_prefixes(rule: &Rule) -> Rule {
         cgroups: Vec::new(),
         action: rule.action.clone(),
         source: rule.source,
+        egress: rule.egress.clone(),
         nat: rule.nat,
         accept: rule.accept,
         timeouts: rule.timeouts,

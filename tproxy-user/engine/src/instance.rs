@@ -368,6 +368,14 @@ fn require_interfaces(rules: &[Rule], surroundings: &Surroundings) -> Result<(),
 /// Says which interfaces have to come before a rule is about them.
 fn announce_absent(rules: &[Rule], surroundings: &Surroundings) {
     for rule in rules {
+        if let Some(name) = &rule.egress.interface
+            && !surroundings.links.iter().any(|link| link.name == *name)
+        {
+            tracing::warn!(
+                rule = &*rule.name,
+                "there is no interface '{name}' (egress.interface): what the rule selects is unreachable until it comes"
+            );
+        }
         for name in surroundings.absent(rule) {
             tracing::warn!(
                 rule = &*rule.name,

@@ -62,18 +62,70 @@ impl fmt::Display for Mark {
     }
 }
 
+/// Bits of a mark that somebody else's rules go by: those of the mask are set to the value, all others are left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Bits {
+    value: u32,
+    mask: u32,
+}
+
+impl Bits {
+    /// # Errors
+    /// Says what is wrong when no bits are meant, or others than those of the mask.
+    pub fn new(value: u32, mask: u32) -> Result<Self, String> {
+        if mask == 0 || value & !mask != 0 {
+            return Err(format!(
+                "the mask {mask:#x} must have a bit set, and all that the value {value:#x} has"
+            ));
+        }
+        Ok(Self { value, mask })
+    }
+
+    /// A mark with these bits in it.
+    #[must_use]
+    pub const fn over(self, mark: u32) -> u32 {
+        mark & !self.mask | self.value
+    }
+
+    /// Whether some of them are those by which an instance knows its own.
+    #[must_use]
+    pub const fn meet(self, mark: Mark) -> bool {
+        self.mask & mark.mask != 0
+    }
+}
+
+impl fmt::Display for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}/{:#x}", self.value, self.mask)
+    }
+}
+
+impl FromStr for Bits {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (value, mask) = pair(text, "0x1/0xff")?;
+        Self::new(value, mask)
+    }
+}
+
+/// Two numbers, of which each may be hexadecimal.
+fn pair(text: &str, example: impl fmt::Display) -> Result<(u32, u32), String> {
+    let number = |part: &str| {
+        part.strip_prefix("0x")
+            .map_or_else(|| part.parse(), |hex| u32::from_str_radix(hex, 16))
+            .map_err(|_| format!("'{part}' is not a 32-bit number"))
+    };
+    let (value, mask) = text.split_once('/').ok_or_else(|| format!("write VALUE/MASK, such as {example}"))?;
+    Ok((number(value)?, number(mask)?))
+}
+
 impl FromStr for Mark {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let number = |part: &str| {
-            part.strip_prefix("0x")
-                .map_or_else(|| part.parse(), |hex| u32::from_str_radix(hex, 16))
-                .map_err(|_| format!("'{part}' is not a 32-bit number"))
-        };
-        let (value, mask) =
-            text.split_once('/').ok_or_else(|| format!("write VALUE/MASK, such as {}", Self::DEFAULT))?;
-        Self::new(number(value)?, number(mask)?)
+        let (value, mask) = pair(text, Self::DEFAULT)?;
+        Self::new(value, mask)
     }
 }
 
@@ -89,6 +141,16 @@ mod tests {
         assert_eq!(mark.to_string().parse(), Ok(mark));
         let lowest_set = Mark::new(0x1, 0x7).unwrap();
         assert_eq!((lowest_set.steer(), lowest_set.own()), (0x1, 0x3));
+    }
+
+    #[test]
+    fn bits_leave_all_others_of_a_mark() {
+        let bits: Bits = "0x12/0xff".parse().unwrap();
+        assert_eq!(bits.over(0x3000_0ab0), 0x3000_0a12);
+        assert!(!bits.meet(Mark::DEFAULT) && Bits::new(0, 0x3000_0000).unwrap().meet(Mark::DEFAULT));
+        for text in ["1", "2/1", "0/0", "x/1"] {
+            assert!(text.parse::<Bits>().is_err(), "{text}");
+        }
     }
 
     #[test]

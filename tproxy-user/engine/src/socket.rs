@@ -77,6 +77,12 @@ pub enum SocketError {
         /// What was to be bound.
         address: SocketAddr,
     },
+    /// There is no such local address.
+    #[error("{address} is none of this host's addresses")]
+    NotOwn {
+        /// What was to be bound.
+        address: IpAddr,
+    },
     /// An IPv4 client cannot be spoofed towards an IPv6 upstream, nor the other way round.
     #[error("{client} cannot be the source of a flow to an {upstream} address")]
     Family {
@@ -139,7 +145,8 @@ fn bind_foreign(socket: &Socket, family: Family, address: SocketAddr) -> Result<
 /// Binds to an address that others may hold.
 fn bind(socket: &Socket, address: SocketAddr) -> Result<(), SocketError> {
     socket.bind(&address.into()).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => SocketError::Taken { address },
+        io::ErrorKind::AddrInUse => SocketError::Taken { address },
+        io::ErrorKind::AddrNotAvailable => SocketError::NotOwn { address: address.ip() },
         _ => os("bind")(error),
     })
 }

@@ -38,6 +38,9 @@ pub(crate) enum Sources {
 
 impl Sources {
     pub(crate) fn of(rule: &Rule, client: ClientAddr) -> Self {
+        if let Some(source) = rule.egress.source {
+            return Self::One(UpstreamSource::Own(source));
+        }
         match (rule.source, rule.scope) {
             // Rules of routing may go by it.
             (Source::Host, Scope::Outbound) if rule.action == Action::Direct => Self::Own(client),

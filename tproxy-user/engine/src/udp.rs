@@ -33,6 +33,7 @@ mod begin;
 mod channel;
 mod counters;
 mod dns;
+mod endpoints;
 mod errors;
 mod forward;
 mod listener;
@@ -48,6 +49,7 @@ mod stray;
 mod table;
 
 pub use counters::{End, Snapshot, UdpCounters};
+pub use endpoints::Endpoints;
 pub(crate) use service::Service;
 pub use service::{Setup, Sockets};
 #[doc(hidden)]
@@ -73,6 +75,9 @@ pub enum Selected {
 pub trait Memory: Send {
     /// Why the flow is steered, as long as the datapath remembers that.
     fn selected(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<Selected>;
+    /// Has the client's datagrams to a peer steered as if `rule` selected them, unless the datapath remembers something of
+    /// them.
+    fn expect(&mut self, client: ClientAddr, peer: OriginalDst, rule: RuleNumber, origin: &Origin);
     /// Has the datapath forget the flow: a socket of its own receives it from now on, or it has ended.
     fn forget(&mut self, client: ClientAddr, dst: OriginalDst);
 }

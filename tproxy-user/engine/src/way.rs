@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tproxy_common::{abi::Origin, flow::Protocol};
 
 use crate::{
-    config::{Action, Rule, Scope},
+    config::{Action, Rule, RuleEgress, Scope},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     host::{
@@ -137,12 +137,57 @@ impl Ways {
         let device = NonZeroU32::new(origin.device).filter(|device| device.get() != LOOPBACK && is_direct);
         let uid = (rule.scope == Scope::Outbound).then_some(origin.uid);
         let own = Egress { mark: self.mark, bits: origin.mark, uid, device };
+        if rule.egress.chooses() {
+            return self.chosen(rule, first, own);
+        }
         // An upstream that is given is reached as any process of this host reaches it.
         if !is_direct {
             return Ok(own);
         }
         let table = self.table(rule.scope, first, device)?;
         Ok(Egress { uid: table.and_then(uid_for).or(uid), ..own })
+    }
+
+    /// The way that a rule chooses.
+    fn chosen(&mut self, rule: &Rule, first: &First<'_>, own: Egress) -> io::Result<Egress> {
+        self.catch_up();
+        let RuleEgress { interface, mark, source } = &rule.egress;
+        let bits = mark.map_or(own.bits, |mark| mark.over(own.bits));
+        let device = match interface {
+            Some(name) => Some(links::index_of(name).ok_or_else(|| {
+                let text = format!("there is no interface '{name}', by which the rule has it leave");
+                io::Error::new(io::ErrorKind::NetworkUnreachable, text)
+            })?),
+            None => own.device,
+        };
+        let to = match rule.action {
+            Action::Upstream(upstream) => upstream,
+            _ => first.dst.0,
+        };
+        let family = Family::of(to.ip());
+        let packet = Packet {
+            iif: 0,
+            oif: device.map_or(0, NonZeroU32::get),
+            from: source
+                .filter(|source| Family::of(*source) == family)
+                .map(|source| SocketAddr::new(source, 0)),
+            to: SocketAddr::new(to.ip(), 0),
+            protocol: None,
+            mark: bits,
+            uid: own.uid.unwrap_or_default(),
+            class: first.class.without_ecn(),
+        };
+        let tables = self.rules[family as usize].tables.clone();
+        let mut table = self.ask(&packet).ok().flatten().filter(|table| tables.contains(table));
+        if device.is_some() && table.is_none() {
+            // No rule leads to a table that has the interface: one of those that there are may have it all the same.
+            table = tables.into_iter().find(|table| {
+                let uid = uid_for(*table).unwrap_or_default();
+                let packet = Packet { mark: self.mark.own(), uid, ..packet };
+                self.ask(&packet) == Ok(Some(*table))
+            });
+        }
+        Ok(Egress { bits, device, uid: table.and_then(uid_for).or(own.uid), ..own })
     }
 
     /// The table by which the client's packet would leave, where a socket of ours might do so by another.

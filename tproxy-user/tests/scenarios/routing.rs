@@ -1,7 +1,7 @@
 //! The way that relayed flows leave by: the one that the host's routing rules have for the client's own packets.
 
 use std::{
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read as _},
     net::{IpAddr, SocketAddr, UdpSocket},
 };
 
@@ -172,5 +172,65 @@ fn what_an_application_marks_leaves_by_its_mark() {
             assert_eq!(seen.ip(), source, "{answer}, mark {mark}\n{}", *tproxy);
         }
         rule(&world, family, "del", &format!("fwmark 0x1 lookup {TABLE} pref 200"));
+    }
+}
+
+#[test]
+fn a_rule_chooses_another_way() {
+    let world = two_uplinks();
+    let gateway = &world.net.gateway;
+    for (family, flag, address, length) in
+        [(Family::V4, "-4", "10.2.0.9", 24), (Family::V6, "-6", "fd00:2::9", 64)]
+    {
+        gateway.run(&format!("ip addr add {address}/{length} dev wan nodad preferred_lft 0")).unwrap();
+        let assert_seen_by = |egress: &str, source: IpAddr| {
+            for action in
+                ["direct".to_owned(), format!("upstream={}", SocketAddr::new(family.public(), 8080))]
+            {
+                let tproxy = world.tproxy(&format!("{FORWARDED} --proto tcp --action {action} {egress}"));
+                let destination = SocketAddr::new(family.public(), 8080);
+                let context = format!("{action} {egress}\n{}", *tproxy);
+                world.curl(destination.ip(), 8080).assert_nginx(destination, source, &context);
+            }
+            let tproxy = world.tproxy(&format!("{FORWARDED} --action direct {egress}"));
+            assert_seen(&world, family, source, &format!("{egress}\n{}", *tproxy));
+        };
+        assert_seen_by(&format!("--egress-source {address}"), address.parse().unwrap());
+        // A rule that nobody else meets leads to the table.
+        for selector in ["fwmark 0x1/0xff", "fwmark 0x1"] {
+            rule(&world, family, "add", &format!("{selector} lookup {TABLE} pref 200"));
+            assert_seen_by("--egress-mark 0x1/0xff", wan2(family));
+            assert_seen_by("--egress-interface wan2", wan2(family));
+            rule(&world, family, "del", &format!("{selector} lookup {TABLE} pref 200"));
+        }
+        // No rule leads anywhere, but the main table has another route.
+        gateway
+            .run(&format!(
+                "ip {flag} route add default via {} dev wan2 metric 4000",
+                if family == Family::V4 { "10.3.0.2" } else { "fd00:3::2" }
+            ))
+            .unwrap();
+        assert_seen_by("--egress-interface wan2", wan2(family));
+        assert_seen_by("--egress-interface wan", family.wan());
+    }
+}
+
+#[test]
+fn a_way_that_is_not_there_is_said_and_leads_nowhere() {
+    let world = World::new();
+    for (egress, said, end) in [
+        ("--egress-interface gone", "there is no interface 'gone' (egress.interface)", "end=unreachable"),
+        (
+            "--egress-source 192.0.2.9",
+            "192.0.2.9 (egress.source) is none of this host's addresses",
+            "192.0.2.9 is none of this host's addresses",
+        ),
+    ] {
+        let tproxy = world.tproxy(&format!("{FORWARDED} --action direct {egress}"));
+        tproxy.wait_line(&["WARN", said], PATIENCE).unwrap();
+        let client = connect(&world.net.client, (Family::V4.public(), 8080));
+        let ended = client.and_then(|client| (&client).read(&mut [0])).unwrap_err();
+        assert_eq!(ended.kind(), ErrorKind::ConnectionReset, "{}", *tproxy);
+        tproxy.wait_line(&["closed", end], PATIENCE).unwrap();
     }
 }

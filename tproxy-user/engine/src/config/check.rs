@@ -21,6 +21,7 @@ use super::{
     path::Path,
     values::{Item, Text},
 };
+use crate::mark::Mark;
 
 /// UDP sessions at most where descriptors set no lower limit: what each takes of kernel memory adds up.
 const MOST_SESSIONS: usize = 65_536;
@@ -62,9 +63,10 @@ impl Form {
         match self {
             Self::File => key.to_owned(),
             Self::Flags => {
-                let id = key.rsplit('.').next().unwrap_or(key);
+                let (whole, id) = (key.replace('.', "_"), key.rsplit('.').next().unwrap_or(key));
                 let flags = DraftRule::augment_args(Draft::augment_args(clap::Command::new("run")));
-                let flag = flags.get_arguments().find(|flag| flag.get_id() == id);
+                let find = |id: &str| flags.get_arguments().find(|flag| flag.get_id() == id);
+                let flag = find(&whole).or_else(|| find(id));
                 format!("--{}", flag.and_then(|flag| flag.get_long()).unwrap_or(id))
             }
         }
@@ -84,7 +86,7 @@ impl Form {
 /// # Errors
 /// All that is wrong.
 pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> {
-    let mut check = Check { form, complaints: Vec::new() };
+    let mut check = Check { form, mark: draft.mark, complaints: Vec::new() };
     check.numbers(&draft);
     let sets = Sets {
         prefixes: check.sets("sets.prefixes", draft.sets.prefixes),
@@ -153,6 +155,7 @@ fn default_connections_per_client() -> usize {
 
 struct Check {
     form: Form,
+    mark: Mark,
     complaints: Vec<Complaint>,
 }
 

@@ -10,7 +10,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{
-    Accept, Action, Nat, OnExit, Protocols, RuleLimits, RuleTimeouts, Scope, Source, Steer, Timeouts,
+    Accept, Action, Nat, OnExit, Protocols, RuleEgress, RuleLimits, RuleTimeouts, Scope, Source, Steer,
+    Timeouts,
     path::{Path, Step},
     values::{self, Item, Text},
 };
@@ -277,6 +278,10 @@ pub(crate) struct DraftRule {
     /// Whose address the upstream sees (direct and upstream=)
     #[arg(long, default_value = "host")]
     pub(crate) source: Source,
+    /// By which way what is relayed leaves
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "is_default")]
+    pub(crate) egress: RuleEgress,
     /// Which upstream socket a client's UDP datagrams leave by (direct; with upstream= always per destination)
     #[arg(long, default_value = "endpoint-independent")]
     pub(crate) nat: Nat,

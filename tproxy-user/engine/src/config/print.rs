@@ -95,6 +95,7 @@ impl From<&Rule> for DraftRule {
             cgroup: rule.cgroups.clone(),
             action: Some(rule.action.clone()),
             source: rule.source,
+            egress: rule.egress.clone(),
             nat: rule.nat,
             accept: rule.accept,
             timeouts: rule.timeouts,

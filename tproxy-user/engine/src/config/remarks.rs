@@ -51,7 +51,11 @@ impl Config {
     #[must_use]
     pub(super) fn remarks_here(&self, own: &[IpNet]) -> Vec<String> {
         let remark = |rule: &Rule| Some(format!("rule '{}': {}", rule.name, about_own_addresses(rule, own)?));
-        self.rules.iter().filter_map(remark).collect()
+        self.rules
+            .iter()
+            .filter_map(remark)
+            .chain(self.rules.iter().filter_map(|rule| about_source(rule, own)))
+            .collect()
     }
 }
 
@@ -72,6 +76,14 @@ fn about_addresses(rule: &Rule) -> Option<String> {
     let to = Never::among(&rule.to, |net| why_never_to(rule, net));
     let from = Never::among(&rule.from, |net| why_never_from(rule, net));
     to.map(|never| never.says("to")).or_else(|| from.map(|never| never.says("from")))
+}
+
+fn about_source(rule: &Rule, own: &[IpNet]) -> Option<String> {
+    let source = rule.egress.source.filter(|source| !own.iter().any(|own| own.contains(source)))?;
+    let name = &rule.name;
+    Some(format!(
+        "rule '{name}': {source} (egress.source) is none of this host's addresses: what it selects fails until it is"
+    ))
 }
 
 fn about_own_addresses(rule: &Rule, own: &[IpNet]) -> Option<String> {

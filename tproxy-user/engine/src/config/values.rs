@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::Action;
 use crate::{
     host::{BadInstanceName, InstanceName},
-    mark::Mark,
+    mark::{Bits, Mark},
 };
 
 /// Longest time that may be written, which no clock overflows by.
@@ -131,6 +131,32 @@ impl Text for InstanceName {
 impl Text for SocketAddr {
     const WRITE: &'static str = "ADDR:PORT, such as 127.0.0.1:9464 or [::1]:9464";
     const PATTERN: &'static str = "[0-9a-fA-F.:]+:[0-9]+|\\[[0-9a-fA-F.:]+\\]:[0-9]+";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| write::<Self>())
+    }
+
+    fn written(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Text for Bits {
+    const WRITE: &'static str = "VALUE/MASK, such as 0x1/0xff";
+    const PATTERN: &'static str = "(0x[0-9a-fA-F]+|[0-9]+)/(0x[0-9a-fA-F]+|[0-9]+)";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+
+    fn written(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Text for IpAddr {
+    const WRITE: &'static str = "an address, such as 192.0.2.7 or 2001:db8::7";
+    const PATTERN: &'static str = "[0-9a-fA-F.:]+";
 
     fn parse(text: &str) -> Result<Self, String> {
         text.parse().map_err(|_| write::<Self>())

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
+    num::NonZeroU32,
 };
 
 use netlink_packet_core::NetlinkBuffer;
@@ -17,7 +18,10 @@ use netlink_packet_route::{
     route::{RouteHeader, RouteType},
 };
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
-use rustix::net::{AddressFamily, SocketType, netdevice::index_to_name};
+use rustix::net::{
+    AddressFamily, SocketType,
+    netdevice::{index_to_name, name_to_index},
+};
 
 use super::{HostError, netlink::Netlink};
 
@@ -184,6 +188,13 @@ pub fn name_of(index: u32) -> Option<String> {
     // Any socket does: it says which namespace is meant.
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
     index_to_name(socket, index).ok()
+}
+
+/// The number of the interface of this name, if there is one.
+#[must_use]
+pub fn index_of(name: &str) -> Option<NonZeroU32> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+    NonZeroU32::new(name_to_index(socket, name).ok()?)
 }
 
 /// What may have changed since the last word; whoever needs it asks anew.

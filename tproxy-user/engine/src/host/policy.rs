@@ -465,14 +465,16 @@ pub struct Discernment {
 impl Discernment {
     /// What `rules` mean to flows of a family.
     #[must_use]
-    pub fn of(rules: &[Rule], family: Family, mark: Mark) -> Self {
+    ///
+    /// Where a rule of ours chooses a way (`chosen`), all tables that others' rules name may be it.
+    pub fn of(rules: &[Rule], family: Family, mark: Mark, chosen: bool) -> Self {
         let rules: Vec<_> =
             rules.iter().filter(|rule| rule.family == family && !rule.is_of_the_system()).collect();
         let any = |tells: &dyn Fn(&Rule) -> bool| rules.iter().any(|rule| tells(rule));
         let (clients, processes) =
             (any(&|rule| rule.tells_clients(mark)), any(&|rule| rule.tells_processes(mark)));
         let mut tables = BTreeSet::new();
-        if clients || processes {
+        if clients || processes || chosen && !rules.is_empty() {
             tables.extend(rules.iter().filter_map(|rule| rule.table).chain([RT_TABLE_MAIN]));
             // It is asked first by all; and of no packet is it known that no rule selected it.
             for table in [RT_TABLE_LOCAL, RT_TABLE_UNSPEC] {

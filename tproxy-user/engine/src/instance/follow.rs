@@ -104,9 +104,10 @@ impl Instance {
             rule.action == Action::Direct && matches!(rule.scope, Scope::Forwarded | Scope::Outbound)
         };
         let mark = self.config.mark;
-        self.discerning = if self.rules().any(follows) {
+        let chosen = self.rules().any(|rule| rule.egress.chooses());
+        self.discerning = if chosen || self.rules().any(follows) {
             let rules = policy::rules()?;
-            Family::BOTH.map(|family| Discernment::of(&rules, family, mark))
+            Family::BOTH.map(|family| Discernment::of(&rules, family, mark, chosen))
         } else {
             Default::default()
         };

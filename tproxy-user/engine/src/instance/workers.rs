@@ -45,6 +45,7 @@ pub(super) fn start_workers(
         sockets.iter().flat_map(|(_, udp)| udp).filter_map(|udp| address_of(udp.listener())).collect();
     let mut workers = Vec::new();
     let mut counters = Vec::new();
+    let endpoints = udp::Endpoints::default();
     let syns = Syns::of_workers(config.workers, datapath.syns()?);
     for (index, ((listeners, sockets), syns)) in sockets.into_iter().zip(syns).enumerate() {
         let own = Counters::default();
@@ -66,7 +67,8 @@ pub(super) fn start_workers(
             workers: config.workers,
             mark: config.mark,
             routing: routing.clone(),
-            memory: Box::new(datapath.memory()?),
+            endpoints: endpoints.clone(),
+            memory: Box::new(datapath.memory(index as u32)?),
             counters: Arc::clone(&own.udp),
             flows: flows.table(index),
         };

@@ -129,7 +129,9 @@ impl ConnectError {
     /// Whether another source port may do.
     fn is_taken(&self) -> bool {
         match self {
-            Self::Socket(error) => matches!(error, SocketError::Taken { .. }),
+            Self::Socket(error) => {
+                matches!(error, SocketError::Taken { .. } | SocketError::NotOwn { .. })
+            }
             // The very 4-tuple is in use, perhaps by a connection in TIME_WAIT.
             Self::Connect(error) => error.kind() == io::ErrorKind::AddrNotAvailable,
         }

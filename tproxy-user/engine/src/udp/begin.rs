@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
-use tproxy_common::flow::Protocol;
+use tproxy_common::{abi::Origin, flow::Protocol};
 
 use super::{
     End, Selected,
@@ -21,6 +21,7 @@ use crate::{
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::Selection,
+    generation::RuleNumber,
     host::connections,
     socket::{self, Datagram, Egress, Endpoint, SocketError},
     source::Sources,
@@ -101,7 +102,7 @@ impl Relay {
         let Flow { client, dst } = flow;
         let first = First { protocol: Protocol::Udp, client, dst, origin: &origin, class };
         let egress = self.ways.egress(&rule, &first).map_err(Unbegun::Unreachable)?;
-        let (reply, upstream) = self.sockets_with_room(&flow, &rule, egress, now)?;
+        let (reply, upstream) = self.sockets_with_room(&flow, &rule, (number, origin), egress, now)?;
         let live = self.flows.enter(Selection {
             protocol: Protocol::Udp,
             scope: rule.scope,
@@ -133,11 +134,12 @@ impl Relay {
         &mut self,
         flow: &Flow,
         rule: &Rule,
+        decided: (RuleNumber, Origin),
         egress: Egress,
         now: Instant,
     ) -> Result<(Reply, Upstream), Unbegun> {
         for _ in 0..MOST_EVICTED {
-            let error = match self.sockets(flow, rule, egress) {
+            let error = match self.sockets(flow, rule, decided, egress) {
                 Err(Unbegun::Socket(error)) => error,
                 sockets => return sockets,
             };
@@ -158,10 +160,16 @@ impl Relay {
             };
             self.end(oldest.ok_or(error)?, End::Evicted, now);
         }
-        self.sockets(flow, rule, egress)
+        self.sockets(flow, rule, decided, egress)
     }
 
-    fn sockets(&mut self, flow: &Flow, rule: &Rule, egress: Egress) -> Result<(Reply, Upstream), Unbegun> {
+    fn sockets(
+        &mut self,
+        flow: &Flow,
+        rule: &Rule,
+        decided: (RuleNumber, Origin),
+        egress: Egress,
+    ) -> Result<(Reply, Upstream), Unbegun> {
         let to = match &rule.action {
             Action::Direct => flow.dst.0,
             Action::Upstream(address) => *address,
@@ -179,7 +187,7 @@ impl Relay {
         let mirrored = rule.scope == Scope::Inbound && rule.source != Source::Host;
         let upstream = match (&rule.action, rule.nat) {
             (Action::Direct, Nat::EndpointIndependent) if !mirrored => {
-                Upstream::Shared(self.mapping(flow.client, Family::of(to.ip()), rule, egress)?)
+                Upstream::Shared(self.mapping(flow, Family::of(to.ip()), rule, decided, egress)?)
             }
             _ => Upstream::Own(self.upstream(Endpoint::Peer(to), flow.client, rule, egress)?, to),
         };
@@ -196,17 +204,19 @@ impl Relay {
 
     fn mapping(
         &mut self,
-        client: ClientAddr,
+        flow: &Flow,
         family: Family,
         rule: &Rule,
+        decided: (RuleNumber, Origin),
         egress: Egress,
     ) -> Result<u32, SocketError> {
-        let sharing = Sharing { client, source: rule.source, egress };
+        let client = flow.client;
+        let sharing = Sharing { client, source: rule.source, own: rule.egress.source, egress };
         if let Some(index) = self.mappings.share(&sharing) {
             return Ok(index);
         }
         let socket = self.upstream(Endpoint::Any(family), client, rule, egress)?;
-        let index = self.mappings.insert(sharing, socket);
+        let index = self.mappings.insert(sharing, socket, decided, flow.dst);
         let added = match self.mappings.get_mut(index) {
             Some(mapping) => self.watch.add(&mapping.socket.channel.socket, Token::Mapping(index)),
             None => Ok(()),
@@ -238,7 +248,7 @@ impl Relay {
         let mut source = sources.first(&mut is_clients);
         loop {
             match socket::datagram_upstream(to, source, egress) {
-                Err(error @ SocketError::Taken { .. }) => {
+                Err(error @ (SocketError::Taken { .. } | SocketError::NotOwn { .. })) => {
                     source = sources.next(&self.counters.source_fallbacks, &mut is_clients).ok_or(error)?;
                 }
                 socket => return socket.map(|socket| UpstreamSocket::new(Channel::new(socket), egress)),

@@ -1,6 +1,6 @@
 //! Moving datagrams.
 
-use std::{io, num::NonZeroUsize, sync::Arc, time::Instant};
+use std::{io, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Instant};
 
 use super::{
     End,
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     family::Family,
     flow::{ClientAddr, OriginalDst},
-    socket::{self, Visibility},
+    socket::{self, Endpoint, UpstreamSource, Visibility},
 };
 
 /// For senders that take one datagram at a time.
@@ -87,7 +87,7 @@ impl Relay {
         if batch.receive(&mapping.socket.channel.socket).is_err() {
             return;
         }
-        let client = mapping.sharing.client;
+        let (client, (rule, origin)) = (mapping.sharing.client, mapping.decided);
         while let Some(from) = batch.next_from() {
             let flow = Flow { client, dst: OriginalDst(from) };
             let session = self.table.find(&flow);
@@ -95,7 +95,14 @@ impl Relay {
             let Some(run) = batch.next_run(most) else { return };
             match session {
                 Some(id) => self.down(id, &run, now),
-                None => self.unsolicited(client, &run),
+                None => {
+                    // What the client answers goes by the same mapping, whatever its rule says of ports (TFTP, STUN).
+                    let seen = self.as_seen(from, index);
+                    if seen.is_none() && self.expected.allows(client, now) {
+                        self.memory.expect(client, flow.dst, rule, &origin);
+                    }
+                    self.unsolicited(client, seen.unwrap_or(from), &run);
+                }
             }
         }
     }
@@ -213,9 +220,19 @@ impl Relay {
         }
     }
 
+    /// As whom a client is seen that sends to a mapping of another's, as to anybody: who receives it can answer only there
+    /// (RFC 4787, REQ-9). The address is the one by which the other's mapping is known to the peer that it was made for.
+    fn as_seen(&mut self, from: SocketAddr, index: u32) -> Option<SocketAddr> {
+        let port = self.mappings.endpoints.port_of(from)?;
+        let mapping = self.mappings.get_mut(index)?;
+        let (to, egress) = (Endpoint::Peer(mapping.peer.0), mapping.socket.egress);
+        let towards = socket::datagram_upstream(to, UpstreamSource::Host, egress).ok()?;
+        Some(SocketAddr::new(towards.local_addr().ok()?.as_socket()?.ip(), port))
+    }
+
     /// Datagrams from a peer that the client, which has sent to others by the same mapping, has no session with.
-    fn unsolicited(&mut self, client: ClientAddr, run: &Run<'_>) {
-        let sent = self.raw.send(OriginalDst(run.from), client, run);
+    fn unsolicited(&mut self, client: ClientAddr, from: SocketAddr, run: &Run<'_>) {
+        let sent = self.raw.send(OriginalDst(from), client, run);
         add(&self.counters.unsolicited, sent.datagrams);
         add(&self.counters.bytes_down, sent.bytes);
         add(&self.counters.datagrams_down, sent.datagrams);

@@ -42,6 +42,10 @@ const DRAINED: Duration = Duration::from_secs(1);
 /// Answers of ours to one client in a second, over all workers.
 const ANSWERS_PER_SECOND: u32 = 100;
 
+/// Strangers to one client in a second, over all workers, whom it may answer by its mapping: what is noted for it takes the
+/// place of other things.
+const EXPECTED_PER_SECOND: u32 = 100;
+
 /// The sessions of a worker, and what they have in common.
 pub(super) struct Relay {
     pub(super) bound: Arc<[SocketAddr]>,
@@ -65,6 +69,8 @@ pub(super) struct Relay {
     pub(super) reporter: Reporter,
     /// What is answered in place of an upstream.
     pub(super) answers: Rates,
+    /// Answers of clients to strangers that are looked forward to.
+    pub(super) expected: Rates,
     pub(super) watch: Watch,
     /// Sessions whose queries have all been answered, just now.
     pub(super) answered: Vec<SessionId>,
@@ -97,10 +103,11 @@ impl Relay {
             counters: setup.counters,
             flows: setup.flows,
             table: Table::new(limits),
-            mappings: Mappings::default(),
+            mappings: Mappings::new(setup.endpoints),
             raw: RawReplies(raw),
             reporter: Reporter::new(icmp),
             answers: Rates::new(ANSWERS_PER_SECOND.div_ceil(setup.workers as u32)),
+            expected: Rates::new(EXPECTED_PER_SECOND.div_ceil(setup.workers as u32)),
             watch,
             answered: Vec::new(),
             strays: Vec::new(),
@@ -172,6 +179,7 @@ impl Relay {
     /// The latest generation's limits hold for all sessions.
     pub(super) fn adopt_limits(&mut self, now: Instant) {
         self.answers.forget_the_silent(now);
+        self.expected.forget_the_silent(now);
         self.table.set_limits(limits(&self.generations, self.workers));
     }
 

@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Memory, UdpCounters,
+    Endpoints, Memory, UdpCounters,
     batch::Batch,
     listener::Listener,
     readiness::{Readiness, Token, Told},
@@ -55,6 +55,8 @@ pub struct Setup {
     pub mark: Mark,
     /// What the host's routing rules mean to sockets towards upstreams.
     pub routing: Routing,
+    /// As whom clients are seen.
+    pub endpoints: Endpoints,
     /// What the datapath remembers.
     pub memory: Box<dyn Memory>,
     /// Where this worker counts.

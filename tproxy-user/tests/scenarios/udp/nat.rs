@@ -55,6 +55,56 @@ fn endpoint_independent_is_one_endpoint_that_anybody_can_send_to() {
     }
 }
 
+/// TFTP: the server answers from another port than it was asked at.
+#[test]
+fn what_a_client_answers_to_a_stranger_leaves_by_the_same_endpoint_whatever_the_rules_ports() {
+    const ASKED: u16 = 6_969;
+    let world = World::new();
+    reflecting(&world, ASKED);
+    for (engine, source) in ENGINES.iter().flat_map(|e| ["host", "client"].map(|s| (e, s))) {
+        let tproxy = world.tproxy(&format!("{DATAGRAMS} --port {ASKED} --source {source} --steer {engine}"));
+        for family in Family::ALL {
+            let client = datagrams(&world.net.client, (family.client(), 0));
+            let seen = ask(&client, (family.public(), ASKED).into(), "read", &*tproxy);
+            let mapped: SocketAddr = seen.split(' ').next().unwrap().parse().unwrap();
+            let transfer = datagrams(&world.net.server, (family.public(), 0));
+            for text in ["block 1", "block 2"] {
+                transfer.send_to(text.as_bytes(), mapped).unwrap();
+                let (block, from) = receive(&client).unwrap_or_else(|error| panic!("{error}\n{}", *tproxy));
+                assert_eq!((block.as_str(), from), (text, transfer.local_addr().unwrap()), "{}", *tproxy);
+                client.send_to(b"ack", from).unwrap();
+                assert_eq!(
+                    receive(&transfer).unwrap(),
+                    ("ack".into(), mapped),
+                    "{engine} {source}\n{}",
+                    *tproxy
+                );
+            }
+        }
+    }
+}
+
+/// RFC 4787, REQ-9: a client that sends to another as the world sees it is itself shown so.
+#[test]
+fn clients_see_each_other_as_the_world_sees_them() {
+    let world = World::new();
+    stun(&world);
+    for engine in ENGINES {
+        let tproxy = world.tproxy(&format!("{DATAGRAMS} --steer {engine}"));
+        for family in Family::ALL {
+            let clients = [(); 2].map(|()| datagrams(&world.net.client, (family.client(), 0)));
+            let [one, two] = [&clients[0], &clients[1]].map(|client| seen(client, family, &*tproxy)[0]);
+            for text in ["hello", "hello again"] {
+                clients[0].send_to(text.as_bytes(), two).unwrap();
+                assert_eq!(receive(&clients[1]).unwrap(), (text.into(), one), "{engine}\n{}", *tproxy);
+                clients[1].send_to(b"hello yourself", one).unwrap();
+                let answer = receive(&clients[0]).unwrap();
+                assert_eq!(answer, ("hello yourself".into(), two), "{engine}\n{}", *tproxy);
+            }
+        }
+    }
+}
+
 #[test]
 fn per_destination_is_an_endpoint_each_that_nobody_else_can_send_to() {
     let world = World::new();

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{ByName, Check, Form, Sets};
 use crate::config::{
-    Accept, Action, Listed, Nat, Protocols, Rule, Scope, Source, draft::DraftRule, path::Path,
+    Accept, Action, Listed, Nat, Protocols, Rule, RuleEgress, Scope, Source, draft::DraftRule, path::Path,
     remedy::nearest, values::Item,
 };
 
@@ -37,6 +37,7 @@ impl Check {
             uids: draft.uid,
             cgroups: draft.cgroup,
             source: draft.source,
+            egress: draft.egress,
             nat: draft.nat,
             accept: draft.accept,
             timeouts: draft.timeouts,
@@ -62,6 +63,14 @@ impl Check {
             }
         }
         let whole = draft.scope.is_some() && draft.action.is_some();
+        if let Some(bits) = rule.egress.mark.filter(|bits| bits.meet(self.mark)) {
+            let (key, own) = (self.form.key("egress.mark"), self.mark);
+            let text = format!(
+                "{key} {bits} has bits of {own}, by which this instance knows its own packets: use others, or another {}",
+                self.form.key("mark")
+            );
+            self.complain([at.key("egress.mark"), Path::of("mark")], text);
+        }
         for (keys, text) in contradictions(&rule, self.form) {
             // What follows from a stand-in is nobody's mistake.
             let guessed = |key: &&str| {
@@ -181,6 +190,7 @@ fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
             );
         }
     }
+    about_the_way(rule, form, &mut say);
     about_the_action(rule, form, &mut say);
     about_datagrams(rule, form, &mut say);
     if !share_a_family(&rule.from, &rule.to) {
@@ -203,6 +213,60 @@ fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
         say(&["name"], format!("{} must have 1 to {LONGEST_NAME} bytes, all of them printable", key("name")));
     }
     found
+}
+
+fn about_the_way(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'static str], String)) {
+    let RuleEgress { interface, mark, source } = &rule.egress;
+    const INTERFACE: &[&str] = &["egress.interface", "action", "scope"];
+    const MARK: &[&str] = &["egress.mark", "action", "scope"];
+    const SOURCE: &[&str] = &["egress.source", "action", "scope"];
+    let connects = matches!(rule.action, Action::Direct | Action::Upstream(_));
+    for (keys, given) in
+        [(INTERFACE, interface.is_some()), (MARK, mark.is_some()), (SOURCE, source.is_some())]
+    {
+        if given && !(connects && rule.scope != Scope::Inbound) {
+            say(
+                keys,
+                format!(
+                    "{} is about what is relayed to an upstream elsewhere, and this rule relays nothing there: leave it \
+                     out, or use {} or upstream= in scopes forwarded and outbound",
+                    form.key(keys[0]),
+                    form.is("action", "direct")
+                ),
+            );
+        }
+    }
+    if let Some(name) = interface.as_ref().filter(|name| !is_interface_name(name)) {
+        say(
+            &["egress.interface"],
+            format!("{name:?} cannot be the name of an interface: `ip link` shows those that there are"),
+        );
+    }
+    if source.is_some() && rule.source != Source::Host {
+        say(
+            &["egress.source", "source"],
+            format!(
+                "{} is an address of this host, and with {} the upstream sees the client's: leave one of them out",
+                form.key("egress.source"),
+                form.is("source", "client")
+            ),
+        );
+    }
+    if let Some(source) = source {
+        let upstream = match &rule.action {
+            Action::Upstream(upstream) => [!upstream.is_ipv6(), upstream.is_ipv6()],
+            _ => families(&rule.to),
+        };
+        if !upstream[usize::from(source.is_ipv6())] {
+            say(
+                &["egress.source", "to", "action"],
+                format!(
+                    "{} is of another address family than all that the rule relays to: give one of the same",
+                    form.key("egress.source")
+                ),
+            );
+        }
+    }
 }
 
 fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'static str], String)) {

@@ -73,6 +73,41 @@ const FILES: &[(&str, &str, &str)] = &[
     ),
     ("[[rules]]\nscope = 'inbound'\naction = 'drop'\ncgroup = ['a']", "4:10: rules[0].cgroup: ", "outbound"),
     ("[[rules]]\nscope = 'inbound'\naction = 'drop'\nsource = 'client'", "4:10: rules[0].source: ", "direct"),
+    (
+        "[[rules]]\nscope = 'outbound'\naction = 'drop'\negress.mark = '1/1'",
+        "4:15: rules[0].egress.mark: ",
+        "relays nothing",
+    ),
+    (
+        "[[rules]]\nscope = 'inbound'\naction = 'direct'\negress.interface = 'wan'",
+        "4:20: rules[0].egress.interface: ",
+        "scopes forwarded and outbound",
+    ),
+    (
+        "[[rules]]\nscope = 'outbound'\naction = 'direct'\negress = { mark = '0x10000000/0x10000000' }",
+        "4:19: rules[0].egress.mark: ",
+        "use others",
+    ),
+    (
+        "[[rules]]\nscope = 'outbound'\naction = 'direct'\negress = { mark = '1' }",
+        "4:19: rules[0].egress.mark: '1': ",
+        "VALUE/MASK",
+    ),
+    (
+        "[[rules]]\nscope = 'outbound'\naction = 'direct'\negress = { interface = 'a b' }",
+        "4:24: rules[0].egress.interface: ",
+        "ip link",
+    ),
+    (
+        "[[rules]]\nscope = 'outbound'\naction = 'direct'\nto = ['::/0']\negress = { source = '10.0.0.9' }",
+        "5:21: rules[0].egress.source: ",
+        "another address family",
+    ),
+    (
+        "[[rules]]\nscope = 'forwarded'\ninterfaces = ['lan']\naction = 'direct'\nsource = 'client'\negress.source = '10.0.0.9'",
+        "6:17: rules[0].egress.source: ",
+        "leave one of them out",
+    ),
     ("[[rules]]\nscope = 'inbound'\naction = 'drop'\ntimeouts.idle = '1s'", "4:17: rules[0].timeouts", "TCP"),
     (
         "[[rules]]\nscope = 'inbound'\naction = 'upstream=[2001:db8::1]:1'\nsource = 'client'\nto = ['0.0.0.0/0']",

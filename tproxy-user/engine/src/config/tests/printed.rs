@@ -42,6 +42,11 @@ fn any_config() -> impl Strategy<Value = Config> {
         source,
         nat,
         timeouts: RuleTimeouts { connect, idle, keepalive: idle.map(|_| Duration::from_secs(7)) },
+        egress: RuleEgress {
+            interface: connections.map(|_| "wan2".into()),
+            mark: idle.map(|_| Bits::new(1, 0xff).unwrap()),
+            source: connect.map(|_| [10, 0, 0, 9].into()),
+        },
         limits: RuleLimits { connections: connections.and_then(NonZeroUsize::new), ..RuleLimits::default() },
         ports: rule.ports.iter().filter(|ports| *ports.start() > 0).cloned().collect::<Vec<_>>().into(),
         from: truncated(rule.from),

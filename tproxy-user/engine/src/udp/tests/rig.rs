@@ -20,7 +20,7 @@ use crate::{
     mark::Mark,
     socket::{self, Message, Outgoing, TrafficClass},
     tcp::{self, Decided, Syn, TcpCounters},
-    udp::{End, Memory, Selected, Setup, Snapshot, Sockets, UdpCounters},
+    udp::{End, Endpoints, Memory, Selected, Setup, Snapshot, Sockets, UdpCounters},
     way::Routing,
     worker::{Worker, WorkerSetup},
 };
@@ -47,6 +47,8 @@ impl Memory for Everything {
     fn selected(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Selected> {
         self.selected
     }
+
+    fn expect(&mut self, _: ClientAddr, _: OriginalDst, _: RuleNumber, _: &Origin) {}
 
     fn forget(&mut self, client: ClientAddr, dst: OriginalDst) {
         self.forgotten.lock().unwrap_or_else(PoisonError::into_inner).push((client, dst));
@@ -100,6 +102,7 @@ impl Rig {
                 workers: 1,
                 mark: Mark::DEFAULT,
                 routing: Routing::default(),
+                endpoints: Endpoints::default(),
                 memory: Box::new(memory.clone()),
                 counters: Arc::clone(&counters),
                 flows: flows.table(0),
@@ -309,6 +312,8 @@ impl Memory for Just {
     fn selected(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Selected> {
         self.0
     }
+
+    fn expect(&mut self, _: ClientAddr, _: OriginalDst, _: RuleNumber, _: &Origin) {}
 
     fn forget(&mut self, _: ClientAddr, _: OriginalDst) {}
 }
