@@ -43,6 +43,9 @@ pub fn follows_routes<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> bool {
 pub struct Plan {
     /// tc hooks, by interface index.
     pub hooks: BTreeSet<(u32, Direction)>,
+    /// Those of them without which every flow is taken all the same: there it is only seen what this host says to clients of
+    /// shorter ways.
+    pub dispensable: BTreeSet<(u32, Direction)>,
     /// Names of the interfaces whose steered packets policy routing must deliver locally.
     pub delivering: BTreeSet<String>,
     /// sysctls of `lo` that redirected packets need.
@@ -167,8 +170,9 @@ impl Surroundings {
     pub fn plan<'a>(&self, rules: impl IntoIterator<Item = &'a Rule>) -> Plan {
         let mut hooks = BTreeSet::new();
         // Where UDP flows are seen that leave, or in scope `outbound` arrive, on their own, lest their replies be taken for
-        // new ones; and what this host says to clients of shorter ways.
+        // new ones.
         let mut remembering = BTreeSet::new();
+        let mut dispensable = BTreeSet::new();
         let mut loopback = BTreeSet::new();
         let mut holding = false;
         for rule in rules {
@@ -177,7 +181,12 @@ impl Surroundings {
             match rule.scope {
                 Scope::Forwarded => {
                     hooks.extend(limit.iter().map(|index| (*index, Direction::Ingress)));
-                    remembering.extend(limit.into_iter().map(|index| (index, Direction::Egress)));
+                    let sides = limit.into_iter().map(|index| (index, Direction::Egress));
+                    if rule.protocols.include(Protocol::Udp) {
+                        remembering.extend(sides);
+                    } else {
+                        dispensable.extend(sides);
+                    }
                 }
                 Scope::Outbound => {
                     // Only there do packets with a source address of `lo` leave.
@@ -207,6 +216,7 @@ impl Surroundings {
             loopback.insert(LoopbackSysctl::AcceptLocal);
         }
         hooks.extend(remembering);
+        dispensable.retain(|hook| hooks.insert(*hook));
         let names: BTreeMap<u32, &str> = self.links.iter().map(|link| (link.index, &*link.name)).collect();
         let delivering = hooks
             .iter()
@@ -217,7 +227,7 @@ impl Surroundings {
         if holding {
             hooks.insert((self.loopback(), Direction::Ingress));
         }
-        Plan { hooks, delivering, loopback }
+        Plan { hooks, dispensable, delivering, loopback }
     }
 
     /// Where the replies to a spoofed upstream socket can pass: they bear the client's address, and only a lookup of
@@ -391,6 +401,9 @@ mod tests {
     fn forwarded_needs_ingress_where_named_and_everywhere_for_spoofed_replies() {
         let named = rule(Scope::Forwarded, &["eth0", "gone"], Source::Host);
         assert_eq!(hooks(named.clone()), [(2, Ingress), (2, Egress)]);
+        let dispensable = |rule: Rule| surroundings().plan(&[rule]).dispensable;
+        assert_eq!(dispensable(named.clone()), [(2, Egress)].into());
+        assert_eq!(dispensable(Rule { protocols: Protocols::Both, ..named.clone() }), [].into());
         let plan = surroundings().plan(&[Rule { accept: Accept::Auto, ..named }]);
         assert_eq!(
             plan.hooks,

@@ -256,6 +256,11 @@ impl Instance {
             match self.datapath.attach(link, *hook) {
                 // Word of its end is on the way.
                 Err(DatapathError::Attach(AttachError::Gone(_))) => attempt.pending.links = true,
+                Err(error @ DatapathError::Attach(AttachError::OnlyIngress(_)))
+                    if plan.dispensable.contains(&(*index, *hook)) =>
+                {
+                    tracing::debug!("{error}");
+                }
                 Err(error) => attempt.errors.push(error.into()),
                 Ok(()) => {}
             }
