@@ -49,7 +49,7 @@ use tproxy_common::{
 pub use usage::{Filling, MapUse};
 
 use crate::{
-    config::Steer,
+    config::{Config, Steer},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     host::HostError,
@@ -211,6 +211,12 @@ impl Datapath {
     #[must_use]
     pub fn attachment(&self) -> Attachment {
         self.settings.attachment
+    }
+
+    /// Whether the maps are as large as a configuration asks for.
+    #[must_use]
+    pub fn is_large_enough(&self, config: &Config) -> bool {
+        self.settings.sizes.do_for(Sizes::of(config, 0))
     }
 
     /// Loads all programs that may be attached, so that the verifier says at once which it refuses.

@@ -4,7 +4,7 @@
 use aya::EbpfLoader;
 use tproxy_common::abi::{self, map};
 
-use crate::config::{Config, default_sessions};
+use crate::config::{Config, Rule, default_sessions};
 
 /// Entries of the maps that differ between instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,12 +14,29 @@ pub struct Sizes {
     decisions: u32,
     memory: u32,
     fragments: u32,
+    /// What NAT makes of the addresses of spoofed upstream sockets.
+    translations: u32,
+    /// First packets that are held.
+    held: u32,
+    /// Destinations that were reached by connections whose first packets were held.
+    reached: u32,
+    /// Bytes of the way that those take to user space.
+    syns: u32,
 }
 
 impl Sizes {
     /// What does for a host, two megabytes for each of the larger ones. The kernel hands out places by the hundred to each
     /// CPU (`LOCAL_FREE_TARGET`), so that much smaller ones would forget before they are full.
-    pub const LEAST: Self = Self { sets: abi::MAX_SETS, decisions: 16_384, memory: 16_384, fragments: 8192 };
+    pub const LEAST: Self = Self {
+        sets: abi::MAX_SETS,
+        decisions: 16_384,
+        memory: 16_384,
+        fragments: 8192,
+        translations: 2048,
+        held: 2048,
+        reached: 2048,
+        syns: abi::SYNS_SIZE / 4,
+    };
 
     /// More than this is forgotten sooner than it fills.
     const MOST: u32 = 1 << 20;
@@ -31,13 +48,30 @@ impl Sizes {
         let sessions = Some(config.sessions.total).filter(|total| *total != default_sessions());
         let connections: usize =
             config.rules.iter().filter_map(|rule| rule.limits.connections).map(usize::from).sum();
+        let (spoofs, holds) =
+            (config.rules.iter().any(Rule::is_spoofed), config.rules.iter().any(Rule::may_hold));
+        let least = Self::LEAST;
         Self {
             // Twice what is needed now: interfaces may come, and so may other rules.
             sets: entries(2 * sets).max(Self::LEAST.sets),
             decisions: entries(connections).clamp(Self::LEAST.decisions, Self::MOST),
             memory: entries(2 * sessions.unwrap_or_default()).clamp(Self::LEAST.memory, Self::MOST),
-            fragments: Self::LEAST.fragments,
+            translations: if spoofs { 8192 } else { least.translations },
+            held: if holds { 4096 } else { least.held },
+            reached: if holds { 8192 } else { least.reached },
+            syns: if holds { abi::SYNS_SIZE } else { least.syns },
+            ..least
         }
+    }
+
+    /// Whether these do for what asks for others, but for rule sets, which are counted.
+    pub(super) const fn do_for(self, asked: Self) -> bool {
+        self.decisions >= asked.decisions
+            && self.memory >= asked.memory
+            && self.translations >= asked.translations
+            && self.held >= asked.held
+            && self.reached >= asked.reached
+            && self.syns >= asked.syns
     }
 
     pub(super) fn apply(self, loader: &mut EbpfLoader<'_>) {
@@ -45,7 +79,11 @@ impl Sizes {
             .map_max_entries(map::SETS, self.sets * abi::SLOTS)
             .map_max_entries(map::DECISIONS, self.decisions)
             .map_max_entries(map::MEMORY, self.memory)
-            .map_max_entries(map::FRAGMENTS, self.fragments);
+            .map_max_entries(map::FRAGMENTS, self.fragments)
+            .map_max_entries(map::TRANSLATIONS, self.translations)
+            .map_max_entries(map::HELD, self.held)
+            .map_max_entries(map::REACHED, self.reached)
+            .map_max_entries(map::SYNS, self.syns);
     }
 }
 
@@ -75,5 +113,22 @@ mod tests {
         assert_eq!(sizes(&format!("{rule}\n{rule}")).decisions, 40_000);
         let config = crate::config::parse("tproxy.toml".as_ref(), rule.as_bytes()).unwrap();
         assert_eq!(Sizes::of(&config, 3000).sets, 6000);
+    }
+
+    #[test]
+    fn what_only_some_rules_need_is_large_where_there_are_such() {
+        let of = |rest: &str| {
+            let rule = format!(
+                "[[rules]]\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\naction = \"direct\"\n{rest}"
+            );
+            Sizes::of(&crate::config::parse("tproxy.toml".as_ref(), rule.as_bytes()).unwrap(), 10)
+        };
+        let plain = of("accept = \"at-once\"");
+        assert_eq!(plain, Sizes::LEAST);
+        assert_eq!(of("accept = \"at-once\"\nsource = \"client\""), Sizes { translations: 8192, ..plain });
+        let holding = of("accept = \"after-connect\"");
+        assert_eq!(holding.syns, abi::SYNS_SIZE);
+        assert!(holding.held > plain.held && holding.reached > plain.reached);
+        assert!(holding.do_for(plain) && !plain.do_for(holding));
     }
 }

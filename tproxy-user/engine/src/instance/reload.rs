@@ -67,6 +67,11 @@ impl Instance {
         announce_absent(&config.rules, &surroundings);
         announce_no_cgroup(&config.rules, &cgroups);
         self.take_over(config, cgroups, surroundings, Demand::Everything)?;
+        if !self.datapath.is_large_enough(&self.config) {
+            tracing::warn!(
+                "these rules ask for larger tables than were made at the start, which forget sooner: restart tproxy to have them larger"
+            );
+        }
         Ok(changes)
     }
 
