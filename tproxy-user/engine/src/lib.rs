@@ -50,5 +50,5 @@ pub mod way;
 pub mod worker;
 
 pub use host::InstanceName;
-pub use mark::Mark;
+pub use mark::{Bits, Mark};
 pub use socket::{SocketError, datagram_from};
