@@ -18,6 +18,8 @@ pub mod map {
     pub const OTHERS: &str = "OTHERS";
     /// `Array<Given>`, indexed by worker.
     pub const GIVEN: &str = "GIVEN";
+    /// `Array<u64>`, indexed by worker: when it went round last, in nanoseconds since boot (`CLOCK_MONOTONIC`).
+    pub const BEATS: &str = "BEATS";
     /// `LruHashMap<Tuple, Decision>`, of TCP.
     pub const DECISIONS: &str = "DECISIONS";
     /// `LruHashMap<Tuple, Memory>`, of UDP.
@@ -103,6 +105,8 @@ pub mod program {
     pub const EGRESS_L3: &str = "tproxy_egress_l3";
     /// tc ingress of `lo`: what egress redirected.
     pub const LO_INGRESS: &str = "tproxy_lo";
+    /// Attached nowhere: has the packet of a `BPF_PROG_TEST_RUN` come in by the interface that is named there.
+    pub const INJECT: &str = "tproxy_inject";
     /// The listener lookup of the network namespace.
     pub const SK_LOOKUP: &str = "tproxy_lookup";
     /// What a listener that was chosen there does with a packet (`SO_ATTACH_REUSEPORT_EBPF`).
@@ -283,6 +287,17 @@ impl Others {
 pub struct Given {
     /// A count that two CPUs make at the same time may be one.
     pub connections: u32,
+}
+
+/// For how long a worker may not have gone round before it is given no new flow, in nanoseconds: longer than any thread waits
+/// for a CPU that has others to run.
+pub const LONGEST_PAUSE: u64 = 3_000_000_000;
+
+/// Whether a worker goes round, of which it is known when it last did (zero where nobody says).
+#[inline(always)]
+#[must_use]
+pub const fn goes_round(beat: u64, now: u64) -> bool {
+    beat == 0 || now.saturating_sub(beat) < LONGEST_PAUSE
 }
 
 /// What the way of a flow's packets depends on beside their addresses, as its first packet was seen.

@@ -119,6 +119,8 @@ reasons! {
     Redirect = 28 => "drop_redirect",
     /// Passed: a rule selects what a process of this host sends, but NAT of this host has changed its addresses or ports, and would not change those of our replies back.
     Translated = 29 => "pass_translated",
+    /// Passed: first packet that a rule selects, but the worker that is to serve the flow has not answered for seconds.
+    Stalled = 30 => "pass_stalled",
 }
 
 #[cfg(test)]

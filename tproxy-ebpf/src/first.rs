@@ -309,6 +309,10 @@ fn steer(
     let Some(listener) = Socket::listener(worker, parsed.protocol, family) else {
         return reject::unserved(parsed, Reason::ListenerGone);
     };
+    if !maps::goes_round(worker) {
+        drop(listener);
+        return reject::unserved(parsed, Reason::Stalled);
+    }
     if question::is_asked(ctx) {
         question::note_worker(ctx, worker);
         return deliver(Reason::RuleSteer);

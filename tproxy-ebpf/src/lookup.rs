@@ -186,6 +186,14 @@ fn ask_the_rules(
     let tables = Tables::of(control, None);
     let verdict = decide(Scope::Inbound, flow, &tables);
     let rule = tables.decided.get();
+    let worker = match (flow.protocol, before) {
+        // A SYN that is repeated goes to who had the first: see `first`.
+        (Protocol::Tcp, worker) if worker < settings::workers() => worker,
+        (Protocol::Tcp, _) => worker_of_connection(),
+        (Protocol::Udp, _) => worker_of_client(&flow.tuple),
+    };
+    let stalls = matches!(verdict, Verdict::Steer(_)) && !maps::goes_round(worker);
+    let verdict = if stalls && control.rejecting == 0 { Verdict::Pass(Reason::Stalled) } else { verdict };
     let (reason, receiver) = match verdict {
         Verdict::Pass(reason) => {
             // What is for others is tc's to tell of.
@@ -198,16 +206,12 @@ fn ask_the_rules(
             }
             return Err(reason);
         }
+        Verdict::Steer(_) if stalls => (Reason::Unserved, Receiver::BlackHole),
         Verdict::Steer(_) | Verdict::Drop if control.deciding == 0 => (Reason::Unserved, Receiver::BlackHole),
         Verdict::Steer(rule) => {
             finding.number = control.number(rule);
-            finding.worker = match (flow.protocol, before) {
-                // A SYN that is repeated goes to who had the first: see `first`.
-                (Protocol::Tcp, worker) if worker < settings::workers() => worker,
-                (Protocol::Tcp, _) => worker_of_connection(),
-                (Protocol::Udp, _) => worker_of_client(&flow.tuple),
-            };
-            (Reason::RuleSteer, Receiver::NewTo(finding.worker))
+            finding.worker = worker;
+            (Reason::RuleSteer, Receiver::NewTo(worker))
         }
         Verdict::Reject => (Reason::RuleReject, Receiver::BlackHole),
         Verdict::Drop => (Reason::RuleDrop, Receiver::BlackHole),

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use tproxy_common::{
     abi::{
-        CgroupKey, Control, Decision, Destination, ENTERED_SLOTS, Entered, Finding, FragmentKey, Given,
+        self, CgroupKey, Control, Decision, Destination, ENTERED_SLOTS, Entered, Finding, FragmentKey, Given,
         HeldSyn, MAX_LISTENERS, MAX_SETS, MAX_WORKERS, Memory, Origin, Others, PortBits, SLOTS, SYNS_SIZE,
         SlotAddr, SlotKey, TRACE_SIZE, Told, TranslationKey,
     },
@@ -28,6 +28,8 @@ pub(crate) static LISTENERS: SockMap<{ MAX_LISTENERS as usize }> = SockMap::new(
 pub(crate) static OTHERS: Array<Others, 1> = Array::new();
 #[btf_map]
 pub(crate) static GIVEN: Array<Given, { MAX_WORKERS as usize }> = Array::new();
+#[btf_map]
+pub(crate) static BEATS: Array<u64, { MAX_WORKERS as usize }> = Array::new();
 #[btf_map]
 pub(crate) static DECISIONS: LruHashMap<Tuple, Decision, 65_536> = LruHashMap::new();
 #[btf_map]
@@ -117,6 +119,16 @@ pub(crate) fn add_tcp_port(port: [u8; 2]) {
 #[inline(always)]
 pub(crate) fn is_of_another(mark: u32) -> bool {
     OTHERS.get(0).is_some_and(|others| others.sent(mark))
+}
+
+/// Whether a worker goes round: it may hang, and its process may be stopped.
+///
+/// Not inlined, for the sake of the stack.
+#[inline(never)]
+pub(crate) fn goes_round(worker: u32) -> bool {
+    // SAFETY: no arguments, no failure.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    abi::goes_round(BEATS.get(worker).copied().unwrap_or(0), now)
 }
 
 /// How many connections a worker was given.

@@ -14,7 +14,7 @@ use crate::{
     ingress, lookup, loopback,
     maps::count,
     outcome::{Course, NEXT, settle},
-    packet::{ETHERNET, LinkLayer, NO_LINK_LAYER},
+    packet::{ETHERNET, LinkLayer, Meta, NO_LINK_LAYER},
     reject,
 };
 
@@ -71,6 +71,14 @@ fn on_egress(ctx: &TcContext, link: LinkLayer) -> i32 {
 #[classifier]
 pub(crate) fn tproxy_lo(ctx: TcContext) -> i32 {
     loopback::run(&ctx)
+}
+
+#[classifier]
+pub(crate) fn tproxy_inject(ctx: TcContext) -> i32 {
+    match ctx.clone_redirect(Meta::of(&ctx).ifindex, BPF_F_INGRESS.into()) {
+        Ok(()) => NEXT,
+        Err(_) => TC_ACT_SHOT,
+    }
 }
 
 #[sk_lookup]

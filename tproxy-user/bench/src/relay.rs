@@ -121,7 +121,13 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             counters: Arc::default(),
             flows: flows.table(index),
         };
-        workers.push(Worker::spawn(WorkerSetup { index, workers: config.workers, tcp, udp: Some(udp) })?);
+        workers.push(Worker::spawn(WorkerSetup {
+            index,
+            workers: config.workers,
+            tcp,
+            udp: Some(udp),
+            beat: None,
+        })?);
     }
     ready(&listeners)?;
     stop.recv().await;

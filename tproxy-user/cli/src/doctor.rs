@@ -1,12 +1,15 @@
 //! `tproxy doctor`: what on this host keeps interception from working, what that breaks, and what cures it.
 //!
-//! Nothing is changed, but for namespaces that `--probe` makes and removes.
+//! Nothing is changed, but for namespaces that `--probe` makes and removes, and routing rules for the mark that are there while
+//! it is tried whether steered packets arrive.
 
 mod configuration;
 pub(crate) mod firewall;
 mod hooks;
+mod input;
 mod kernel;
 mod limits;
+pub(crate) mod loss;
 mod modules;
 mod probe;
 mod routing;
@@ -123,13 +126,14 @@ impl fmt::Display for Finding {
 }
 
 /// What the kernel shows to nobody else: without privileges, whatever is found there is found wrong.
-const SEEN_WITH_PRIVILEGES: [&str; 7] = [
+const SEEN_WITH_PRIVILEGES: [&str; 8] = [
     kernel::HELPERS,
     kernel::PROGRAMS,
     kernel::TCX,
     kernel::DESTROYING,
     routing::INSTANCES,
     firewall::CHECK,
+    input::CHECK,
     hooks::CHECK,
 ];
 
@@ -170,6 +174,7 @@ pub fn examine(args: &Args) -> Report {
     findings.extend(limits::examine());
     findings.extend(routing::examine(&identity));
     findings.extend(firewall::examine(identity.mark, config.as_ref()));
+    findings.extend(input::examine(&identity, config.as_ref()));
     findings.extend(hooks::examine());
     if args.probe {
         findings.extend(probe::examine());

@@ -3,15 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use tproxy::{
+    arrivals::Entrance,
     config::{Action, Rule, Scope},
+    family::Family,
     host::{Direction, Identity},
-    instance::{Health, Look},
+    instance::{Health, Look, Loss},
     latency::Latency,
     mark::Mark,
     tcp::{self, End, TcpCounters},
     udp::{self, UdpCounters},
 };
-use tproxy_common::verdict::Reason;
+use tproxy_common::{flow::Protocol, verdict::Reason};
 
 /// One in which most numbers are not zero.
 pub(crate) fn look() -> Look {
@@ -44,5 +46,11 @@ pub(crate) fn look() -> Look {
         packets: vec![(Reason::RuleSteer, 7), (Reason::RuleReject, 5)],
         generation: 2,
         health: Health { missing: vec!["cannot add the IPv4 rule: no".into()], failures: 2, restored: 1 },
+        losses: vec![Loss {
+            entrance: Entrance { ifindex: 2, family: Family::V6, protocol: Protocol::Tcp },
+            interface: "lan".into(),
+            flows: 3,
+            reason: Some("the firewall".into()),
+        }],
     }
 }

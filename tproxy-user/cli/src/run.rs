@@ -1,14 +1,23 @@
 //! `tproxy run` and `tproxy cleanup`, from start to end.
 
+mod admission;
 mod cgroups;
 mod commands;
 mod descriptors;
 mod last_resort;
 mod loading;
+mod losses;
 mod manager;
 mod watch;
 
-use std::{io, iter, path::PathBuf, pin::pin, thread, time::Duration};
+use std::{
+    io, iter,
+    path::PathBuf,
+    pin::pin,
+    sync::{Arc, atomic::AtomicBool},
+    thread,
+    time::Duration,
+};
 
 use anyhow::anyhow;
 pub use commands::{Command, Commands, Draining, Refused, Reloads, Reply};
@@ -18,20 +27,23 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 use tproxy::{
-    config::{Config, OnExit},
+    config::{Config, Firewall, OnExit},
+    datapath::DatapathError,
     host::{
-        self, Report,
+        self, Identity, Report,
         links::{Changed, Monitor},
         preflight,
     },
-    instance::Instance,
+    instance::{Instance, InstanceError},
     worker::Pulse,
 };
 
 use crate::{control::Seat, doctor::firewall, logging};
+use admission::Admitting;
 use cgroups::CgroupWatch;
 use commands::{Course, Executor, Prepared};
 use last_resort::LastResort;
+use losses::Explainer;
 use watch::FileWatch;
 
 /// What `tproxy run` is to do.
@@ -60,7 +72,10 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let mut signals = Signals::new(file.is_some()).map_err(no_signals)?;
     preflight::check()?;
     remark(&config);
-    look_at_the_firewall(config.clone());
+    let mut admitting = Admitting::new();
+    if config.firewall == Firewall::LeftAlone {
+        look_at_the_firewall(config.clone());
+    }
     descriptors::raise_limit();
     let cannot_watch = |error: io::Error| anyhow!("cannot watch the interfaces (netlink): {error}");
     let mut monitor = Monitor::new().map_err(cannot_watch)?;
@@ -71,13 +86,25 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
             .map_err(|error| anyhow!("cannot watch the file (inotify): {error}"))?;
     }
     let mut executor = Executor::new(file);
+    let mut explainer =
+        Explainer::new(Identity { mark: config.mark, table: config.table, priority: config.priority });
     let left = match config.on_exit {
         OnExit::Pass => "the host is as it was",
         OnExit::Reject => "flows that a rule selects are rejected until the next start, or `tproxy cleanup`",
     };
     let cannot_watch_cgroups = |error: io::Error| anyhow!("cannot watch cgroups (inotify): {error}");
     let mut cgroups = CgroupWatch::new().map_err(cannot_watch_cgroups)?;
-    let mut instance = Instance::start(config, verbose)?;
+    let mut instance = match Instance::start_unless(signals.stopped(), config, verbose) {
+        Err(InstanceError::Datapath(DatapathError::GivenUp)) => {
+            tracing::info!("stopped before steering was in place: {left}");
+            return Ok(());
+        }
+        started => started?,
+    };
+    if instance.config().firewall == Firewall::Opened {
+        instance.admit(firewall::admissions(instance.config()));
+        look_at_the_firewall(instance.config().clone());
+    }
     let (pulse, mut asked) = Pulse::new();
     tokio::spawn(manager::say_alive(iter::once(pulse).chain(instance.pulses()).collect()));
     tokio::spawn(logging::say_dropped());
@@ -110,7 +137,13 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
                 Prepared::TooLate => executor.roll_back(&mut instance),
             },
             () = instance.outlived() => instance.retire(),
-            () = instance.unsettled() => instance.reconcile(),
+            () = instance.unsettled() => {
+                instance.reconcile();
+                explainer.begin(instance.look_for_losses());
+                admitting.begin(instance.config());
+            }
+            places = admitting.found() => instance.admit(places),
+            (entrance, reason) = explainer.explained() => instance.explain_loss(entrance, reason),
             changed = cgroups.changed() => {
                 changed.map_err(cannot_watch_cgroups)?;
                 instance.follow(in_cgroups);
@@ -215,16 +248,28 @@ struct Signals {
     terminate: Signal,
     hangup: Signal,
     has_file: bool,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Signals {
     fn new(has_file: bool) -> io::Result<Self> {
+        let stopped = Arc::default();
+        let stopping = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        for kind in stopping.into_iter().take(if has_file { 2 } else { 3 }) {
+            signal_hook::flag::register(kind.as_raw_value(), Arc::clone(&stopped))?;
+        }
         Ok(Self {
+            stopped,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
             has_file,
         })
+    }
+
+    /// True once one says to stop, from that moment on, whether or not it was waited for.
+    fn stopped(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stopped)
     }
 
     async fn next(&mut self) -> Signalled {

@@ -63,6 +63,8 @@ pub struct Config {
     pub steer: Steer,
     /// What flows that a rule selects meet when nobody is there to take them.
     pub on_exit: OnExit,
+    /// What is done about firewalls that discard what is steered; `tproxy run` does it.
+    pub firewall: Firewall,
     /// Worker threads, each with its own listeners and runtime.
     pub workers: usize,
     /// Time limits of connections, UDP sessions, and of the stop.
@@ -95,12 +97,29 @@ impl Config {
             priority,
             steer: Steer::default(),
             on_exit: OnExit::default(),
+            firewall: Firewall::default(),
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             timeouts: Timeouts::default(),
             sessions: SessionLimits { total: 16_384, per_client: 4096 },
             unused_sets: Vec::new(),
             connections: ConnectionLimits { total: 32_768, per_client: 8192 },
         }
+    }
+}
+
+/// What is done about firewalls of this host that discard what is steered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Firewall {
+    /// That is said, and what to do.
+    #[default]
+    LeftAlone,
+    /// Rules are added to them that accept it, by its mark.
+    Opened,
+}
+
+impl From<bool> for Firewall {
+    fn from(admit: bool) -> Self {
+        if admit { Self::Opened } else { Self::LeftAlone }
     }
 }
 

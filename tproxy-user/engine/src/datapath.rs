@@ -4,9 +4,11 @@
 //! removes links whose file descriptors are closed, whatever ends the process.
 
 mod attach;
+mod beats;
 mod decisions;
 mod held;
 mod hits;
+mod inject;
 mod log;
 mod memory;
 mod pins;
@@ -18,6 +20,7 @@ mod tables;
 mod test_run;
 #[cfg(test)]
 mod tests;
+mod unheard;
 mod usage;
 
 use std::{
@@ -25,6 +28,10 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -114,6 +121,12 @@ pub enum DatapathError {
     /// A tc hook could not be used.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// A packet that nobody sent could not be made to come in.
+    #[error("the kernel takes no packet in by that interface: it is down, or gone")]
+    NotInjected,
+    /// Somebody has no use for it any more.
+    #[error("it was given up before it was loaded")]
+    GivenUp,
 }
 
 /// What is fixed for the lifetime of a datapath.
@@ -158,6 +171,8 @@ pub struct Datapath {
     lookup: Option<FdLink>,
     /// Where links are pinned, once they are to outlive the process.
     pins: Option<PathBuf>,
+    /// Set once nobody has a use for what is being loaded.
+    given_up: Arc<AtomicBool>,
 }
 
 impl Datapath {
@@ -167,6 +182,14 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError`] when the kernel refuses.
     pub fn load(settings: Settings) -> Result<Self, DatapathError> {
+        Self::load_unless(settings, Arc::default())
+    }
+
+    /// The same; no program is loaded any more once it is given up, until [`Self::settled`].
+    ///
+    /// # Errors
+    /// As above, and [`DatapathError::GivenUp`].
+    pub fn load_unless(settings: Settings, given_up: Arc<AtomicBool>) -> Result<Self, DatapathError> {
         let log_level = if settings.verbose { log::EVERYTHING } else { log::NOTHING };
         let mut loader = EbpfLoader::new();
         settings.sizes.apply(&mut loader);
@@ -188,8 +211,12 @@ impl Datapath {
             .override_global(global::SK_ASSIGN, &u8::from(settings.steer == Steer::SkAssign), true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(OBJECT)?;
-        with_program(&mut ebpf, program::SK_LOOKUP, |lookup: &mut SkLookup| patiently(|| lookup.load()))?;
-        with_program(&mut ebpf, program::ARRIVAL, |arrival: &mut SkReuseport| patiently(|| arrival.load()))?;
+        patiently(&given_up, || {
+            with_program(&mut ebpf, program::SK_LOOKUP, |lookup: &mut SkLookup| lookup.load())
+        })?;
+        patiently(&given_up, || {
+            with_program(&mut ebpf, program::ARRIVAL, |arrival: &mut SkReuseport| arrival.load())
+        })?;
         let capacities = usage::capacities(&ebpf)?;
         Ok(Self {
             settings,
@@ -203,8 +230,14 @@ impl Datapath {
             links: attach::Links::default(),
             lookup: None,
             pins: None,
+            given_up,
             ebpf,
         })
+    }
+
+    /// What is loaded from now on is wanted, whatever was given up before.
+    pub fn settled(&mut self) {
+        self.given_up = Arc::default();
     }
 
     /// What attaches the tc programs.
@@ -224,7 +257,9 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::Program`]
     pub fn load_all(&mut self) -> Result<(), DatapathError> {
-        attach::CLASSIFIERS.into_iter().try_for_each(|name| attach::require_loaded(&mut self.ebpf, name))
+        attach::CLASSIFIERS
+            .into_iter()
+            .try_for_each(|name| attach::require_loaded(&mut self.ebpf, name, &self.given_up))
     }
 
     /// Makes `socket` the listener of a worker. The kernel clears the place when the socket is closed.
@@ -371,16 +406,29 @@ fn nanoseconds(time: Duration) -> u64 {
     time.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
-/// Loads a program, again when a signal came in between: the verifier then gives up with `EAGAIN` (`do_check()`).
-fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+/// Loads a program, again when a signal came in between: the verifier then gives up with `EAGAIN` (`do_check()`). Not so
+/// where the signal says that nobody wants it any more.
+fn patiently(
+    given_up: &AtomicBool,
+    mut load: impl FnMut() -> Result<(), DatapathError>,
+) -> Result<(), DatapathError> {
     const ATTEMPTS: usize = 5;
-    let interrupted = |result: &Result<(), ProgramError>| matches!(result, Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock);
-    let mut result = load();
-    for _ in 1..ATTEMPTS {
+    let interrupted = |result: &Result<(), DatapathError>| {
+        let Err(DatapathError::Program { source: ProgramError::LoadError { io_error, .. }, .. }) = result
+        else {
+            return false;
+        };
+        io_error.kind() == io::ErrorKind::WouldBlock
+    };
+    let mut result = Err(DatapathError::GivenUp);
+    for _ in 0..ATTEMPTS {
+        if given_up.load(Relaxed) {
+            return Err(DatapathError::GivenUp);
+        }
+        result = load();
         if !interrupted(&result) {
             break;
         }
-        result = load();
     }
     result
 }

@@ -23,7 +23,7 @@ use slab::Slab;
 use tokio::sync::Notify;
 use tproxy_common::flow::Protocol;
 
-use crate::flow::ClientNetwork;
+use crate::flow::{ClientAddr, ClientNetwork, OriginalDst};
 
 /// Flows looked at while a worker may have to wait.
 const AT_ONCE: usize = 1024;
@@ -131,6 +131,15 @@ impl Flows {
         }
         selected.sort_unstable_by_key(|flow| (flow.began(), flow.id()));
         selected
+    }
+
+    /// Whether a flow is live.
+    pub(crate) fn has(&self, protocol: Protocol, client: ClientAddr, dst: OriginalDst) -> bool {
+        let is_it = |flow: &LiveFlow| {
+            let selection = flow.selection();
+            (selection.protocol, selection.client, selection.dst) == (protocol, client, dst)
+        };
+        self.tables.iter().any(|table| table.flows().iter().any(|(_, flow)| is_it(flow)))
     }
 
     /// Has the flows end that a filter selects: connections are reset on both sides. Says how many.

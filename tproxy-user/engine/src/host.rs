@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mark::Mark;
 
+pub mod admission;
 pub mod clsact;
 pub mod connections;
 pub mod control_socket;
@@ -93,9 +94,32 @@ pub enum HostError {
     },
     /// Links cannot be pinned.
     #[error(
-        "on_exit = \"reject\" pins links in {0}, and no BPF file system is mounted there; run: mount -t bpf bpf {0}"
+        "on_exit = \"reject\" pins links in {0}, and no BPF file system is mounted there; run: mount -t bpf -o mode=0700 bpf {0}"
     )]
     NoBpfFileSystem(&'static str),
+    /// Somebody else's directory is where links are to be pinned.
+    #[error(
+        "{} belongs to user {uid}, who could replace what is pinned there: remove it, or mount a BPF file system of your own (mount -t bpf -o mode=0700 bpf /sys/fs/bpf)",
+        path.display()
+    )]
+    ForeignPins {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        uid: u32,
+    },
+    /// Others can write to a directory where links are to be pinned.
+    #[error(
+        "others can write to {} (mode {mode:o}), and could replace what is pinned there; run: chmod go-w {}",
+        path.display(),
+        path.display()
+    )]
+    SharedPins {
+        /// The directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// The pin of a link could not be made or removed.
     #[error("cannot {action} the pin {}: {source}", path.display())]
     Pin {
@@ -185,6 +209,16 @@ pub enum HostError {
         "the kernel does not list TCP sockets: run modprobe tcp_diag (CONFIG_INET_DIAG); without it a stop does not wait for what closed connections still send, and sockets that linger for a minute swallow forwarded packets of the same addresses and ports unless net.ipv4.tcp_early_demux=0"
     )]
     NoSockDiag,
+    /// A rule of ours in a firewall.
+    #[error("cannot {action} the {rule}: {said}")]
+    Firewall {
+        /// What was tried.
+        action: &'static str,
+        /// What it is and where.
+        rule: String,
+        /// By the firewall's own program.
+        said: String,
+    },
     /// A sysctl could not be read or written.
     #[error("cannot {action} the sysctl {}: {source}", path.display())]
     Sysctl {

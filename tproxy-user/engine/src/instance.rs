@@ -5,6 +5,7 @@ mod changes;
 mod follow;
 mod health;
 mod look;
+mod losses;
 mod reload;
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,7 @@ use std::{
     collections::BTreeSet,
     io,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -28,6 +29,8 @@ use health::{Attempt, Convergence};
 #[doc(hidden)]
 pub use look::Look;
 #[doc(hidden)]
+pub use losses::Loss;
+#[doc(hidden)]
 pub use reload::Before;
 use reload::Superseded;
 use socket2::Socket;
@@ -36,7 +39,7 @@ use tproxy_common::abi::MAX_OTHERS;
 use workers::{Counters, start_workers};
 
 use crate::{
-    config::{Config, OnExit, Rule},
+    config::{Config, Firewall, OnExit, Rule},
     counts::counts,
     datapath::{Attachment, Datapath, DatapathError, Settings, Sizes},
     flows::Flows,
@@ -107,6 +110,7 @@ pub struct Instance {
     discerning: [Discernment; 2],
     plan: Plan,
     convergence: Convergence,
+    losses: losses::Losses,
     /// The listener lookup was attached, and has to stay so.
     is_steering: bool,
 }
@@ -117,10 +121,28 @@ impl Instance {
     /// # Errors
     /// [`InstanceError`]; the host is then as it was.
     pub fn start(config: Config, verbose: bool) -> Result<Self, InstanceError> {
-        Self::start_with(Attachment::of_this_kernel(), config, verbose)
+        Self::start_unless(Arc::default(), config, verbose)
     }
 
-    fn start_with(attachment: Attachment, config: Config, verbose: bool) -> Result<Self, InstanceError> {
+    /// The same, which comes to its end soon once it is given up: to have programs verified takes long.
+    ///
+    /// # Errors
+    /// As above, and [`DatapathError::GivenUp`].
+    #[doc(hidden)]
+    pub fn start_unless(
+        given_up: Arc<AtomicBool>,
+        config: Config,
+        verbose: bool,
+    ) -> Result<Self, InstanceError> {
+        Self::start_with(Attachment::of_this_kernel(), given_up, config, verbose)
+    }
+
+    fn start_with(
+        attachment: Attachment,
+        given_up: Arc<AtomicBool>,
+        config: Config,
+        verbose: bool,
+    ) -> Result<Self, InstanceError> {
         if config.on_exit == OnExit::Reject && attachment == Attachment::Clsact {
             return Err(preflight::too_old(
                 "on_exit = \"reject\" (links of tc programs that can be pinned)",
@@ -134,14 +156,17 @@ impl Instance {
         let cgroups = Cgroups::find(&config.rules)?;
         announce_no_cgroup(&config.rules, &cgroups);
         let Config { mark, table, priority, steer, .. } = config;
-        let journal = Journal::begin(Identity { mark, table, priority })?;
+        let mut journal = Journal::begin(Identity { mark, table, priority })?;
+        if config.firewall == Firewall::LeftAlone {
+            journal.give_up_admissions()?;
+        }
         let sockets = LingeringSockets { config: config.clone() };
         let workers = config.workers as u32;
         let memory = config.timeouts.udp_stream;
         let compiled = Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups.of_rules);
         let sizes = Sizes::of(&config, compiled.sets.len());
         let settings = Settings { mark, steer, attachment, workers, memory, sizes, verbose };
-        let mut datapath = Datapath::load(settings)?;
+        let mut datapath = Datapath::load_unless(settings, given_up)?;
         if verbose {
             datapath.forward_logs()?;
         }
@@ -170,6 +195,7 @@ impl Instance {
             discerning: Default::default(),
             plan: Plan::default(),
             convergence: Convergence::new(Instant::now()),
+            losses: losses::Losses::default(),
             is_steering: false,
         };
         instance.datapath.leave_alone(&instance.others()?)?;
@@ -184,6 +210,7 @@ impl Instance {
         instance.is_steering = true;
         instance.datapath.start_deciding()?;
         instance.provide_for_exit()?;
+        instance.datapath.settled();
         Ok(instance)
     }
 

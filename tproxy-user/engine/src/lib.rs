@@ -11,6 +11,8 @@
 //! [`socket`]. [`flows`] are the tables of what is live.
 //! The way of a packet is in the crate `tproxy-ebpf`, the commands in `tproxy-cli`.
 
+#[doc(hidden)]
+pub mod arrivals;
 pub mod config;
 mod counts;
 #[doc(hidden)]

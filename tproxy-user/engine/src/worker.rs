@@ -1,11 +1,12 @@
 //! One thread, one runtime, its own listeners: TCP's are served by [`tcp`], UDP's by [`udp`].
 
-use std::{io, panic::resume_unwind, sync::mpsc::sync_channel, thread};
+use std::{io, panic::resume_unwind, sync::mpsc::sync_channel, thread, time::Duration};
 
 use tokio::{
     runtime::{Builder, LocalOptions, LocalRuntime},
     sync::{mpsc, oneshot},
     task::JoinSet,
+    time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -21,7 +22,18 @@ pub struct WorkerSetup {
     pub tcp: tcp::Setup,
     /// What it needs for UDP, where some rule is about it.
     pub udp: Option<udp::Setup>,
+    /// Where it says that it goes round.
+    pub beat: Option<Box<dyn Beat>>,
 }
+
+/// Where a worker says that it goes round.
+pub trait Beat: Send {
+    /// It does so now.
+    fn beat(&mut self);
+}
+
+/// How often it is said. The datapath waits for several times that (`LONGEST_PAUSE`).
+const BEAT: Duration = Duration::from_millis(500);
 
 /// Tells whether a worker's thread goes round.
 #[derive(Debug, Clone)]
@@ -154,6 +166,7 @@ struct Services {
     runtime: LocalRuntime,
     tcp: tcp::Service,
     udp: Option<udp::Service>,
+    beat: Option<Box<dyn Beat>>,
 }
 
 impl Services {
@@ -165,11 +178,16 @@ impl Services {
             let affinity = tcp::Affinity::of(setup.index, setup.workers);
             (tcp::Service::new(setup.tcp, live, affinity)?, udp.transpose()?)
         };
-        Ok(Self { runtime, tcp, udp })
+        let mut beat = setup.beat;
+        // Before anybody can be given to it.
+        if let Some(beat) = &mut beat {
+            beat.beat();
+        }
+        Ok(Self { runtime, tcp, udp, beat })
     }
 
     fn serve(self, mut asked: mpsc::Receiver<oneshot::Sender<()>>, stop: &CancellationToken) {
-        let Self { runtime, tcp, udp } = self;
+        let Self { runtime, tcp, udp, mut beat } = self;
         runtime.block_on(async {
             let mut serving = JoinSet::new();
             tcp.serve(&mut serving);
@@ -182,8 +200,18 @@ impl Services {
                     let _ = reply.send(());
                 }
             };
+            let say = async {
+                let Some(beat) = &mut beat else { return std::future::pending().await };
+                let mut ticks = interval(BEAT);
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                loop {
+                    ticks.tick().await;
+                    beat.beat();
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => {}
+                () = say => {}
                 // Nobody can ask a worker that was dropped.
                 () = answer => {}
                 // Serving never ends but by a panic, and without it a worker is of no use.

@@ -2,6 +2,8 @@
 //! Needs root, and fails without. `scenarios forwarded::` runs the tests of one module.
 
 mod addresses;
+mod admission;
+mod arrivals;
 mod bench;
 mod check;
 mod clean;
@@ -32,6 +34,7 @@ mod rig;
 mod routing;
 mod run_directory;
 mod size;
+mod stalled;
 mod stop;
 mod support;
 mod sysctls;

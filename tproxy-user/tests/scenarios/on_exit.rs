@@ -286,6 +286,32 @@ fn without_a_bpf_file_system_the_error_says_how_to_get_one() {
     command.args(["--mount", "--", "sh", "-c", &script]);
     let mut proc = Proc::start(command).unwrap();
     assert!(!proc.wait(PATIENCE).unwrap().success(), "{proc}");
-    assert!(proc.lines().join("\n").contains("mount -t bpf bpf /sys/fs/bpf"), "{proc}");
+    assert!(proc.lines().join("\n").contains("mount -t bpf -o mode=0700 bpf /sys/fs/bpf"), "{proc}");
     before.assert_same(&world.net.gateway, &proc);
+}
+
+#[test]
+fn pins_are_only_where_nobody_else_could_replace_them() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    let before = Snapshot::take(gateway);
+    let binary = binary().display();
+    for (prepare, said) in [
+        (
+            "mkdir /sys/fs/bpf/tproxy && chown 65534 /sys/fs/bpf/tproxy",
+            "/sys/fs/bpf/tproxy belongs to user 65534",
+        ),
+        ("mkdir -m 777 /sys/fs/bpf/tproxy", "others can write to /sys/fs/bpf/tproxy (mode 777)"),
+        ("chmod 777 /sys/fs/bpf", "others can write to /sys/fs/bpf (mode 777)"),
+        ("chown 65534 /sys/fs/bpf", "/sys/fs/bpf belongs to user 65534"),
+    ] {
+        let run = format!("exec {binary} run {FORWARDED} --action pass --on-exit reject");
+        let script = format!("mount -t bpf bpf /sys/fs/bpf && {prepare} && {run}");
+        let mut command = gateway.command("unshare");
+        command.args(["--mount", "--", "sh", "-c", &script]);
+        let mut proc = Proc::start(command).unwrap();
+        assert!(!proc.wait(PATIENCE).unwrap().success(), "{proc}");
+        assert!(proc.lines().join("\n").contains(said), "{proc}");
+        before.assert_same(gateway, &proc);
+    }
 }

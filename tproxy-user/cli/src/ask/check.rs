@@ -31,6 +31,9 @@ impl Check {
         for remark in config.remarks_on_this_host() {
             say(&format!("warning: {remark}\n"))?;
         }
+        for note in config.notes() {
+            say(&format!("note: {note}\n"))?;
+        }
         let client = Client::new(Some(self.instance.name.unwrap_or_else(|| config.instance_name())));
         let query = serde_urlencoded::to_string(Checked { file: absolute(&self.file)? })?;
         let name = client.name();

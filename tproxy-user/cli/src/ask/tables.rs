@@ -21,6 +21,7 @@ pub(super) fn status(status: &Status) -> String {
         ("workers", status.workers.to_string()),
         ("rules", format!("{}, generation {}", status.rules, status.generation)),
         ("missing", if status.missing.is_empty() { "nothing".into() } else { status.missing.join("; ") }),
+        ("lost", if status.lost.is_empty() { "nothing".into() } else { status.lost.join("; ") }),
         ("hooks", if hooks.is_empty() { "none".into() } else { hooks.join(", ") }),
         ("live", format!("{} connections, {} sessions", status.live.connections, status.live.sessions)),
         ("connections", counts(&status.connections)),

@@ -50,6 +50,9 @@ pub struct Status {
     /// How often something was put back that others had taken away.
     #[serde(default)]
     pub restored: u64,
+    /// What is steered and does not arrive, and the likely reason.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub lost: Vec<String>,
     /// Where it sees packets, besides at the listener lookup.
     pub hooks: Vec<Hook>,
     /// Where Prometheus can ask.
@@ -206,6 +209,7 @@ impl Status {
             generation: look.generation,
             missing: look.health.missing.clone(),
             restored: look.health.restored,
+            lost: look.losses.iter().map(ToString::to_string).collect(),
             hooks: look.hooks.iter().map(hook).collect(),
             metrics: shown.metrics,
             live: Live { connections: look.tcp.active(), sessions: look.udp.active() },

@@ -97,6 +97,8 @@ fn on_exit(config: &Config) -> Option<Finding> {
     }
     Some(match pins::require_file_system() {
         Ok(()) => Finding::ok(CHECK, "\"reject\": there is a BPF file system for the pins"),
-        Err(error) => Finding::fail(CHECK, error.to_string(), NO_START, "mount -t bpf bpf /sys/fs/bpf"),
+        Err(error) => {
+            Finding::fail(CHECK, error.to_string(), NO_START, "mount -t bpf -o mode=0700 bpf /sys/fs/bpf")
+        }
     })
 }

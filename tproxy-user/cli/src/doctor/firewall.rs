@@ -12,10 +12,12 @@ mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use programs::{Iptables, IptablesKind, iptables_programs, output};
+use programs::{Filter, IptablesKind, iptables_programs, output};
 use steered::{LOOPBACK, Packet, STRANGER, Steered, named};
 use tproxy::{
     config::{Config, Rule, Source},
+    family::Family,
+    host::admission::Admission,
     mark::Mark,
 };
 use tproxy_common::flow::Protocol;
@@ -37,6 +39,8 @@ struct Obstacle {
     of: BTreeSet<Packet>,
     /// The command that has steered packets get by, or what to do.
     cure: String,
+    /// What would have them accepted there.
+    admission: Admission,
 }
 
 impl Obstacle {
@@ -326,6 +330,53 @@ pub(crate) fn remarks(config: &Config) -> Vec<String> {
     obstacles.into_iter().filter(matters).map(said).chain(unread).collect()
 }
 
+/// By which interfaces it may be tried whether a connection's first packet arrives.
+pub(super) struct Tried {
+    pub(super) entrances: BTreeSet<(String, Family)>,
+    /// All of them are to be steered from, and not only some of them.
+    pub(super) is_certain: bool,
+}
+
+/// What the rules that were read do not discard: one of those might answer whoever seems to have sent it.
+pub(super) fn to_be_tried(mark: Mark, config: Option<&Config>) -> Tried {
+    let steered = config.map_or_else(|| Steered::on_this_host(mark), Steered::by);
+    let (obstacles, _) = obstacles(View { mark, steered: steered.packets() });
+    let is_lost = |packet: &Packet| {
+        let discards = |kind| matches!(kind, Kind::Discards | Kind::Unmarks);
+        obstacles.iter().any(|found| discards(found.kind) && found.packets.contains(packet))
+    };
+    let is_of_others = |packet: &&Packet| !matches!(&*packet.interface, STRANGER | LOOPBACK);
+    let tried = steered
+        .packets()
+        .iter()
+        .filter(is_of_others)
+        .filter(|packet| packet.protocol == Protocol::Tcp && !is_lost(packet));
+    Tried {
+        entrances: tried.map(|packet| (packet.interface.clone(), packet.family)).collect(),
+        is_certain: matches!(steered, Steered::Known(_)),
+    }
+}
+
+/// Where a firewall discards what rules select, and it is to be accepted.
+pub(crate) fn admissions(config: &Config) -> Vec<Admission> {
+    let Steered::Known(steered) = Steered::by(config) else { return Vec::new() };
+    if steered.is_empty() {
+        return Vec::new();
+    }
+    // What cannot be read is said where the firewall is looked at.
+    let (obstacles, _) = obstacles(View { mark: config.mark, steered: &steered });
+    let discarding = obstacles.into_iter().filter(|found| found.kind == Kind::Discards);
+    discarding.map(|found| found.admission).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// What discards steered packets of one kind, or takes their mark away, with its cure.
+pub(super) fn obstacle(mark: Mark, interface: &str, family: Family, protocol: Protocol) -> Option<String> {
+    let packet = Packet { interface: interface.to_owned(), family, protocol };
+    let (obstacles, _) = obstacles(View { mark, steered: &BTreeSet::from([packet]) });
+    let found = obstacles.into_iter().find(|found| matches!(found.kind, Kind::Discards | Kind::Unmarks))?;
+    Some(format!("likely because of the firewall: {}; cure: {}", found.place, found.cure))
+}
+
 /// All that is found in the network namespace of the calling thread, and what could not be read.
 fn obstacles(view: View<'_>) -> (Vec<Obstacle>, Vec<String>) {
     let mut unread = Vec::new();
@@ -337,7 +388,7 @@ fn obstacles(view: View<'_>) -> (Vec<Obstacle>, Vec<String>) {
     };
     let saved: Vec<_> = iptables_programs()
         .into_iter()
-        .filter_map(|iptables| Some((ask(&format!("{}-save", iptables.program), &[])?, iptables)))
+        .filter_map(|iptables| Some((ask(&format!("{}-save", iptables.program.name()), &[])?, iptables)))
         .collect();
     let listed = ask("nft", &["-j", "list", "ruleset"]);
     let listed = listed.map(|text| serde_json::from_str(&text)).transpose().unwrap_or_else(|error| {
@@ -345,13 +396,13 @@ fn obstacles(view: View<'_>) -> (Vec<Obstacle>, Vec<String>) {
         None
     });
     let listed = listed.unwrap_or_default();
-    let is_nft = |(_, iptables): &&(String, Iptables)| iptables.kind == IptablesKind::Nft;
+    let is_nft = |(_, iptables): &&(String, Filter)| iptables.kind == IptablesKind::Nft;
     let left = saved.iter().filter(is_nft).map(|(_, iptables)| iptables.family).collect();
     let ruleset = nft::Ruleset::new(&listed, left);
     let mut obstacles = Vec::new();
-    for (text, Iptables { program, family, kind }) in &saved {
+    for (text, Filter { program, family, kind }) in &saved {
         let is_left = |table: &str| *kind == IptablesKind::Legacy || !ruleset.reads(*family, table);
-        obstacles.extend(iptables::obstacles(text, program, *family, view, is_left));
+        obstacles.extend(iptables::obstacles(text, *program, *family, view, is_left));
     }
     obstacles.extend(ruleset.obstacles(view));
     (obstacles, unread)

@@ -149,7 +149,6 @@ fn jit() -> Finding {
 /// it, but the replies to a spoofed upstream socket may come by another interface than packets to the client leave by.
 fn reverse_path() -> Finding {
     const CHECK: &str = "rp_filter";
-    let everywhere = number("net/ipv4/conf/all/rp_filter").unwrap_or(0);
     let links = match links::snapshot() {
         Ok(links) => links,
         Err(error) => return Finding::unknown(CHECK, &error),
@@ -157,10 +156,7 @@ fn reverse_path() -> Finding {
     let strict: Vec<_> = links
         .iter()
         .filter(|link| link.index != LOOPBACK)
-        .filter(|link| {
-            let own = Sysctl::new(&link.name, Family::V4, "rp_filter").and_then(|sysctl| sysctl.read());
-            own.ok().and_then(|text| text.parse().ok()).unwrap_or(0).max(everywhere) == 1
-        })
+        .filter(|link| reverse_path_filter(&link.name) == STRICT)
         .map(|link| link.name.as_str())
         .collect();
     let [first, ..] = strict[..] else { return Finding::ok(CHECK, "not strict on any interface") };
@@ -179,6 +175,16 @@ fn reverse_path() -> Finding {
         "packets that come in by an interface that their source is not routed to are dropped before any socket sees them",
         format!("sysctl -w net.ipv4.conf.all.rp_filter=0 net/ipv4/conf/{first}/rp_filter=2"),
     )
+}
+
+/// Of the `rp_filter` of an interface.
+const STRICT: u64 = 1;
+
+/// What holds for an interface: the larger of its own and everybody's.
+pub(super) fn reverse_path_filter(interface: &str) -> u64 {
+    let own = Sysctl::new(interface, Family::V4, "rp_filter").and_then(|sysctl| sysctl.read());
+    let everywhere = number("net/ipv4/conf/all/rp_filter").unwrap_or(0);
+    own.ok().and_then(|text| text.parse().ok()).unwrap_or(0).max(everywhere)
 }
 
 fn number(path: &str) -> Option<u64> {

@@ -44,7 +44,7 @@ pub(super) fn examine(identity: &Identity) -> Vec<Finding> {
     findings
 }
 
-fn is_on_record(rule: &Rule, known: &[OnRecord]) -> bool {
+pub(super) fn is_on_record(rule: &Rule, known: &[OnRecord]) -> bool {
     known.iter().any(|instance| rule.change(&instance.identity).is_some())
 }
 
@@ -103,7 +103,11 @@ fn marks(foreign: &[Rule], identity: &Identity) -> Vec<Finding> {
 }
 
 /// Rules that are asked before ours, and may send steered packets elsewhere.
-fn before(foreign: &[Rule], identity: &Identity, leads_anywhere: impl Fn(u32) -> bool) -> Vec<Finding> {
+pub(super) fn before(
+    foreign: &[Rule],
+    identity: &Identity,
+    leads_anywhere: impl Fn(u32) -> bool,
+) -> Vec<Finding> {
     let takes = |rule: &&Rule| {
         rule.priority < identity.priority
             && rule.may_take(identity.mark)

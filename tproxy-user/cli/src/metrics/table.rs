@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use tproxy::latency::Latencies;
+use tproxy::{arrivals::Entrance, flows::FlowProtocol, instance::Loss, latency::Latencies};
 use tproxy_common::verdict::Reason;
 
 use super::{Kind, Metric, Observed, Sample, Unit, Value};
@@ -59,6 +59,20 @@ pub const METRICS: &[Metric] = &[
         labels: &[],
         help: "How often something was put back that others had taken away: routing rules, routes, sysctls, hooks",
         samples: |observed| vec![plain(observed.look.health.restored)],
+    },
+    Metric {
+        name: "tproxy_lost",
+        kind: Kind::Gauge,
+        unit: None,
+        labels: &["interface", "family", "protocol"],
+        help: "1 where flows are steered and none arrives: a firewall or routing on this host takes them",
+        samples: |observed| {
+            let sample = |loss: &Loss| {
+                let Entrance { family, protocol, .. } = loss.entrance;
+                labelled([&*loss.interface, &family.to_string(), FlowProtocol::from(protocol).name()], 1)
+            };
+            observed.look.losses.iter().map(sample).collect()
+        },
     },
     Metric {
         name: "tproxy_connections_accepted",

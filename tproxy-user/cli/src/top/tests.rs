@@ -58,6 +58,7 @@ fn sample_after(seconds: u64) -> Sample {
             generation: 0,
             missing: vec![],
             restored: 0,
+            lost: Vec::new(),
             hooks: vec![],
             metrics: None,
             live: Live { connections: 3, sessions: 1 },

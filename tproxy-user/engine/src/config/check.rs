@@ -115,6 +115,7 @@ pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> 
         priority: draft.priority,
         steer: draft.steer,
         on_exit: draft.on_exit,
+        firewall: draft.admit.into(),
         workers,
         timeouts: draft.timeouts,
         sessions: SessionLimits {

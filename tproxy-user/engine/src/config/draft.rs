@@ -51,6 +51,9 @@ pub(crate) struct Draft {
     /// What flows that a rule selects meet while this instance stops, and when it is gone
     #[arg(long, default_value = "pass")]
     pub(crate) on_exit: OnExit,
+    /// Add rules to this host's firewalls (iptables, nft) that accept what is steered, where they would discard it
+    #[arg(long)]
+    pub(crate) admit: bool,
     /// Worker threads (default: one per CPU)
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,6 +89,7 @@ impl Default for Draft {
             priority: Self::PRIORITY,
             steer: Steer::default(),
             on_exit: OnExit::default(),
+            admit: false,
             workers: None,
             timeouts: Timeouts::default(),
             limits: Limits::default(),

@@ -8,7 +8,7 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use super::{
-    Config, Listed, NamedSet, Rule, Scope,
+    Config, Firewall, Listed, NamedSet, Rule, Scope,
     draft::{Draft, DraftRule, Limits, Members, Sets, by_name},
     values::{Item, Text},
 };
@@ -63,6 +63,7 @@ impl From<&Config> for Draft {
             priority: config.priority,
             steer: config.steer,
             on_exit: config.on_exit,
+            admit: config.firewall == Firewall::Opened,
             workers: Some(config.workers),
             timeouts: config.timeouts,
             limits: Limits {

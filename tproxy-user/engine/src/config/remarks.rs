@@ -9,7 +9,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tproxy_common::rule::Scope;
 
-use super::{Config, Listed, Protocols, Rule};
+use super::{Action, Config, Listed, Protocols, Rule};
 use crate::{
     host::local_table::LocalTable,
     policy::{is_nameable, roots},
@@ -39,7 +39,18 @@ impl Config {
         remarks
     }
 
-    /// The same, also for what depends on which addresses are this host's own; without that where they cannot be read.
+    /// A line for each address that is taken although few expect it, and that rules which do not name it leave alone.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let of_rule = |rule: &Rule| {
+            let noted = rule.to.iter().filter_map(|net| Some(format!("{net} {}", why_noted(rule, net)?)));
+            let noted: Vec<_> = noted.take(NAMED).collect();
+            (!noted.is_empty()).then(|| format!("rule '{}' takes {}", rule.name, noted.join("; ")))
+        };
+        self.rules.iter().filter(|rule| rule.action != Action::Pass).filter_map(of_rule).collect()
+    }
+
+    /// The same as [`Self::remarks`], also for what depends on which addresses are this host's own; without that where they cannot be read.
     #[must_use]
     pub fn remarks_on_this_host(&self) -> Vec<String> {
         let own = LocalTable::load(self.table).map(|own| own.prefixes().collect::<Vec<_>>());
@@ -47,7 +58,7 @@ impl Config {
         self.remarks().into_iter().chain(here).collect()
     }
 
-    /// The same, for what depends on which addresses are this host's own.
+    /// Those that depend on which addresses are this host's own.
     #[must_use]
     pub(super) fn remarks_here(&self, own: &[IpNet]) -> Vec<String> {
         let remark = |rule: &Rule| Some(format!("rule '{}': {}", rule.name, about_own_addresses(rule, own)?));
@@ -167,6 +178,20 @@ fn why_never_to(rule: &Rule, net: &IpNet) -> Option<&'static str> {
     }
     let is_neighbour = net6(0xfe80, 10).contains(net);
     (is_neighbour && rule.scope == Scope::Forwarded).then_some("is link-local, and never forwarded")
+}
+
+fn why_noted(rule: &Rule, net: &IpNet) -> Option<&'static str> {
+    if why_never_to(rule, net).is_some() {
+        return None;
+    }
+    if net4(240, 0, 4).contains(net) {
+        return Some("(reserved: it is never routed in the Internet)");
+    }
+    let link_local = [net4(169, 254, 16), net6(0xfe80, 10)];
+    link_local
+        .into_iter()
+        .any(|special| special.contains(net))
+        .then_some("(link-local: a rule that does not name it never takes it)")
 }
 
 fn why_never_from(rule: &Rule, net: &IpNet) -> Option<&'static str> {

@@ -1,6 +1,6 @@
 //! tc hooks of the interfaces: which program goes where, and its link.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, sync::atomic::AtomicBool};
 
 use aya::{
     Ebpf,
@@ -60,8 +60,14 @@ pub enum AttachError {
     },
 }
 
-pub(super) const CLASSIFIERS: [&str; 5] =
-    [program::INGRESS, program::INGRESS_L3, program::EGRESS, program::EGRESS_L3, program::LO_INGRESS];
+pub(super) const CLASSIFIERS: [&str; 6] = [
+    program::INGRESS,
+    program::INGRESS_L3,
+    program::EGRESS,
+    program::EGRESS_L3,
+    program::LO_INGRESS,
+    program::INJECT,
+];
 
 /// Links by interface index and hook; dropping one detaches.
 #[derive(Default)]
@@ -74,10 +80,16 @@ impl Links {
 }
 
 /// Has the kernel verify a tc program, once.
-pub(super) fn require_loaded(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
-    with_program(ebpf, name, |program: &mut SchedClassifier| match program.fd() {
-        Ok(_loaded) => Ok(()),
-        Err(_) => patiently(|| program.load()),
+pub(super) fn require_loaded(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    given_up: &AtomicBool,
+) -> Result<(), DatapathError> {
+    patiently(given_up, || {
+        with_program(ebpf, name, |program: &mut SchedClassifier| match program.fd() {
+            Ok(_loaded) => Ok(()),
+            Err(_) => program.load(),
+        })
     })
 }
 
@@ -99,7 +111,7 @@ impl Datapath {
         {
             return Err(AttachError::OnlyIngress(link.name.clone()).into());
         }
-        require_loaded(&mut self.ebpf, name)?;
+        require_loaded(&mut self.ebpf, name, &self.given_up)?;
         let options = attachment.options(self.settings.mark, name);
         // aya knows interfaces by their names only, and those change: what is called so has to be the one before and after.
         let gone = || DatapathError::from(AttachError::Gone(link.name.clone()));

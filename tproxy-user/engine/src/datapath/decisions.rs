@@ -5,13 +5,14 @@ use std::{sync::Arc, time::Duration};
 use aya::maps::{HashMap, MapData};
 use tproxy_common::{
     abi::{APPLICATION, Decision, Destination, map},
-    flow::Tuple,
+    flow::{Protocol, Tuple},
 };
 
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Datapath, DatapathError, nanoseconds, tuple};
 use crate::{
+    arrivals::Arrivals,
     flow::{ClientAddr, OriginalDst},
     generation::RuleNumber,
     latency::Latency,
@@ -27,19 +28,25 @@ pub struct DecisionMap {
     held: HashMap<MapData, Tuple, u64>,
     reached: HashMap<MapData, Destination, u64>,
     accept_latency: Arc<Latency>,
+    arrivals: Arc<Arrivals>,
 }
 
 impl Datapath {
-    /// A further handle, whose user counts how long connections have waited to be accepted.
+    /// A further handle, whose user counts how long connections have waited to be accepted, and where they came from.
     ///
     /// # Errors
     /// When the map cannot be opened once more.
-    pub fn decisions(&self, accept_latency: Arc<Latency>) -> Result<DecisionMap, DatapathError> {
+    pub fn decisions(
+        &self,
+        accept_latency: Arc<Latency>,
+        arrivals: Arc<Arrivals>,
+    ) -> Result<DecisionMap, DatapathError> {
         Ok(DecisionMap {
             map: self.share(map::DECISIONS)?,
             held: self.share(map::HELD)?,
             reached: self.share(map::REACHED)?,
             accept_latency,
+            arrivals,
         })
     }
 }
@@ -52,6 +59,7 @@ impl Decisions for DecisionMap {
         let _ = self.map.remove(&tuple);
         if decision.worker != APPLICATION {
             self.accept_latency.observe(since(decision.seen));
+            self.arrivals.note(decision.origin.ifindex, dst.0.ip(), Protocol::Tcp);
         }
         Some(Decided { rule: RuleNumber(decision.rule), origin: decision.origin })
     }
@@ -84,12 +92,12 @@ fn destination(OriginalDst(dst): OriginalDst) -> Destination {
 }
 
 /// Since a time of `bpf_ktime_get_ns()`.
-fn since(seen: u64) -> Duration {
+pub(super) fn since(seen: u64) -> Duration {
     Duration::from_nanos(now().saturating_sub(seen))
 }
 
 /// As `bpf_ktime_get_ns()` has it.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     // It does not run backwards, and begins at zero.
     nanoseconds(Duration::new(now.tv_sec as u64, now.tv_nsec as u32))

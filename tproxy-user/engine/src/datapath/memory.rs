@@ -1,17 +1,18 @@
 //! What the datapath remembers of UDP flows, for the workers whose listeners receive them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use aya::maps::{HashMap, MapData};
 use rustix::time::{ClockId, clock_gettime};
 use tproxy_common::{
     abi::{CARRY, FRAGMENTABLE, HEARD, Memory, Origin, WHOLE, map},
-    flow::Tuple,
+    flow::{Protocol, Tuple},
     packet::Fragmenting,
 };
 
 use super::{Datapath, DatapathError, nanoseconds, tuple};
 use crate::{
+    arrivals::Arrivals,
     flow::{ClientAddr, OriginalDst},
     generation::RuleNumber,
     udp::{self, Selected},
@@ -24,15 +25,16 @@ const BPF_NOEXIST: u64 = 1;
 pub struct MemoryMap {
     map: HashMap<MapData, Tuple, Memory>,
     worker: u32,
+    arrivals: Arc<Arrivals>,
 }
 
 impl Datapath {
-    /// A further handle, for this worker.
+    /// A further handle, for this worker, which counts where flows came from.
     ///
     /// # Errors
     /// When the map cannot be opened once more.
-    pub fn memory(&self, worker: u32) -> Result<MemoryMap, DatapathError> {
-        Ok(MemoryMap { map: self.share(map::MEMORY)?, worker })
+    pub fn memory(&self, worker: u32, arrivals: Arc<Arrivals>) -> Result<MemoryMap, DatapathError> {
+        Ok(MemoryMap { map: self.share(map::MEMORY)?, worker, arrivals })
     }
 }
 
@@ -55,6 +57,7 @@ impl udp::Memory for MemoryMap {
                     WHOLE => Some(Fragmenting::Forbidden),
                     _ => None,
                 };
+                self.arrivals.note(origin.ifindex, dst.0.ip(), Protocol::Udp);
                 Some(Selected::By(RuleNumber(rule), origin, fragmenting))
             }
         }

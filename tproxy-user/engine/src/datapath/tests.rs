@@ -103,13 +103,13 @@ impl Rig {
         self.datapath.install(compiled, 0, Extent::default()).unwrap();
         self.datapath.set_host_addresses(hosts.iter().map(|addr| IpNet::from(*addr))).unwrap();
         if deciding { self.datapath.start_deciding() } else { self.datapath.stop_deciding() }.unwrap();
-        empty(&mut self.datapath.decisions(Arc::default()).unwrap().map);
+        empty(&mut self.datapath.decisions(Arc::default(), Arc::default()).unwrap().map);
         empty(&mut self.datapath.share::<Tuple, Memory>(map::MEMORY).unwrap());
         empty(&mut self.datapath.share::<FragmentKey, u32>(map::FRAGMENTS).unwrap());
     }
 
     fn decisions(&self) -> HashMap<Tuple, Decision> {
-        let map = self.datapath.decisions(Arc::default()).unwrap().map;
+        let map = self.datapath.decisions(Arc::default(), Arc::default()).unwrap().map;
         let timeless = map.iter().map(|entry| {
             entry
                 .map(|(tuple, decision)| (tuple, Decision { seen: 0, origin: Origin::default(), ..decision }))

@@ -163,6 +163,13 @@ pub fn living() -> Vec<InstanceName> {
     names
 }
 
+/// The name of the instance that is a process.
+#[must_use]
+pub fn of_process(pid: u32) -> Option<InstanceName> {
+    let is_its = |path: &PathBuf| owner(path).and_then(|owner| owner.try_into().ok()) == Some(pid);
+    sockets(Path::new(ROOT)).into_iter().find(is_its).and_then(|path| name(&path))
+}
+
 /// Removes the control sockets that dead instances left, and says which those were.
 ///
 /// # Errors

@@ -127,6 +127,12 @@ impl Journal {
         ensured
     }
 
+    /// Whether it is on record.
+    #[must_use]
+    pub fn has(&self, change: &Change) -> bool {
+        self.position(change).is_some()
+    }
+
     fn position(&self, change: &Change) -> Option<usize> {
         self.record.changes.iter().rposition(|entry| entry.change() == change)
     }
@@ -181,12 +187,12 @@ impl Journal {
         Ok(())
     }
 
-    /// Takes back what is on record and not in `wanted`, last change first, but for pins. What is gone already is no error.
+    /// Takes back what is on record and not in `wanted`, last change first, but for pins and what firewalls admit. What is gone already is no error.
     ///
     /// # Errors
     /// The first failure; the rest is taken back all the same, and what could not be stays on record.
     pub fn give_up_all_but(&mut self, wanted: &[Change]) -> Result<(), HostError> {
-        let is_wanted = |change: &Change| matches!(change, Change::Pins { .. }) || wanted.contains(change);
+        let is_wanted = |change: &Change| change.lasts() || wanted.contains(change);
         if self.record.changes.iter().all(|entry| is_wanted(entry.change())) {
             return Ok(());
         }
@@ -217,6 +223,17 @@ impl Journal {
         self.record.changes[at].undo(&self.record.identity, &others)?;
         self.record.changes.remove(at);
         locked.save(&self.record)
+    }
+
+    /// Takes back what firewalls admit, if somebody who had this identity before had that done.
+    ///
+    /// # Errors
+    /// What could not be taken back is still on record.
+    pub fn give_up_admissions(&mut self) -> Result<(), HostError> {
+        let changes = self.record.changes.iter().map(Entry::change);
+        let admissions: Vec<_> =
+            changes.filter(|change| matches!(change, Change::Admit { .. })).cloned().collect();
+        admissions.iter().try_for_each(|change| self.revert(change))
     }
 
     /// Whether the changes stand when the instance is gone, until one with the same identity takes over or [`cleanup`]

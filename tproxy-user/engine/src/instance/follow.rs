@@ -14,6 +14,7 @@ use crate::{
     family::Family,
     host::{
         Change, HostError,
+        admission::Admission,
         links::{self, Changed, Link},
         local_table::{self, LocalTable},
         nat,
@@ -37,6 +38,25 @@ impl Instance {
     /// Completes when [`Self::reconcile`] may have something to do without word of a change.
     pub async fn unsettled(&self) {
         tokio::time::sleep_until(self.convergence.due().into()).await;
+    }
+
+    /// Has steered packets accepted where a firewall discards them, although they may be accepted there by what is on record:
+    /// others have removed it, or come before it.
+    #[doc(hidden)]
+    pub fn admit(&mut self, places: Vec<Admission>) {
+        for at in places {
+            let change = Change::Admit { at };
+            let was_there = self.journal.has(&change);
+            let mut again = || self.journal.revert(&change).and_then(|()| self.journal.apply(change.clone()));
+            match again() {
+                Ok(()) if was_there => {
+                    tracing::warn!("somebody removed the {change}, or came before it; it is in place again");
+                    self.convergence.restored(1);
+                }
+                Ok(()) => tracing::info!("firewall: added the {change}"),
+                Err(error) => tracing::error!("firewall: {error}"),
+            }
+        }
     }
 
     /// What is missing of what the rules need.

@@ -72,6 +72,11 @@ impl Convergence {
         &self.health
     }
 
+    /// Counts what was put back.
+    pub(super) fn restored(&mut self, count: usize) {
+        self.health.restored += count as u64;
+    }
+
     /// Takes word of a change, and says whether to act on it now: what undoes our own doing is not answered at once for
     /// ever.
     pub(super) fn hear(&mut self, changed: Changed) -> bool {

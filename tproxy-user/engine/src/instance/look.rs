@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tproxy_common::verdict::Reason;
 
-use super::{Health, Instance, InstanceError};
+use super::{Health, Instance, InstanceError, Loss};
 use crate::{
     config::Rule,
     datapath::{Filling, RuleHits},
@@ -37,6 +37,8 @@ pub struct Look {
     pub generation: u32,
     /// What is missing of what the rules need.
     pub health: Health,
+    /// What is steered and does not arrive.
+    pub losses: Vec<Loss>,
 }
 
 impl Instance {
@@ -59,6 +61,7 @@ impl Instance {
             hits: self.datapath.rule_hits()?,
             generation: self.generations.latest().number(),
             health: self.health().clone(),
+            losses: self.losses().cloned().collect(),
         })
     }
 

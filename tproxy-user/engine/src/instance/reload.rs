@@ -212,6 +212,7 @@ fn fixed(now: &Config, next: &Config) -> Vec<&'static str> {
         ("table", now.table != next.table),
         ("priority", now.priority != next.priority),
         ("steer", now.steer != next.steer),
+        ("admit", now.firewall != next.firewall),
         ("on_exit", now.on_exit != next.on_exit),
         ("workers", now.workers != next.workers),
         // For so long the datapath remembers a flow.

@@ -58,8 +58,11 @@ fn clsact_filters_do_what_tcx_links_do_and_go_with_their_instance() {
             ["qdisc show", "filter show dev lan ingress", "filter show dev wan ingress"]
                 .map(|what| net.gateway.run(&format!("tc {what}")).unwrap())
         };
-        let start =
-            |config| net.gateway.enter(|| Instance::start_with(Attachment::Clsact, config, false)).unwrap();
+        let start = |config| {
+            net.gateway
+                .enter(|| Instance::start_with(Attachment::Clsact, Arc::default(), config, false))
+                .unwrap()
+        };
         let before = tc();
         let first = start(config(steer, "0x2/0x3", 1000, 80, "first"));
         // Bits 0 and 16 of a mark are as good as any.
@@ -193,7 +196,7 @@ fn what_others_take_away_comes_back() {
             // By `lo` too, for the sake of its sysctl.
             let outbound = Rule::new("out", Scope::Outbound, Action::Respond("out".into()));
             let config = Config { rules: [config.rules, vec![outbound]].concat(), ..config };
-            let mut instance = Instance::start_with(attachment, config, false).unwrap();
+            let mut instance = Instance::start_with(attachment, Arc::default(), config, false).unwrap();
             let ways: &[&str] = match attachment {
                 Attachment::Tcx => &[],
                 Attachment::Clsact => &["tc qdisc del dev lan clsact"],
@@ -343,6 +346,25 @@ fn what_only_earlier_rules_needed_goes_when_they_have_no_flow_any_more() {
         let plan = instance.surroundings.plan(&next.rules);
         assert_eq!((hooks(&instance), instance.superseded.len()), (plan.hooks.len(), 0));
         assert!(!instance.plan.delivering.contains("lan"));
+        instance.stop().unwrap();
+    });
+}
+
+#[test]
+fn a_start_that_is_given_up_ends_at_once_and_leaves_nothing() {
+    let net = Topology::three().unwrap();
+    let config = config(Steer::SkLookup, "0x2/0x3", 1000, 80, "never");
+    let given_up = Arc::new(AtomicBool::new(true));
+    net.gateway.enter(|| {
+        let refused = Instance::start_unless(Arc::clone(&given_up), config.clone(), false).err();
+        assert!(matches!(refused, Some(InstanceError::Datapath(DatapathError::GivenUp))), "{refused:?}");
+        assert!(host::on_record().unwrap().is_empty());
+        given_up.store(false, std::sync::atomic::Ordering::Relaxed);
+        let mut instance = Instance::start_unless(Arc::clone(&given_up), config, false).unwrap();
+        // That it is to stop keeps nothing from what its live flows need.
+        given_up.store(true, std::sync::atomic::Ordering::Relaxed);
+        instance.reconcile();
+        assert_eq!(instance.health().missing, [""; 0]);
         instance.stop().unwrap();
     });
 }

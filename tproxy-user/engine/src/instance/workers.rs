@@ -7,6 +7,7 @@ use tproxy_common::flow::Protocol;
 
 use super::InstanceError;
 use crate::{
+    arrivals::Arrivals,
     config::Config,
     datapath::Datapath,
     family::Family,
@@ -17,7 +18,7 @@ use crate::{
     tcp::{self, Syns, TcpCounters},
     udp::{self, UdpCounters},
     way::Routing,
-    worker::{Worker, WorkerSetup},
+    worker::{Beat, Worker, WorkerSetup},
 };
 
 /// Where one worker counts.
@@ -25,6 +26,7 @@ use crate::{
 pub(super) struct Counters {
     pub(super) tcp: Arc<TcpCounters>,
     pub(super) udp: Arc<UdpCounters>,
+    pub(super) arrivals: Arc<Arrivals>,
 }
 
 pub(super) fn start_workers(
@@ -55,7 +57,7 @@ pub(super) fn start_workers(
             generations: generations.clone(),
             mark: config.mark,
             routing: routing.clone(),
-            decisions: Box::new(datapath.decisions(own.tcp.accept_latency())?),
+            decisions: Box::new(datapath.decisions(own.tcp.accept_latency(), Arc::clone(&own.arrivals))?),
             counters: Arc::clone(&own.tcp),
             syns: Some(syns),
             flows: flows.table(index),
@@ -68,13 +70,20 @@ pub(super) fn start_workers(
             mark: config.mark,
             routing: routing.clone(),
             endpoints: endpoints.clone(),
-            memory: Box::new(datapath.memory(index as u32)?),
+            memory: Box::new(datapath.memory(index as u32, Arc::clone(&own.arrivals))?),
             counters: Arc::clone(&own.udp),
             flows: flows.table(index),
         };
+        let beat: Box<dyn Beat> = Box::new(datapath.beat(index as u32)?);
         workers.push(
-            Worker::spawn(WorkerSetup { index, workers: config.workers, tcp, udp: Some(udp) })
-                .map_err(InstanceError::Worker)?,
+            Worker::spawn(WorkerSetup {
+                index,
+                workers: config.workers,
+                tcp,
+                udp: Some(udp),
+                beat: Some(beat),
+            })
+            .map_err(InstanceError::Worker)?,
         );
         counters.push(own);
     }

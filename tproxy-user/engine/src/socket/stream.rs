@@ -239,7 +239,7 @@ fn inquire(socket: &Socket) -> io::Result<()> {
 }
 
 /// The options that all sockets have in common.
-fn marked(family: Family, mark: Mark) -> Result<Socket, SocketError> {
+pub(super) fn marked(family: Family, mark: Mark) -> Result<Socket, SocketError> {
     let socket =
         Socket::new(family.into(), Type::STREAM.nonblocking(), Some(Protocol::TCP)).map_err(os("socket"))?;
     socket.set_mark(mark.own()).map_err(privileged("SO_MARK"))?;

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tproxy::family::Family;
+use tproxy::{
+    family::Family,
+    host::admission::{Admission, Iptables},
+};
 
 use super::{
     Base, Found, Hook, Kind, Obstacle, Protocol, REPEAT, View,
@@ -26,7 +29,7 @@ struct Table {
 /// `is_left` are tables that nobody else reads: those that nft made are shown here too, as if they were iptables'.
 pub(super) fn obstacles(
     save: &str,
-    program: &str,
+    program: Iptables,
     family: Family,
     view: View<'_>,
     is_left: impl Fn(&str) -> bool,
@@ -40,17 +43,19 @@ pub(super) fn obstacles(
             let base = Base { chains: &table.chains, name: chain, hook, drops };
             let seen_there: BTreeSet<_> = seen.iter().filter(|packet| hook.sees(packet)).cloned().collect();
             for Found { kind, what, packets } in base.look(view.mark, &seen_there) {
-                let place = format!("{program}, table {name}, chain {chain}: {what}");
-                let table = if name == "filter" { String::new() } else { format!("-t {name} ") };
+                let called = program.name();
+                let place = format!("{called}, table {name}, chain {chain}: {what}");
+                let of_table = if name == "filter" { String::new() } else { format!("-t {name} ") };
                 let cure = match kind {
                     Kind::IsBypassed => REPEAT.to_owned(),
                     _ => format!(
-                        "{program} {table}-I {chain} -m mark --mark {:#x}/{:#x} -j ACCEPT",
+                        "{called} {of_table}-I {chain} -m mark --mark {:#x}/{:#x} -j ACCEPT",
                         hook.accepted(view.mark),
                         view.mark.mask()
                     ),
                 };
-                obstacles.push(Obstacle { kind, place, packets, of: seen_there.clone(), cure });
+                let admission = Admission::Iptables { program, table: name.clone(), chain: chain.to_owned() };
+                obstacles.push(Obstacle { kind, place, packets, of: seen_there.clone(), cure, admission });
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
-use tproxy::family::Family;
+use tproxy::{family::Family, host::admission::Admission};
 
 use super::{
     Base, Found, Hook, Kind, Obstacle, Packet, Protocol, REPEAT, View,
@@ -122,7 +122,9 @@ impl Table<'_> {
                         base.hook.accepted(view.mark)
                     ),
                 };
-                obstacles.push(Obstacle { kind, place, packets, of: seen_there.clone(), cure });
+                let [family, table, chain] = [self.family, self.name, base.name].map(str::to_owned);
+                let admission = Admission::Nft { family, table, chain };
+                obstacles.push(Obstacle { kind, place, packets, of: seen_there.clone(), cure, admission });
             }
         }
         obstacles

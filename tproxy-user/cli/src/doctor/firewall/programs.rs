@@ -2,7 +2,7 @@
 
 use std::{fs, io, process::Command};
 
-use tproxy::family::Family;
+use tproxy::{family::Family, host::admission::Iptables};
 
 /// Which of the kernel's two packet filters it makes rules in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,20 +11,26 @@ pub(super) enum IptablesKind {
     Nft,
 }
 
-pub(super) struct Iptables {
-    pub(super) program: &'static str,
+pub(super) struct Filter {
+    pub(super) program: Iptables,
     pub(super) family: Family,
     pub(super) kind: IptablesKind,
 }
 
 /// Those that may have rules. To ask iptables-legacy for them loads its modules, so it is asked only where it was used.
-pub(super) fn iptables_programs() -> Vec<Iptables> {
+pub(super) fn iptables_programs() -> Vec<Filter> {
     let mut programs = Vec::new();
     for (program, legacy, nft, family, tables) in [
-        ("iptables", "iptables-legacy", "iptables-nft", Family::V4, "ip_tables_names"),
-        ("ip6tables", "ip6tables-legacy", "ip6tables-nft", Family::V6, "ip6_tables_names"),
+        (Iptables::Iptables, Iptables::IptablesLegacy, Iptables::IptablesNft, Family::V4, "ip_tables_names"),
+        (
+            Iptables::Ip6tables,
+            Iptables::Ip6tablesLegacy,
+            Iptables::Ip6tablesNft,
+            Family::V6,
+            "ip6_tables_names",
+        ),
     ] {
-        let version = Command::new(program).arg("-V").output();
+        let version = Command::new(program.name()).arg("-V").output();
         let is_nft = version.is_ok_and(|ended| String::from_utf8_lossy(&ended.stdout).contains("nf_tables"));
         let is_used = fs::read_to_string(format!("/proc/thread-self/net/{tables}"))
             .is_ok_and(|tables| !tables.trim().is_empty());
@@ -34,9 +40,9 @@ pub(super) fn iptables_programs() -> Vec<Iptables> {
             (IptablesKind::Legacy, Some((nft, IptablesKind::Nft)))
         };
         if is_nft || is_used {
-            programs.push(Iptables { program, family, kind });
+            programs.push(Filter { program, family, kind });
         }
-        programs.extend(other.map(|(program, kind)| Iptables { program, family, kind }));
+        programs.extend(other.map(|(program, kind)| Filter { program, family, kind }));
     }
     programs
 }

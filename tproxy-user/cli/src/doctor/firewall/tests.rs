@@ -1,5 +1,5 @@
 use serde_json::{Value, json};
-use tproxy::family::Family;
+use tproxy::{family::Family, host::admission::Iptables};
 
 use super::{steered::all_by, *};
 
@@ -14,7 +14,7 @@ fn steered(interfaces: &[&str]) -> BTreeSet<Packet> {
 fn save(table: &str, lines: &str) -> Vec<Obstacle> {
     let text = format!("*nat\n:INPUT ACCEPT [0:0]\nCOMMIT\n*{table}\n{lines}COMMIT\n");
     let view = View { mark: Mark::DEFAULT, steered: &steered(&[LAN, WAN]) };
-    iptables::obstacles(&text, "iptables", Family::V4, view, |_| true)
+    iptables::obstacles(&text, Iptables::Iptables, Family::V4, view, |_| true)
 }
 
 fn kinds(obstacles: &[Obstacle]) -> Vec<Kind> {
@@ -251,7 +251,7 @@ fn while_nobody_knows_what_is_steered_an_interface_that_input_trusts_is_enough()
     let found = |steered: &Steered, lines: &str| {
         let text = format!("*filter\n{lines}COMMIT\n");
         let view = View { mark: Mark::DEFAULT, steered: steered.packets() };
-        sift(steered, iptables::obstacles(&text, "iptables", Family::V4, view, |_| true))
+        sift(steered, iptables::obstacles(&text, Iptables::Iptables, Family::V4, view, |_| true))
     };
     let trusting = ":INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n-A INPUT -i lan -j ACCEPT\n";
     let (said, rest) = found(&among, trusting);
@@ -274,7 +274,7 @@ fn the_mark_of_own_packets_is_taken_away_where_this_host_s_are_taken() {
     let own = |interfaces: &[&str], save: &str| {
         let text = format!("*mangle\n:OUTPUT ACCEPT [0:0]\n{save}COMMIT\n");
         let view = View { mark: Mark::DEFAULT, steered: &steered(interfaces) };
-        iptables::obstacles(&text, "iptables", Family::V4, view, |_| true)
+        iptables::obstacles(&text, Iptables::Iptables, Family::V4, view, |_| true)
     };
     let restore = "-A OUTPUT -j CONNMARK --restore-mark\n";
     let found = own(&[LOOPBACK], restore);

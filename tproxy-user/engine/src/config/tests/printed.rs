@@ -67,6 +67,7 @@ fn any_config() -> impl Strategy<Value = Config> {
             priority: 1 + number % 32_765,
             steer: if workers % 2 == 0 { Steer::SkLookup } else { Steer::SkAssign },
             on_exit: if total % 2 == 0 { OnExit::Pass } else { OnExit::Reject },
+            firewall: (number % 2 == 0).into(),
             workers,
             timeouts: Timeouts {
                 connect: times.0,

@@ -42,6 +42,28 @@ fn prefixes_that_are_never_intercepted() {
 }
 
 #[test]
+fn addresses_that_are_taken_only_by_name_are_noted() {
+    let notes = |rule: &str, action: &str| {
+        let scope = "scope = \"outbound\"\n";
+        good(&format!("[[rules]]\nname = \"r\"\n{scope}action = \"{action}\"\n{rule}\n")).notes()
+    };
+    for (to, why) in [
+        ("169.254.169.254", "169.254.169.254/32 (link-local"),
+        ("fe80::1", "fe80::1/128 (link-local"),
+        ("240.240.0.1", "240.240.0.1/32 (reserved"),
+        ("240.0.0.0/4", "240.0.0.0/4 (reserved"),
+    ] {
+        let noted = notes(&format!("to = [\"10.0.0.1\", \"{to}\"]"), "reject");
+        assert_eq!(noted.len(), 1);
+        assert!(noted[0].starts_with(&format!("rule 'r' takes {why}")), "{noted:?}");
+        assert_eq!(notes(&format!("to = [\"{to}\"]"), "pass"), [""; 0]);
+    }
+    for to in ["0.0.0.0/0", "10.0.0.0/8", "169.254.0.0/16", "255.255.255.255", "::/0"] {
+        assert_eq!(notes(&format!("to = [\"{to}\"]"), "reject"), [""; 0], "{to}");
+    }
+}
+
+#[test]
 fn rules_of_which_nothing_is_left() {
     says(
         "to = [\"10.0.0.0/8\"]\nexcept = [\"10.0.0.0/9\", \"10.128.0.0/9\"]",

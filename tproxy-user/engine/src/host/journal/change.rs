@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::{Identity, Record};
 use crate::family::Family;
 use crate::host::{
-    Direction, HostError, clsact, is_absent, pins,
+    Direction, HostError,
+    admission::Admission,
+    clsact, is_absent, pins,
     policy::{self, Common, Deed, Seen, Which},
     sysctl::Sysctl,
 };
@@ -64,9 +66,19 @@ pub enum Change {
         /// Where.
         directory: PathBuf,
     },
+    /// Steered packets are accepted in a chain of somebody's firewall.
+    Admit {
+        /// Where.
+        at: Admission,
+    },
 }
 
 impl Change {
+    /// Whether it stands whatever the rules need, until it is taken back by itself.
+    pub(super) const fn lasts(&self) -> bool {
+        matches!(self, Self::Pins { .. } | Self::Admit { .. })
+    }
+
     /// Whether both are about the same sysctl, or the clsact qdisc of the same interface.
     fn meets(&self, other: &Self) -> bool {
         match (self, other) {
@@ -94,6 +106,7 @@ impl fmt::Display for Change {
             Self::LocalRoute { family } => write!(f, "{family} local default route"),
             Self::Sysctl { sysctl, .. } => write!(f, "sysctl {sysctl}"),
             Self::TcFilter { interface, direction, .. } => write!(f, "tc {direction} filter on {interface}"),
+            Self::Admit { at } => at.fmt(f),
             Self::Pins { directory } => write!(f, "pinned links in {}", directory.display()),
         }
     }
@@ -140,7 +153,8 @@ impl Entry {
                 | Change::CommonRule { .. }
                 | Change::Way { .. }
                 | Change::LocalRoute { .. }
-                | Change::Pins { .. },
+                | Change::Pins { .. }
+                | Change::Admit { .. },
                 None,
             ) => None,
         };
@@ -169,6 +183,7 @@ impl Entry {
                 source,
             }),
             Change::Pins { directory } => Ok(directory.exists()),
+            Change::Admit { at } => at.stands(identity.mark),
         }
     }
 
@@ -191,6 +206,7 @@ impl Entry {
                 added => added,
             },
             Change::Pins { directory } => return pins::create(directory),
+            Change::Admit { at } => return at.make(identity.mark),
         };
         match made {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -221,6 +237,7 @@ impl Entry {
                 }
             }
             Change::Pins { directory } => pins::remove(directory),
+            Change::Admit { at } => at.remove(identity.mark)?,
         };
         match removed {
             Ok(()) => Ok(Undone::Gone),

@@ -86,7 +86,8 @@ impl Rig {
             flows: flows.table(0),
         };
         change(&mut setup);
-        let worker = Worker::spawn(WorkerSetup { index: 0, workers: 1, tcp: setup, udp: None }).unwrap();
+        let worker =
+            Worker::spawn(WorkerSetup { index: 0, workers: 1, tcp: setup, udp: None, beat: None }).unwrap();
         Self { worker, address, flows, counters }
     }
 

@@ -122,7 +122,7 @@ impl Rig {
                 syns: None,
                 flows: flows.table(0),
             };
-            Worker::spawn(WorkerSetup { index: 0, workers: 1, tcp, udp: Some(setup) }).unwrap()
+            Worker::spawn(WorkerSetup { index: 0, workers: 1, tcp, udp: Some(setup), beat: None }).unwrap()
         });
         Self { worker, net, memory, flows, counters }
     }
