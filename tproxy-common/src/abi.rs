@@ -154,8 +154,10 @@ pub struct Control {
     /// 1 when a flow that a rule selects is rejected where nobody takes it, while the instance stops and after its end;
     /// 0 when it passes.
     pub rejecting: u32,
-    /// 1 when NAT of this host may send elsewhere what is for one of its addresses.
+    /// 1 when NAT of this host may send elsewhere what is for one of its addresses, and rules may be asked about it.
     pub publishing: u32,
+    /// 1 when NAT of this host may change the destination of what comes in: where it asks to go is not where it would.
+    pub redirecting: u32,
 }
 
 impl Control {
@@ -168,6 +170,7 @@ impl Control {
         spoofing: 0,
         rejecting: 0,
         publishing: 0,
+        redirecting: 0,
     };
 
     /// The slot of the rule tables that is active.
@@ -721,7 +724,7 @@ const _: () = {
     assert!(size_of::<SlotAddr>() == 20);
     assert!(size_of::<SlotKey>() == 8);
     assert!(size_of::<CgroupKey>() == 16);
-    assert!(size_of::<Control>() == 28);
+    assert!(size_of::<Control>() == 32);
     assert!(size_of::<RuleSet>() == 520);
     assert!(size_of::<PortBits>() == 8192);
 };

@@ -20,7 +20,7 @@ use tproxy_common::{
 };
 
 use crate::{
-    entered, hold,
+    entered,
     lookup::is_refused,
     maps::{self, count_number},
     memory, settings, trace, translation,
@@ -160,11 +160,7 @@ fn arrive(protocol: Protocol, reason: u32, tuple: &Tuple) {
     }
     translation::remember(protocol, &entered.tuple, tuple);
     match protocol {
-        Protocol::Tcp => {
-            maps::decided(tuple, entered.number, entered.worker, &entered.origin);
-            // Which user space would try to reach before the next such connection is accepted.
-            hold::never(&entered.tuple);
-        }
+        Protocol::Tcp => maps::decided(tuple, entered.number, entered.worker, &entered.origin),
         Protocol::Udp => memory::translated(tuple, entered),
     }
 }

@@ -22,13 +22,15 @@ use crate::{
     settings, trace,
 };
 
-/// Whether the upstream is to be connected before a connection is accepted that a rule of the active slot selects.
+/// Whether the upstream is to be connected before a connection is accepted that a rule of the active slot selects. Which one
+/// that is, NAT may still have to say.
 #[inline(always)]
 pub(crate) fn is_wanted(rule: RuleIndex, parsed: &Packet) -> bool {
-    let index = action_index(maps::control().slot(), rule);
+    let control = maps::control();
+    let index = action_index(control.slot(), rule);
     let kind = maps::ACTIONS.get(index).map_or(ActionKind::Pass, |byte| ActionKind::from_byte(*byte));
     match kind {
-        ActionKind::SteerReached => !is_reached(&parsed.tuple),
+        ActionKind::SteerReached => control.redirecting == 0 && !is_reached(&parsed.tuple),
         ActionKind::SteerConnected => true,
         _ => false,
     }
@@ -116,13 +118,6 @@ fn is_reached(tuple: &Tuple) -> bool {
 fn now() -> u64 {
     // SAFETY: no arguments, no failure.
     unsafe { bpf_ktime_get_ns() }
-}
-
-/// Has connections to a destination accepted at once: it is not where they go.
-#[inline(always)]
-pub(crate) fn never(tuple: &Tuple) {
-    // It fails only when the map has no memory left.
-    let _ = maps::REACHED.insert(Destination::of(tuple), u64::MAX, 0);
 }
 
 /// What the way of the packet depends on beside its addresses.

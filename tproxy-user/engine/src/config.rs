@@ -247,11 +247,11 @@ pub enum Nat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Accept {
-    /// `direct`: after the upstream is connected, unless the destination was reached within the last minute; then, and in
-    /// all other cases, at once.
+    /// `direct`: after the upstream is connected, unless the destination was reached within the last minute, or NAT of this
+    /// host may change it; then, and in all other cases, at once.
+    #[default]
     Auto,
     /// At once; a client whose upstream cannot be connected is reset.
-    #[default]
     AtOnce,
     /// After the upstream is connected; what the upstream refuses is refused.
     AfterConnect,

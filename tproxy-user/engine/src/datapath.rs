@@ -325,15 +325,18 @@ impl Datapath {
         self.publish()
     }
 
-    /// Says whether NAT of this host may send elsewhere what is for one of its addresses.
+    /// Says whether NAT of this host may change the destination of what comes in, and whether rules of scope `forwarded` are
+    /// asked about what it may send elsewhere that is for the host's own addresses.
     ///
     /// # Errors
     /// When the map cannot be written.
-    pub fn expect_published(&mut self, publishing: bool) -> Result<(), DatapathError> {
-        if self.state.publishing == u32::from(publishing) {
+    pub fn expect_nat(&mut self, redirecting: bool, publishing: bool) -> Result<(), DatapathError> {
+        let expected =
+            Control { redirecting: redirecting.into(), publishing: publishing.into(), ..self.state };
+        if self.state == expected {
             return Ok(());
         }
-        self.state.publishing = publishing.into();
+        self.state = expected;
         self.publish()
     }
 

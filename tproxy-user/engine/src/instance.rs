@@ -45,7 +45,7 @@ use crate::{
     flows::Flows,
     generation::{Generation, Generations},
     host::{
-        self, Change, HostError, Identity, Journal, Standing, lingering, links, local_table::LocalTable,
+        self, Change, HostError, Identity, Journal, Standing, lingering, links, local_table::LocalTable, nat,
         pins, policy::Discernment, preflight,
     },
     mark::Mark,
@@ -96,6 +96,8 @@ pub struct Instance {
     flows: Flows,
     draining: bool,
     black_holes: Vec<Socket>,
+    /// NAT of this host may change the destination of what comes in.
+    redirected: bool,
     _sockets: LingeringSockets,
     journal: Journal,
     config: Config,
@@ -182,6 +184,7 @@ impl Instance {
             flows,
             draining: false,
             black_holes: Vec::new(),
+            redirected: nat::redirects(),
             _sockets: sockets,
             journal,
             config,

@@ -316,6 +316,7 @@ mod tests {
             interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(),
             source,
             protocols: Protocols::Tcp,
+            accept: Accept::AtOnce,
             ..Rule::new("r", scope, Action::Direct)
         }
     }

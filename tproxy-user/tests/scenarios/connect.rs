@@ -61,7 +61,7 @@ fn what_has_no_route_from_the_gateway_is_unreachable() {
 fn what_is_accepted_at_once_is_reset() {
     let world = World::new();
     let [(scope, client), _] = scopes(&world);
-    let tproxy = world.tproxy(&scope.replace("--accept auto", ""));
+    let tproxy = world.tproxy(&scope.replace("--accept auto", "--accept at-once"));
     for family in Family::ALL {
         // Which may be before the client has seen that it was accepted.
         if let Err(error) = connect(client, (family.server(), NOBODY)) {

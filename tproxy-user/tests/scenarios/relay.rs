@@ -173,7 +173,7 @@ fn wait_writable(stream: &TcpStream) {
 #[test]
 fn what_can_go_in_one_packet_does() {
     let world = World::new();
-    let tproxy = intercept(&world, "host");
+    let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --accept at-once"));
     for family in Family::ALL {
         let listener = listen(&world.net.server, (family.server(), 0));
         // SYN and request; the answer with the FIN. A delayed ACK goes by itself when 40 ms are over, as they may be on a busy
@@ -313,7 +313,7 @@ fn an_unreachable_upstream_refuses_the_client() {
         .gateway
         .ip("route add unreachable 198.51.100.0/24\nroute add unreachable 2001:db8::/32")
         .unwrap();
-    let tproxy = world.tproxy(&format!("{FORWARDED} {LATER} --action direct"));
+    let tproxy = world.tproxy(&format!("{FORWARDED} {LATER} --action direct --accept at-once"));
     for nowhere in ["198.51.100.1:80", "[2001:db8::1]:80"] {
         assert_refused(&world, nowhere.parse().unwrap(), &tproxy);
     }
@@ -322,7 +322,7 @@ fn an_unreachable_upstream_refuses_the_client() {
 #[test]
 fn a_silent_upstream_ends_the_client_after_the_connect_timeout() {
     let world = World::new();
-    let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --connect-timeout 1s"));
+    let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --accept at-once --connect-timeout 1s"));
     // The server gets these packets, owns no such address and does not forward.
     let silent = ["203.0.113.1", "2001:db8::1"].map(|address| address.parse::<IpAddr>().unwrap());
     each_at_once(silent, |address| {

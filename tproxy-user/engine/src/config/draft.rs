@@ -290,7 +290,7 @@ pub(crate) struct DraftRule {
     #[arg(long, default_value = "endpoint-independent")]
     pub(crate) nat: Nat,
     /// When a TCP client's connection is accepted (direct and upstream=)
-    #[arg(long, default_value = "at-once")]
+    #[arg(long, default_value = "auto")]
     pub(crate) accept: Accept,
     /// Time limits of its TCP connections, in place of the general ones
     #[arg(skip)]

@@ -82,6 +82,9 @@ impl Instance {
             attempt.pending.local_table = true;
             attempt.errors.push(error.into());
         }
+        if look.ours {
+            self.redirected = nat::redirects();
+        }
         let before = self.surroundings.clone();
         match self.look_again(look) {
             Ok(()) => {}
@@ -186,10 +189,9 @@ impl Instance {
 
     /// Adds what `plan` needs, and puts back what of it is there no more.
     pub(super) fn prepare(&mut self, plan: &Plan, attempt: &mut Attempt) {
-        let may_be_published = nat::is_possible();
         let ends_flows = |rule: &Rule| {
             matches!(rule.action, Action::Drop | Action::Reject)
-                && (rule.scope == Scope::Inbound || rule.scope == Scope::Forwarded && may_be_published)
+                && (rule.scope == Scope::Inbound || rule.scope == Scope::Forwarded && self.redirected)
         };
         if self.black_holes.is_empty() && self.rules().any(ends_flows) {
             match open_black_holes(self.config.mark, &mut self.datapath) {
@@ -199,8 +201,8 @@ impl Instance {
         }
         attempt.note(self.discern());
         let publishing =
-            may_be_published && (!plan.delivering.contains("lo") || self.marks_are_harmless(plan));
-        attempt.note(self.datapath.expect_published(publishing));
+            self.redirected && (!plan.delivering.contains("lo") || self.marks_are_harmless(plan));
+        attempt.note(self.datapath.expect_nat(self.redirected, publishing));
         match self.changes(plan) {
             Ok(changes) => {
                 let ensured = self.journal.ensure(changes);
