@@ -5,7 +5,7 @@
 use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, programs::TcContext};
 use tproxy_common::{
     abi::{
-        Decision, Destination, ENTERING, Entered, Origin, PUBLISHED_FOR, RuleNumber, action_index,
+        Control, Decision, Destination, ENTERING, Entered, Origin, PUBLISHED_FOR, RuleNumber, action_index,
         entered_index,
     },
     flow::{Protocol, Tuple},
@@ -47,34 +47,41 @@ pub(crate) fn note_admitted(tuple: &Tuple) {
     }
 }
 
+/// What the rules say of a published port, and which one, in one word.
+#[inline(always)]
+pub(crate) const fn what(reason: Reason, rule: RuleIndex) -> u32 {
+    reason as u32 | rule << 8
+}
+
 /// Notes a packet for an address of this host that a rule of scope `forwarded` selects if NAT sends it elsewhere, and whether
-/// it is to be let in so that this can be seen. `reason` is what the rule says.
+/// it is to be let in so that this can be seen. `active` is that of the rules that were asked.
 #[inline(never)]
 pub(crate) fn note_published(
     ctx: &TcContext,
     link: LinkLayer,
     parsed: &Packet,
-    reason: Reason,
-    rule: RuleIndex,
+    what: u32,
+    active: u32,
 ) -> bool {
-    let control = maps::control();
-    let reason = match reason {
-        Reason::RuleSteer if parsed.kind == Kind::Syn && packet::is_signed(ctx, parsed) => return false,
-        Reason::RuleSteer if control.deciding == 0 || !is_served(parsed) => {
+    let control = Control { active, ..maps::control() };
+    let (mut reason, rule) = (what & 0xff, what >> 8);
+    if reason == Reason::RuleSteer as u32 {
+        if parsed.kind == Kind::Syn && packet::is_signed(ctx, parsed) {
+            return false;
+        }
+        if control.deciding == 0 || !is_served(parsed) {
             if control.rejecting == 0 {
                 return false;
             }
-            Reason::Unserved
+            reason = Reason::Unserved as u32;
         }
-        reason => reason,
-    };
-    let worker = match parsed.protocol {
-        Protocol::Tcp => ownership::worker_of_connection(),
-        Protocol::Udp => ownership::worker_of_client(&parsed.tuple),
-    };
-    let fragmenting = match parsed.protocol {
-        Protocol::Tcp => 0,
-        Protocol::Udp => memory::fragmenting(packet::fragmenting(ctx, link, parsed)),
+    }
+    let (worker, fragmenting) = match parsed.protocol {
+        Protocol::Tcp => (ownership::worker_of_connection(), 0),
+        Protocol::Udp => {
+            let fragmenting = packet::fragmenting(ctx, link, parsed);
+            (ownership::worker_of_client(&parsed.tuple), memory::fragmenting(fragmenting))
+        }
     };
     let origin = hold::origin(Scope::Forwarded, ctx);
     let what = parsed.protocol as u32 | fragmenting << 8;
@@ -82,7 +89,7 @@ pub(crate) fn note_published(
     if let Some(entered) = maps::ENTERED.get_ptr_mut(entered_index(&parsed.tuple)) {
         // SAFETY: the slot is this CPU's own.
         unsafe {
-            (*entered).reason = reason as u32;
+            (*entered).reason = reason;
             (*entered).rule = rule;
             (*entered).hits = action_index(control.slot(), rule);
         }

@@ -4,7 +4,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use tproxy_common::{
-    abi::{Decision, FragmentCourse, NO_RULE},
+    abi::{Control, Decision, FragmentCourse, NO_RULE},
     flow::{Flow, Protocol},
     packet::{Kind, Packet, Piece},
     policy::{Readable, decide, decide_unreadable},
@@ -133,7 +133,7 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
         Protocol::Udp => of_datagram(scope, ctx, &parsed, &tables),
     };
     if scope == Scope::Forwarded && is_published(&parsed, verdict, &tables) {
-        return published(ctx, link, &parsed, verdict, tables.decided.get());
+        return published(ctx, link, &parsed, verdict, &tables);
     }
     let outcome = match verdict {
         Verdict::Steer(rule) if scope == Scope::Outbound && is_translated(ctx, &parsed, rule, &tables) => {
@@ -142,7 +142,9 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
         Verdict::Steer(_) if parsed.kind == Kind::Syn && packet::is_signed(ctx, &parsed) => {
             pass(Reason::Signed)
         }
-        Verdict::Steer(rule) => steer(ctx, link, scope, &parsed, rule, history, known & AT_ONCE != 0),
+        Verdict::Steer(rule) => {
+            steer(ctx, link, scope, &parsed, (&tables.control, rule), history, known & AT_ONCE != 0)
+        }
         Verdict::Reject => {
             fragments::follow(&parsed, FragmentCourse::Drop);
             refuse(Reason::RuleReject, parsed.protocol)
@@ -189,10 +191,12 @@ fn published(
     link: LinkLayer,
     parsed: &Packet,
     verdict: Verdict,
-    rule: RuleIndex,
+    tables: &Tables<'_>,
 ) -> Outcome {
+    let rule = tables.decided.get();
+    let what = entered::what(verdict.reason(), rule);
     let is_let_in =
-        question::is_asked(ctx) || entered::note_published(ctx, link, parsed, verdict.reason(), rule);
+        question::is_asked(ctx) || entered::note_published(ctx, link, parsed, what, tables.control.active);
     let course = if is_let_in { Course::Deliver } else { Course::Next };
     Outcome::Settled(course, Reason::HostAddress as u32, rule)
 }
@@ -295,11 +299,11 @@ fn steer(
     link: LinkLayer,
     scope: Scope,
     parsed: &Packet,
-    rule: RuleIndex,
+    (control, rule): (&Control, RuleIndex),
     history: History,
     at_once: bool,
 ) -> Outcome {
-    let control = maps::control();
+    // By the word by which the rules were asked: meanwhile others may hold.
     let number = control.number(rule);
     if control.deciding == 0 && control.rejecting != 0 {
         return reject::unserved(parsed, Reason::Draining);
@@ -320,9 +324,10 @@ fn steer(
     if parsed.protocol == Protocol::Tcp
         && history != History::Decided
         && !at_once
-        && hold::is_wanted(rule, parsed)
+        && hold::is_wanted(control, rule, parsed)
     {
         drop(listener);
+        hold::note(control, rule);
         return outcome::hold(Reason::RuleSteer);
     }
     // The kernel has to see a socket in TIME_WAIT first, to end it; a listener that is assigned hides it. One that is

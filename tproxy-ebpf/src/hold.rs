@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use tproxy_common::{
-    abi::{Destination, HELD_FOR, LONGEST_SYN, Origin, action_index},
+    abi::{Control, Destination, HELD_FOR, LONGEST_SYN, Origin, action_index},
     flow::{Protocol, Tuple},
     packet::Packet,
     rule::{ActionKind, RuleIndex, Scope},
@@ -25,14 +25,25 @@ use crate::{
 /// Whether the upstream is to be connected before a connection is accepted that a rule of the active slot selects. Which one
 /// that is, NAT may still have to say.
 #[inline(always)]
-pub(crate) fn is_wanted(rule: RuleIndex, parsed: &Packet) -> bool {
-    let control = maps::control();
+pub(crate) fn is_wanted(control: &Control, rule: RuleIndex, parsed: &Packet) -> bool {
     let index = action_index(control.slot(), rule);
     let kind = maps::ACTIONS.get(index).map_or(ActionKind::Pass, |byte| ActionKind::from_byte(*byte));
     match kind {
         ActionKind::SteerReached => control.redirecting == 0 && !is_reached(&parsed.tuple),
         ActionKind::SteerConnected => true,
         _ => false,
+    }
+}
+
+/// Notes by which rule a packet is held, of the generation that was asked.
+#[inline(always)]
+pub(crate) fn note(control: &Control, rule: RuleIndex) {
+    if let Some(finding) = maps::FINDING.get_ptr_mut(0) {
+        // SAFETY: the slot is this CPU's own.
+        unsafe {
+            (*finding).number = control.number(rule);
+            (*finding).hits = action_index(control.slot(), rule);
+        }
     }
 }
 
@@ -59,6 +70,9 @@ fn hold(ctx: &TcContext, link: LinkLayer, scope: Scope, rule: RuleIndex) -> Outc
     if is_held(&parsed.tuple, now) {
         return Outcome::Settled(Course::Hold, Reason::Held as u32, rule);
     }
+    let Some(finding) = maps::FINDING.get_ptr_mut(0) else { return NOT_HELD };
+    // SAFETY: the slot is this CPU's own, and `note` has filled it.
+    let (number, hits) = unsafe { ((*finding).number, (*finding).hits) };
     let length = ctx.len();
     if length == 0 || length > LONGEST_SYN as u32 {
         return NOT_HELD;
@@ -73,7 +87,7 @@ fn hold(ctx: &TcContext, link: LinkLayer, scope: Scope, rule: RuleIndex) -> Outc
     // of which `packet` has room for more.
     let loaded = unsafe {
         (*held).tuple = parsed.tuple;
-        (*held).rule = maps::control().number(rule);
+        (*held).rule = number;
         (*held).worker = worker;
         (*held).origin = origin;
         (*held).l3 = link.0 as u32;
@@ -89,7 +103,7 @@ fn hold(ctx: &TcContext, link: LinkLayer, scope: Scope, rule: RuleIndex) -> Outc
     }
     entry.submit(0);
     maps::give(worker);
-    maps::hit(action_index(maps::control().slot(), rule));
+    maps::hit(hits);
     let place = || (Meta::of(ctx).ifindex, origin.uid);
     trace::tell(scope, Protocol::Tcp, &parsed.tuple, place, Reason::RuleSteer as u32, rule);
     Outcome::Settled(Course::Hold, Reason::RuleSteer as u32, rule)

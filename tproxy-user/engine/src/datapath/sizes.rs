@@ -4,7 +4,7 @@
 use aya::EbpfLoader;
 use tproxy_common::abi::{self, map};
 
-use crate::config::{Config, Rule, default_sessions};
+use crate::config::{Config, Rule, Scope, default_sessions};
 
 /// Entries of the maps that differ between instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Sizes {
     decisions: u32,
     memory: u32,
     fragments: u32,
-    /// What NAT makes of the addresses of spoofed upstream sockets.
+    /// What NAT makes of the addresses of spoofed upstream sockets, and of what clients ask for.
     translations: u32,
     /// First packets that are held.
     held: u32,
@@ -48,15 +48,16 @@ impl Sizes {
         let sessions = Some(config.sessions.total).filter(|total| *total != default_sessions());
         let connections: usize =
             config.rules.iter().filter_map(|rule| rule.limits.connections).map(usize::from).sum();
-        let (spoofs, holds) =
-            (config.rules.iter().any(Rule::is_spoofed), config.rules.iter().any(Rule::may_hold));
+        let any = |of: fn(&Rule) -> bool| config.rules.iter().any(of);
+        let (translates, holds) =
+            (any(|rule| rule.is_spoofed() || rule.scope == Scope::Forwarded), any(Rule::may_hold));
         let least = Self::LEAST;
         Self {
             // Twice what is needed now: interfaces may come, and so may other rules.
             sets: entries(2 * sets).max(Self::LEAST.sets),
             decisions: entries(connections).clamp(Self::LEAST.decisions, Self::MOST),
             memory: entries(2 * sessions.unwrap_or_default()).clamp(Self::LEAST.memory, Self::MOST),
-            translations: if spoofs { 8192 } else { least.translations },
+            translations: if translates { 8192 } else { least.translations },
             held: if holds { 4096 } else { least.held },
             reached: if holds { 8192 } else { least.reached },
             syns: if holds { abi::SYNS_SIZE } else { least.syns },
@@ -119,13 +120,15 @@ mod tests {
     fn what_only_some_rules_need_is_large_where_there_are_such() {
         let of = |rest: &str| {
             let rule = format!(
-                "[[rules]]\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\naction = \"direct\"\n{rest}"
+                "[[rules]]\nscope = \"outbound\"\ninterfaces = [\"lan\"]\naction = \"direct\"\n{rest}"
             );
             Sizes::of(&crate::config::parse("tproxy.toml".as_ref(), rule.as_bytes()).unwrap(), 10)
         };
         let plain = of("accept = \"at-once\"");
         assert_eq!(plain, Sizes::LEAST);
-        assert_eq!(of("accept = \"at-once\"\nsource = \"client\""), Sizes { translations: 8192, ..plain });
+        let text = "[[rules]]\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\naction = \"reject\"";
+        let forwarded = crate::config::parse("tproxy.toml".as_ref(), text.as_bytes()).unwrap();
+        assert_eq!(Sizes::of(&forwarded, 10), Sizes { translations: 8192, ..plain });
         let holding = of("accept = \"after-connect\"");
         assert_eq!(holding.syns, abi::SYNS_SIZE);
         assert!(holding.held > plain.held && holding.reached > plain.reached);
