@@ -53,7 +53,11 @@ pub(crate) fn run(ctx: &SkReuseportContext) -> u32 {
 /// destination since.
 #[inline(always)]
 fn find(ctx: &SkReuseportContext, protocol: Protocol, found: &mut Finding) -> bool {
-    if !read_tuple(ctx, &mut found.tuple) || entered::translated(protocol, &found.tuple).is_none() {
+    if !read_tuple(ctx, &mut found.tuple) {
+        return false;
+    }
+    if entered::translated(protocol, &found.tuple).is_none() {
+        entered::arrived(&found.tuple);
         return false;
     }
     found.reason = Reason::Decided as u32;

@@ -72,8 +72,7 @@ fn the_running_program_answers_and_nothing_of_the_question_is_left() {
                     gateway,
                     &(ask(to(wan, 80)) + " --scope forwarded"),
                     ("pass", "pass_host_address"),
-                    // Which decides if NAT sends it elsewhere.
-                    Some(0),
+                    None,
                 );
                 let other = ask(to(public, 80)).replace("lan", "wan");
                 let (verdict, reason, _) = verdict(gateway, &other);

@@ -226,7 +226,7 @@ fn a_way_that_is_not_there_is_said_and_leads_nowhere() {
             "192.0.2.9 is none of this host's addresses",
         ),
     ] {
-        let tproxy = world.tproxy(&format!("{FORWARDED} --action direct {egress}"));
+        let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --accept at-once {egress}"));
         tproxy.wait_line(&["WARN", said], PATIENCE).unwrap();
         let client = connect(&world.net.client, (Family::V4.public(), 8080));
         let ended = client.and_then(|client| (&client).read(&mut [0])).unwrap_err();
