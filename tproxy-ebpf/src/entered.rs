@@ -65,17 +65,6 @@ pub(crate) fn note_published(
 ) -> bool {
     let control = Control { active, ..maps::control() };
     let (mut reason, rule) = (what & 0xff, what >> 8);
-    if reason == Reason::RuleSteer as u32 {
-        if parsed.kind == Kind::Syn && packet::is_signed(ctx, parsed) {
-            return false;
-        }
-        if control.deciding == 0 || !is_served(parsed) {
-            if control.rejecting == 0 {
-                return false;
-            }
-            reason = Reason::Unserved as u32;
-        }
-    }
     let (worker, fragmenting) = match parsed.protocol {
         Protocol::Tcp => (ownership::worker_of_connection(), 0),
         Protocol::Udp => {
@@ -83,6 +72,17 @@ pub(crate) fn note_published(
             (ownership::worker_of_client(&parsed.tuple), memory::fragmenting(fragmenting))
         }
     };
+    if reason == Reason::RuleSteer as u32 {
+        if parsed.kind == Kind::Syn && packet::is_signed(ctx, parsed) {
+            return false;
+        }
+        if control.deciding == 0 || !is_served(parsed) || !maps::goes_round(worker) {
+            if control.rejecting == 0 {
+                return false;
+            }
+            reason = Reason::Unserved as u32;
+        }
+    }
     let origin = hold::origin(Scope::Forwarded, ctx);
     let what = parsed.protocol as u32 | fragmenting << 8;
     note(&parsed.tuple, what, control.number(rule), worker, &origin);

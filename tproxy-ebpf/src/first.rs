@@ -321,6 +321,7 @@ fn steer(
         question::note_worker(ctx, worker);
         return deliver(Reason::RuleSteer);
     }
+    debug!(ctx, "rule {} steers a flow to port {}", rule, u16::from_be_bytes(parsed.tuple.dport));
     if parsed.protocol == Protocol::Tcp
         && history != History::Decided
         && !at_once
@@ -336,7 +337,6 @@ fn steer(
         listener.assign(ctx);
     }
     drop(listener);
-    debug!(ctx, "rule {} steers a flow to port {}", rule, u16::from_be_bytes(parsed.tuple.dport));
     let origin = hold::origin(scope, ctx);
     let mut what = parsed.protocol as u32;
     match parsed.protocol {

@@ -2,7 +2,7 @@
 
 use tproxy_common::{
     policy::{Lookups, decide, is_never_intercepted},
-    rule::{MAX_RULES, RuleIndex, RuleSet, Scope},
+    rule::{ActionKind, MAX_RULES, RuleIndex, RuleSet, Scope},
     verdict::Verdict,
 };
 
@@ -80,12 +80,20 @@ pub(super) fn walk<L: Lookups>(
             None => "no rule is in all of them".to_owned(),
             Some(rule) => {
                 let name = name(rule).map(|name| format!(" '{name}'")).unwrap_or_default();
-                format!("rule {rule}{name} is the first in all of them: {:?}", tables.action(rule))
-                    .to_lowercase()
+                format!("rule {rule}{name} is the first in all of them: {}", word(tables.action(rule)))
             }
         },
     );
     (steps, verdict, rule)
+}
+
+const fn word(action: ActionKind) -> &'static str {
+    match action {
+        ActionKind::Steer | ActionKind::SteerReached | ActionKind::SteerConnected => "steer",
+        ActionKind::Reject => "reject",
+        ActionKind::Drop => "drop",
+        ActionKind::Pass => "pass",
+    }
 }
 
 /// `rules 0-2, 7`
