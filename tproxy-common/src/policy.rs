@@ -110,8 +110,9 @@ fn has_special_address(tuple: &Tuple) -> bool {
     src.is_special() || dst.is_special() || src.is_link_local() && !dst.is_link_local()
 }
 
+/// Whether a rule must not be got round.
 #[inline(always)]
-fn is_strict<L: Lookups>(rule: RuleIndex, tables: &L) -> bool {
+pub fn is_strict<L: Lookups>(rule: RuleIndex, tables: &L) -> bool {
     tables.strict().is_some_and(|strict| strict.contains(rule))
 }
 

@@ -7,7 +7,7 @@ use tproxy_common::{
     abi::{Control, Decision, FragmentCourse, NO_RULE},
     flow::{Flow, Protocol},
     packet::{Kind, Packet, Piece},
-    policy::{Readable, decide, decide_unreadable},
+    policy::{Readable, decide, decide_unreadable, is_strict},
     rule::{RuleIndex, Scope},
     verdict::{Reason, Verdict},
 };
@@ -207,7 +207,7 @@ fn published(
 #[inline(always)]
 fn is_translated(ctx: &TcContext, parsed: &Packet, rule: RuleIndex, tables: &Tables<'_>) -> bool {
     ownership::is_translated(ctx, &parsed.tuple)
-        && (parsed.protocol == Protocol::Tcp || !tables.is_strict(rule))
+        && (parsed.protocol == Protocol::Tcp || !is_strict(rule, tables))
 }
 
 #[inline(always)]

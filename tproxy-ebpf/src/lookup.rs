@@ -186,13 +186,14 @@ fn ask_the_rules(
     let tables = Tables::of(control, None);
     let verdict = decide(Scope::Inbound, flow, &tables);
     let rule = tables.decided.get();
-    let worker = match (flow.protocol, before) {
+    let worker = match (verdict, flow.protocol, before) {
         // A SYN that is repeated goes to who had the first: see `first`.
-        (Protocol::Tcp, worker) if worker < settings::workers() => worker,
-        (Protocol::Tcp, _) => worker_of_connection(),
-        (Protocol::Udp, _) => worker_of_client(&flow.tuple),
+        (Verdict::Steer(_), Protocol::Tcp, worker) if worker < settings::workers() => worker,
+        (Verdict::Steer(_), Protocol::Tcp, _) => worker_of_connection(),
+        (Verdict::Steer(_), Protocol::Udp, _) => worker_of_client(&flow.tuple),
+        _ => NO_WORKER,
     };
-    let stalls = matches!(verdict, Verdict::Steer(_)) && !maps::goes_round(worker);
+    let stalls = worker != NO_WORKER && !maps::goes_round(worker);
     let verdict = if stalls && control.rejecting == 0 { Verdict::Pass(Reason::Stalled) } else { verdict };
     let (reason, receiver) = match verdict {
         Verdict::Pass(reason) => {

@@ -48,12 +48,6 @@ impl<'a> Tables<'a> {
         action_index(self.control.slot(), self.decided.get())
     }
 
-    /// Whether a rule must not be got round.
-    #[inline(always)]
-    pub(crate) fn is_strict(&self, rule: RuleIndex) -> bool {
-        self.strict().is_some_and(|strict| strict.contains(rule))
-    }
-
     #[inline(always)]
     fn set(&self, id: SetId) -> Option<&RuleSet> {
         maps::SETS.get(set_index(self.control.slot(), id))

@@ -356,7 +356,6 @@ impl Datapath {
         Reason::ALL.iter().map(read).collect()
     }
 
-    /// A further handle to an LRU hash map that the programs and the workers share.
     /// Leaves alone what other instances send, of which there may be [`MAX_OTHERS`](abi::MAX_OTHERS).
     ///
     /// # Errors
@@ -371,14 +370,11 @@ impl Datapath {
         write(data).map_err(in_map(map::OTHERS))
     }
 
+    /// A further handle to an LRU hash map that the programs and the workers share.
     fn share<K: Pod, V: Pod>(&self, name: &'static str) -> Result<HashMap<MapData, K, V>, DatapathError> {
         let shared = self.ebpf.map(name).expect("the map is never taken");
         let Map::LruHashMap(data) = shared else { unreachable!("{name} is an LRU hash") };
-        let open = || {
-            let own = data.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
-            HashMap::try_from(Map::LruHashMap(MapData::from_fd(own)?))
-        };
-        open().map_err(in_map(name))
+        again(data).and_then(|own| HashMap::try_from(Map::LruHashMap(own))).map_err(in_map(name))
     }
 
     /// Lets go of all links: from here on packets go their own way, but for links that are pinned.
@@ -396,6 +392,11 @@ fn tuple(client: ClientAddr, dst: OriginalDst) -> Tuple {
         sport: client.0.port().to_be_bytes(),
         dport: dst.0.port().to_be_bytes(),
     }
+}
+
+/// A further handle to a map.
+fn again(map: &MapData) -> Result<MapData, MapError> {
+    MapData::from_fd(map.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?)
 }
 
 /// The first bytes of several.

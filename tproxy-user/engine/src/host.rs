@@ -21,6 +21,7 @@ pub mod links;
 pub mod local_table;
 pub(crate) mod nat;
 mod netlink;
+pub mod nftables;
 pub mod pins;
 pub mod policy;
 pub mod preflight;

@@ -6,7 +6,7 @@ use std::{fs, thread};
 use tokio::sync::mpsc;
 use tproxy::{
     config::{Config, Firewall},
-    host::admission::{Admission, ruleset_generation},
+    host::{admission::Admission, nftables},
 };
 
 use crate::doctor::firewall;
@@ -39,7 +39,7 @@ impl Admitting {
         if config.firewall == Firewall::LeftAlone {
             return;
         }
-        let now = if has_legacy_tables() { None } else { ruleset_generation().ok() };
+        let now = if has_legacy_tables() { None } else { nftables::generation().ok() };
         if known.is_some() && known == now {
             return;
         }

@@ -1,11 +1,9 @@
 //! Where workers say that they go round: the datapath gives new flows to nobody who does not.
 
-use std::os::fd::AsFd as _;
-
-use aya::maps::{Array, Map, MapData, MapError};
+use aya::maps::{Array, Map, MapData};
 use tproxy_common::abi::map;
 
-use super::{Datapath, DatapathError, decisions::now, in_map};
+use super::{Datapath, DatapathError, again, decisions::now, in_map};
 use crate::worker::Beat;
 
 /// A worker's own handle.
@@ -23,11 +21,8 @@ impl Datapath {
         let Some(Map::Array(data)) = self.ebpf.map(map::BEATS) else {
             unreachable!("it is an array, and never taken")
         };
-        let open = || {
-            let own = data.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
-            Array::try_from(Map::Array(MapData::from_fd(own)?))
-        };
-        Ok(BeatMap { map: open().map_err(in_map(map::BEATS))?, worker })
+        let map = again(data).and_then(|own| Array::try_from(Map::Array(own))).map_err(in_map(map::BEATS))?;
+        Ok(BeatMap { map, worker })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Asking a loaded program what it would do with a packet, over the maps that it has, without a packet being sent
 //! (`BPF_PROG_TEST_RUN`).
 
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult};
 
 use super::{Datapath, DatapathError, attach::program_for};
 use crate::host::{Direction, links::Link};
@@ -73,34 +73,14 @@ impl Datapath {
         const ICMPV6_ERROR: usize = 48;
 
         let name = program_for(link, hook)?;
-        // As much of it as a caller may fill in.
-        let mut context = [0; field::IFINDEX + 4];
-        for (at, value) in [
+        let fields = [
             (field::MARK, seen.mark),
             (field::INGRESS_IFINDEX, seen.ingress_ifindex),
             (field::IFINDEX, link.index),
-        ] {
-            context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-        }
-        let mut context_after = [0; CONTEXT_SIZE];
+        ];
         let mut packet = vec![0; seen.packet.len() + ICMPV6_ERROR];
-        let options = TestRunOptions {
-            data_in: Some(seen.packet),
-            data_out: Some(&mut packet),
-            ctx_in: Some(&context),
-            ctx_out: Some(&mut context_after),
-            ..TestRunOptions::default()
-        };
-        let program: Result<&SchedClassifier, _> = self
-            .ebpf
-            .program(name)
-            .unwrap_or_else(|| panic!("the object lacks its own program {name}"))
-            .try_into();
-        let result = program
-            .and_then(|program| program.test_run(options))
-            .map_err(|source| DatapathError::Program { name, source })?;
+        let (result, mark) = self.run_once(name, seen.packet, &fields, &mut packet)?;
         packet.truncate(result.data_size_out as usize);
-        let mark = context_after[field::MARK..].first_chunk().copied().map_or(0, u32::from_ne_bytes);
         let course = match result.return_value as i32 {
             NEXT if hook == Direction::Ingress && self.settings.mark.is_steered(mark) => Course::Steered,
             NEXT => Course::Passed,
@@ -113,5 +93,38 @@ impl Datapath {
             unknown => unreachable!("{name} returned {unknown}"),
         };
         Ok(Ran { course, mark, packet })
+    }
+
+    /// Runs a program that is loaded, with these fields of its context, and returns its answer and the packet's mark after.
+    pub(super) fn run_once(
+        &self,
+        name: &'static str,
+        packet: &[u8],
+        fields: &[(usize, u32)],
+        packet_after: &mut [u8],
+    ) -> Result<(TestRunResult, u32), DatapathError> {
+        // As much of it as a caller may fill in.
+        let mut context = [0; field::IFINDEX + 4];
+        for (at, value) in fields {
+            context[*at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        let mut context_after = [0; CONTEXT_SIZE];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(packet_after),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut context_after),
+            ..TestRunOptions::default()
+        };
+        let program: Result<&SchedClassifier, _> = self
+            .ebpf
+            .program(name)
+            .unwrap_or_else(|| panic!("the object lacks its own program {name}"))
+            .try_into();
+        let result = program
+            .and_then(|program| program.test_run(options))
+            .map_err(|source| DatapathError::Program { name, source })?;
+        let mark = context_after[field::MARK..].first_chunk().copied().map_or(0, u32::from_ne_bytes);
+        Ok((result, mark))
     }
 }

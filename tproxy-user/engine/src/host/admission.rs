@@ -5,12 +5,10 @@
 
 use std::{fmt, io, process::Command};
 
-use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
-use netlink_sys::protocols::NETLINK_NETFILTER;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{HostError, netlink::Netlink};
+use super::HostError;
 use crate::mark::Mark;
 
 /// Where steered packets are to be accepted.
@@ -174,55 +172,4 @@ impl Admission {
 /// By which a rule is known to be ours.
 fn comment(mark: Mark) -> String {
     format!("tproxy {mark}")
-}
-
-/// A number that is another one after any change of what nft and iptables-nft have in this network namespace.
-///
-/// # Errors
-/// [`HostError::Netlink`] where the kernel has no nftables.
-pub fn ruleset_generation() -> Result<u32, HostError> {
-    let ask = || Netlink::open(NETLINK_NETFILTER)?.get::<_, Generation>(GetGeneration);
-    match ask() {
-        Ok(Some(Generation(number))) => Ok(number),
-        Ok(None) => Ok(0),
-        Err(source) => {
-            Err(HostError::Netlink { action: "ask for the generation of nftables".into(), source })
-        }
-    }
-}
-
-/// `NFT_MSG_GETGEN` (linux/netfilter/nf_tables.h), with its `nfgenmsg`.
-struct GetGeneration;
-
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFT_MSG_GETGEN: u16 = 16;
-const NFGENMSG: usize = 4;
-
-impl NetlinkSerializable for GetGeneration {
-    fn message_type(&self) -> u16 {
-        NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN
-    }
-
-    fn buffer_len(&self) -> usize {
-        NFGENMSG
-    }
-
-    fn serialize(&self, buffer: &mut [u8]) {
-        // AF_UNSPEC, NFNETLINK_V0
-        buffer.fill(0);
-    }
-}
-
-#[derive(Debug)]
-struct Generation(u32);
-
-impl NetlinkDeserializable for Generation {
-    type Error = io::Error;
-
-    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {
-        /// Length and type of an attribute, and the number (`NFTA_GEN_ID`), which comes first.
-        const BEFORE: usize = NFGENMSG + 4;
-        let number = payload.get(BEFORE..).and_then(<[u8]>::first_chunk).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self(u32::from_be_bytes(*number)))
-    }
 }

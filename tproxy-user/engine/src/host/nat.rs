@@ -1,35 +1,48 @@
 //! NAT of this host, which may send elsewhere what comes in (DNAT, REDIRECT), what is for its own addresses included
 //! (published ports).
 
-use std::{fs, io};
+use std::fs;
 
-use netlink_packet_core::{
-    DecodeError, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, NlaBuffer, NlasIterator,
-};
-use netlink_sys::protocols::NETLINK_NETFILTER;
+use super::nftables;
 
-use super::netlink::Netlink;
-
-/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN` (nf_tables.h)
-const GET_CHAIN: u16 = 10 << 8 | 4;
-/// `struct nfgenmsg` (nfnetlink.h)
-const HEADER: usize = 4;
-/// Attributes of a chain.
-const HOOK: u16 = 4;
-const USE: u16 = 6;
-const TYPE: u16 = 7;
-/// Attribute of a hook.
-const HOOK_NUMBER: u16 = 1;
 /// `NF_INET_PRE_ROUTING`
 const PREROUTING: u32 = 0;
 
-/// Whether NAT may change the destination of what comes in: whether a chain of that kind has rules.
-pub(crate) fn redirects() -> bool {
-    is_in_nft().unwrap_or_else(|error| {
-        // No nf_tables, then.
-        tracing::debug!(%error, "cannot list the chains of nf_tables");
-        false
-    }) || is_in_iptables()
+/// What is known of it.
+#[derive(Debug, Default)]
+pub(crate) struct Nat {
+    /// Of nftables, when its chains were listed.
+    generation: Option<u32>,
+    is_in_nftables: bool,
+    is_in_iptables: bool,
+}
+
+impl Nat {
+    /// As it is now.
+    pub(crate) fn found() -> Self {
+        let mut nat = Self::default();
+        nat.look();
+        nat
+    }
+
+    /// Whether NAT may change the destination of what comes in: whether a chain of that kind has rules.
+    pub(crate) const fn redirects(&self) -> bool {
+        self.is_in_nftables || self.is_in_iptables
+    }
+
+    /// Looks again. There may be thousands of chains, so they are listed only after a change.
+    pub(crate) fn look(&mut self) {
+        let generation = nftables::generation().ok();
+        if generation.is_none() || generation != self.generation {
+            self.generation = generation;
+            self.is_in_nftables = nftables::has_rules_in("nat", PREROUTING).unwrap_or_else(|error| {
+                // No nftables, then.
+                tracing::debug!(%error, "cannot list the chains of nftables");
+                false
+            });
+        }
+        self.is_in_iptables = is_in_iptables();
+    }
 }
 
 /// The legacy tables cannot be looked into without their own interface; one that is there was used.
@@ -39,71 +52,6 @@ fn is_in_iptables() -> bool {
         fs::read_to_string(path).is_ok_and(|tables| tables.lines().any(|table| table == "nat"))
     };
     has_nat("ip_tables_names") || has_nat("ip6_tables_names")
-}
-
-fn is_in_nft() -> io::Result<bool> {
-    let mut found = false;
-    Netlink::open(NETLINK_NETFILTER)?.dump(Chains, |chain: Chain| found |= chain.redirects)?;
-    Ok(found)
-}
-
-/// Asks for all chains.
-#[derive(Clone)]
-struct Chains;
-
-impl NetlinkSerializable for Chains {
-    fn message_type(&self) -> u16 {
-        GET_CHAIN
-    }
-
-    fn buffer_len(&self) -> usize {
-        HEADER
-    }
-
-    fn serialize(&self, buffer: &mut [u8]) {
-        // Of any family.
-        buffer.fill(0);
-    }
-}
-
-/// What is asked of a chain.
-#[derive(Debug)]
-struct Chain {
-    redirects: bool,
-}
-
-impl NetlinkDeserializable for Chain {
-    type Error = DecodeError;
-
-    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
-        let (mut is_nat, mut hook, mut rules) = (false, None, 0);
-        for attribute in NlasIterator::new(payload.get(HEADER..).unwrap_or_default()) {
-            let attribute: NlaBuffer<&[u8]> = attribute?;
-            let value = attribute.value();
-            match attribute.kind() {
-                TYPE => is_nat = value.strip_suffix(&[0]).unwrap_or(value) == b"nat",
-                HOOK => hook = number(value)?,
-                USE => rules = be(value).unwrap_or(0),
-                _ => {}
-            }
-        }
-        Ok(Self { redirects: is_nat && hook == Some(PREROUTING) && rules != 0 })
-    }
-}
-
-/// The number of a hook.
-fn number(hook: &[u8]) -> Result<Option<u32>, DecodeError> {
-    for attribute in NlasIterator::new(hook) {
-        let attribute: NlaBuffer<&[u8]> = attribute?;
-        if attribute.kind() == HOOK_NUMBER {
-            return Ok(be(attribute.value()));
-        }
-    }
-    Ok(None)
-}
-
-fn be(value: &[u8]) -> Option<u32> {
-    value.first_chunk().copied().map(u32::from_be_bytes)
 }
 
 /// Whether a packet that bears our mark is delivered to a socket of the host's as if it did not, beside rules that deliver what

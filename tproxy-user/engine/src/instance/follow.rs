@@ -83,7 +83,7 @@ impl Instance {
             attempt.errors.push(error.into());
         }
         if look.ours {
-            self.redirected = nat::redirects();
+            self.nat.look();
         }
         let before = self.surroundings.clone();
         match self.look_again(look) {
@@ -191,7 +191,7 @@ impl Instance {
     pub(super) fn prepare(&mut self, plan: &Plan, attempt: &mut Attempt) {
         let ends_flows = |rule: &Rule| {
             matches!(rule.action, Action::Drop | Action::Reject)
-                && (rule.scope == Scope::Inbound || rule.scope == Scope::Forwarded && self.redirected)
+                && (rule.scope == Scope::Inbound || rule.scope == Scope::Forwarded && self.nat.redirects())
         };
         if self.black_holes.is_empty() && self.rules().any(ends_flows) {
             match open_black_holes(self.config.mark, &mut self.datapath) {
@@ -201,8 +201,8 @@ impl Instance {
         }
         attempt.note(self.discern());
         let publishing =
-            self.redirected && (!plan.delivering.contains("lo") || self.marks_are_harmless(plan));
-        attempt.note(self.datapath.expect_nat(self.redirected, publishing));
+            self.nat.redirects() && (!plan.delivering.contains("lo") || self.marks_are_harmless(plan));
+        attempt.note(self.datapath.expect_nat(self.nat.redirects(), publishing));
         match self.changes(plan) {
             Ok(changes) => {
                 let ensured = self.journal.ensure(changes);
