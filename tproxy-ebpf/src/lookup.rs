@@ -78,11 +78,11 @@ pub(crate) fn run(ctx: &SkLookupContext) -> u32 {
     let family = family(&flow.tuple.dst);
     match receiver {
         Receiver::NotOurs => PASS,
-        Receiver::Worker(worker) => assign(ctx, listener_index(worker, protocol, family), NO_ARRIVAL),
-        Receiver::NewTo(worker) => assign(ctx, listener_index(worker, protocol, family), 0),
+        Receiver::Worker(worker) => assign(ctx, listener_index(worker, protocol, family), NO_ARRIVAL, sought),
+        Receiver::NewTo(worker) => assign(ctx, listener_index(worker, protocol, family), 0, sought),
         Receiver::BlackHole => {
             let refused = is_refused(finding.reason);
-            let answer = assign(ctx, black_hole_index(protocol, family), 0);
+            let answer = assign(ctx, black_hole_index(protocol, family), 0, sought);
             if refused && finding.reason == 0 { REFUSE } else { answer }
         }
     }
@@ -246,15 +246,18 @@ fn tuple(lookup: &bpf_sk_lookup) -> Tuple {
 }
 
 /// `PASS`; where the listener is gone and flows are to be refused without it, `REFUSE`. What was found out then has nobody to
-/// arrive at.
+/// arrive at. What tc only seeks, it tells of itself.
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, listener: u32, flags: u64) -> u32 {
+fn assign(ctx: &SkLookupContext, listener: u32, flags: u64, sought: bool) -> u32 {
     if maps::LISTENERS.redirect_sk_lookup(ctx, listener, flags).is_ok() {
         return PASS;
     }
     if let Some(finding) = maps::FINDING.get_ptr_mut(0) {
         // SAFETY: the slot is this CPU's own.
         unsafe { (*finding).reason = 0 };
+    }
+    if sought {
+        return PASS;
     }
     if maps::control().rejecting == 0 {
         count(Reason::ListenerGone);

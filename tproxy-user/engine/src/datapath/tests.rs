@@ -370,12 +370,14 @@ fn nothing_is_taken_whose_listener_is_gone() {
         };
         assert_eq!(see(&rig), (Course::Steered, vec![Reason::RuleSteer]));
         rig.sockets.clear();
-        rig.install(&everything, &[], true);
         // A process that is being started elsewhere has a copy of them for a moment.
         let begun = Instant::now();
         while see(&rig).0 == Course::Steered && begun.elapsed() < PATIENCE {
             std::thread::yield_now();
         }
+        // Decided before, and new: each is told of once.
+        assert_eq!(see(&rig), (Course::Passed, vec![Reason::ListenerGone]));
+        rig.install(&everything, &[], true);
         assert_eq!(see(&rig), (Course::Passed, vec![Reason::ListenerGone]));
     });
 }
