@@ -12,7 +12,7 @@ mount -t tmpfs layer /layer
 mkdir -p /layer/upper /layer/work
 mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /root
 for directory in proc sys dev; do mount -o move /$directory /root/$directory; done
-for directory in run tmp; do mount -t tmpfs $directory /root/$directory; done
+mount -t tmpfs run /root/run
 mkdir -p /root/run/netns /root/run/lock /root/dev/pts /root/dev/shm
 mount -t devpts pts /root/dev/pts
 mount -t tmpfs shm /root/dev/shm
