@@ -4,8 +4,9 @@
 use std::{hint::black_box, net::Ipv4Addr};
 
 use clap::{Parser, ValueEnum};
+use ipnet::IpNet;
 use tproxy::{
-    config::{Action, Rule},
+    config::{Action, Rule, Selector},
     policy::{Compiled, HostLookups},
     udp,
 };
@@ -73,14 +74,18 @@ fn segment() -> Vec<u8> {
     frame
 }
 
+fn rule_to(to: Vec<IpNet>, port: u16) -> Rule {
+    let selector = Selector { to: to.into(), ports: vec![port..=port].into(), ..Scope::Forwarded.into() };
+    Rule::new("hot", selector, Action::Direct)
+}
+
 fn policy(times: usize) -> anyhow::Result<()> {
     let rule = |index| {
         let (destination, port) = filler(index);
-        let rule = Rule::new("hot", Scope::Forwarded, Action::Direct);
-        anyhow::Ok(Rule { to: vec![destination.parse()?].into(), ports: vec![port..=port].into(), ..rule })
+        anyhow::Ok(rule_to(vec![destination.parse()?], port))
     };
     let mut rules = (1..RULES).map(rule).collect::<Result<Vec<_>, _>>()?;
-    rules.push(Rule { ports: vec![80..=80].into(), ..Rule::new("hot", Scope::Forwarded, Action::Direct) });
+    rules.push(rule_to(vec![], 80));
     let compiled = Compiled::new(&rules, |_| None, &[]);
     let is_host_address = |_: &Addr| false;
     let lookups = HostLookups { compiled: &compiled, is_host_address: &is_host_address, sender_cgroups: &[] };

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use socket2::Socket;
 use tokio::signal::unix::{SignalKind, signal};
 use tproxy::{
-    config::{Config, Flags, Listed, NamedSet, Rule},
+    config::{Config, Flags, Listed, NamedSet, Rule, Selector},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::Flows,
@@ -57,7 +57,8 @@ impl Many {
             let (destination, port) = steering::filler(index);
             let set = Arc::clone(&sets[index / steering::FILLERS_EACH]);
             let to = Listed { own: vec![destination.parse()?], sets: vec![set] };
-            anyhow::Ok(Rule { to, ports: vec![port..=port].into(), ..rule.clone() })
+            let selector = Selector { to, ports: vec![port..=port].into(), ..rule.selector.clone() };
+            anyhow::Ok(Rule { selector, ..rule.clone() })
         };
         let fillers = (0..fillers).map(filler).collect::<Result<Vec<_>, _>>()?;
         config.rules.splice(0..0, fillers);

@@ -121,7 +121,7 @@ impl Session {
         index: usize,
     ) -> anyhow::Result<Self> {
         let rule = config.rules.last().context("flags make a rule")?;
-        let source = match rule.source {
+        let source = match rule.treatment.source {
             Source::Host => UpstreamSource::Host,
             Source::Client | Source::ClientPort => UpstreamSource::Client(client.0.ip()),
         };

@@ -237,10 +237,10 @@ fn of_rules(
 ) -> Result<Explanation, ExplainError> {
     let mut cgroups = Vec::new();
     for rule in rules {
-        let found: Result<Vec<_>, _> = rule.cgroups.iter().map(|path| Cgroup::find(path)).collect();
+        let found: Result<Vec<_>, _> = rule.selector.cgroups.iter().map(|path| Cgroup::find(path)).collect();
         cgroups.push(found?.into_iter().flat_map(|found| found.cgroups).collect());
     }
-    let compiled = Compiled::new(rules, |rule| surroundings.limit(rule), &cgroups);
+    let compiled = Compiled::new(rules, |reach| surroundings.limit(reach), &cgroups);
     let lookups = HostLookups {
         compiled: &compiled,
         is_host_address: &|addr| local.contains((*addr).into()),

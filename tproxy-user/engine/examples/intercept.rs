@@ -5,7 +5,7 @@ use std::error::Error;
 
 use tokio::{io::AsyncWriteExt as _, signal::ctrl_c};
 use tproxy::{
-    config::{Action, Config, Protocols, Rule, Scope},
+    config::{Action, Config, Protocols, Reach, Rule, Scope, Selector},
     instance::Instance,
     intercept::{Intercepted, connections},
 };
@@ -14,12 +14,9 @@ use tproxy::{
 async fn main() -> Result<(), Box<dyn Error>> {
     let interface = std::env::args().nth(1).ok_or("say which interface the clients are behind")?;
     let (taker, mut connections) = connections();
-    let rule = Rule {
-        protocols: Protocols::Tcp,
-        interfaces: vec![interface],
-        ports: vec![80..=80].into(),
-        ..Rule::new("mine", Scope::Forwarded, Action::HandOver(taker))
-    };
+    let reach = Reach { protocols: Protocols::Tcp, interfaces: vec![interface], ..Scope::Forwarded.into() };
+    let selector = Selector { ports: vec![80..=80].into(), ..reach.into() };
+    let rule = Rule::new("mine", selector, Action::HandOver(taker));
     let instance = Instance::start(Config::new(vec![rule]), false)?;
     println!("ready");
     loop {

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tproxy_common::{abi, rule::MAX_RULES};
 
 use crate::{
-    config::{Config, Listed, Rule, SessionLimits, Timeouts},
+    config::{Claim, Config, Reach, Rule, SessionLimits, Timeouts, Treatment},
     flow::ClientAddr,
     limits::{Full, Limits, Place},
 };
@@ -29,11 +29,36 @@ impl RuleNumber {
     }
 }
 
+/// What is kept of a rule for as long as it has flows: all but the values by which it selects them, which are the datapath's
+/// business, and may be many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptRule {
+    /// Shown in logs and counters.
+    pub name: Arc<str>,
+    /// Which traffic it looks at.
+    pub reach: Reach,
+    /// How its flows are treated.
+    pub treatment: Treatment,
+}
+
+impl<'a> From<&'a KeptRule> for Claim<'a> {
+    fn from(rule: &'a KeptRule) -> Self {
+        Self { reach: &rule.reach, treatment: &rule.treatment }
+    }
+}
+
+impl From<&Rule> for KeptRule {
+    fn from(rule: &Rule) -> Self {
+        let Rule { name, selector, treatment } = rule;
+        Self { name: Arc::clone(name), reach: selector.reach.clone(), treatment: treatment.clone() }
+    }
+}
+
 /// What the flows that it decided go by.
 #[derive(Debug)]
 pub struct Generation {
     number: u32,
-    rules: Arc<[Rule]>,
+    rules: Arc<[KeptRule]>,
     limits: Limits,
     timeouts: Timeouts,
     sessions: SessionLimits,
@@ -50,7 +75,7 @@ impl Generation {
     fn new(number: u32, config: &Config, limits: Limits, ended: Arc<Notify>) -> Self {
         Self {
             number,
-            rules: config.rules.iter().map(without_prefixes).collect(),
+            rules: config.rules.iter().map(KeptRule::from).collect(),
             limits,
             timeouts: config.timeouts,
             sessions: config.sessions,
@@ -71,9 +96,9 @@ impl Generation {
         self.number
     }
 
-    /// Its rules, without prefixes: those are the datapath's business, and may be many.
+    /// Its rules, in order.
     #[must_use]
-    pub const fn rules(&self) -> &Arc<[Rule]> {
+    pub const fn rules(&self) -> &Arc<[KeptRule]> {
         &self.rules
     }
 
@@ -93,29 +118,6 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         self.ended.notify_one();
-    }
-}
-
-fn without_prefixes(rule: &Rule) -> Rule {
-    let any = Listed::default;
-    Rule {
-        name: Arc::clone(&rule.name),
-        scope: rule.scope,
-        protocols: rule.protocols,
-        interfaces: rule.interfaces.clone(),
-        from: any(),
-        to: any(),
-        except: any(),
-        ports: Listed::default(),
-        uids: Vec::new(),
-        cgroups: Vec::new(),
-        action: rule.action.clone(),
-        source: rule.source,
-        egress: rule.egress.clone(),
-        nat: rule.nat,
-        accept: rule.accept,
-        timeouts: rule.timeouts,
-        limits: rule.limits,
     }
 }
 
@@ -187,14 +189,14 @@ impl ChosenRule {
 
     /// A place for one more connection of a client under the limits.
     pub(crate) fn place(&self, client: ClientAddr) -> Result<Place, Full> {
-        self.generation.limits.place(self.index, self.scope, client)
+        self.generation.limits.place(self.index, self.reach.scope, client)
     }
 }
 
 impl Deref for ChosenRule {
-    type Target = Rule;
+    type Target = KeptRule;
 
-    fn deref(&self) -> &Rule {
+    fn deref(&self) -> &KeptRule {
         &self.generation.rules[self.index]
     }
 }
@@ -205,12 +207,10 @@ mod tests {
     use crate::config::{Action, RuleLimits, Scope};
 
     fn config(rules: &[(&str, Option<usize>)]) -> Config {
-        let rules = rules.iter().map(|(name, most)| Rule {
-            limits: RuleLimits {
-                connections: most.and_then(std::num::NonZeroUsize::new),
-                ..RuleLimits::default()
-            },
-            ..Rule::new(name, Scope::Inbound, Action::Direct)
+        let rules = rules.iter().map(|(name, most)| {
+            let connections = most.and_then(std::num::NonZeroUsize::new);
+            let limits = RuleLimits { connections, ..RuleLimits::default() };
+            Rule::new(name, Scope::Inbound, Treatment { limits, ..Action::Direct.into() })
         });
         let text = "[[rules]]\nscope = \"inbound\"\naction = \"direct\"";
         let parsed = crate::config::parse("tproxy.toml".as_ref(), text.as_bytes()).unwrap();

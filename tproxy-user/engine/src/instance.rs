@@ -151,7 +151,7 @@ impl Instance {
             )
             .into());
         }
-        let surroundings = look_around(&config.rules)?;
+        let surroundings = look_around(config.rules.iter().map(|rule| &rule.selector.reach))?;
         require_interfaces(&config.rules, &surroundings)?;
         announce_absent(&config.rules, &surroundings);
         let cgroups = Cgroups::find(&config.rules)?;
@@ -164,7 +164,7 @@ impl Instance {
         let sockets = LingeringSockets { config: config.clone() };
         let workers = config.workers as u32;
         let memory = config.timeouts.udp_stream;
-        let compiled = Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups.of_rules);
+        let compiled = Compiled::new(&config.rules, |reach| surroundings.limit(reach), &cgroups.of_rules);
         let sizes = Sizes::of(&config, compiled.sets.len());
         let settings = Settings { mark, steer, attachment, workers, memory, sizes, verbose };
         let mut datapath = Datapath::load_unless(settings, given_up)?;
@@ -386,9 +386,13 @@ impl Drop for LingeringSockets {
 
 /// Refuses what is named by mistake.
 fn require_interfaces(rules: &[Rule], surroundings: &Surroundings) -> Result<(), InstanceError> {
-    let addressed = if surroundings.names_parents(rules) { links::addressed()? } else { BTreeSet::new() };
+    let addressed = if surroundings.names_parents(rules.iter().map(|rule| &rule.selector.reach)) {
+        links::addressed()?
+    } else {
+        BTreeSet::new()
+    };
     let misnamed = |rule: &Rule| {
-        let misnamed = surroundings.misnamed(rule, &addressed)?;
+        let misnamed = surroundings.misnamed(&rule.selector.reach, &addressed)?;
         Some(InstanceError::Misnamed { rule: rule.name.to_string(), misnamed })
     };
     rules.iter().find_map(misnamed).map_or(Ok(()), Err)
@@ -397,7 +401,7 @@ fn require_interfaces(rules: &[Rule], surroundings: &Surroundings) -> Result<(),
 /// Says which interfaces have to come before a rule is about them.
 fn announce_absent(rules: &[Rule], surroundings: &Surroundings) {
     for rule in rules {
-        if let Some(name) = &rule.egress.interface
+        if let Some(name) = &rule.treatment.egress.interface
             && !surroundings.links.iter().any(|link| link.name == *name)
         {
             tracing::warn!(
@@ -405,7 +409,7 @@ fn announce_absent(rules: &[Rule], surroundings: &Surroundings) {
                 "there is no interface '{name}' (egress.interface): what the rule selects is unreachable until it comes"
             );
         }
-        for name in surroundings.absent(rule) {
+        for name in surroundings.absent(&rule.selector.reach) {
             tracing::warn!(
                 rule = &*rule.name,
                 "there is no interface '{name}' (`ip link` shows those that there are): steering begins when it comes"
@@ -417,8 +421,8 @@ fn announce_absent(rules: &[Rule], surroundings: &Surroundings) {
 /// Says which rules wait for a cgroup.
 fn announce_no_cgroup(rules: &[Rule], cgroups: &Cgroups) {
     for (rule, found) in rules.iter().zip(&cgroups.of_rules) {
-        if found.is_empty() && !rule.cgroups.is_empty() {
-            let named: Vec<_> = rule.cgroups.iter().map(|path| path.display().to_string()).collect();
+        if found.is_empty() && !rule.selector.cgroups.is_empty() {
+            let named: Vec<_> = rule.selector.cgroups.iter().map(|path| path.display().to_string()).collect();
             tracing::warn!(
                 rule = &*rule.name,
                 "there is no cgroup {}: the rule selects nothing until there is",
@@ -440,7 +444,7 @@ impl Cgroups {
         let mut all = Self::default();
         for rule in rules {
             let mut of_rule = Vec::new();
-            for named in &rule.cgroups {
+            for named in &rule.selector.cgroups {
                 let found = Cgroup::find(named)?;
                 of_rule.extend(found.cgroups);
                 all.looked_in.extend(found.looked_in);

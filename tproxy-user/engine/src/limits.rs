@@ -16,6 +16,7 @@ use tproxy_common::rule::Scope;
 use crate::{
     config::{Config, ConnectionLimits, Rule},
     flow::{ClientAddr, ClientNetwork},
+    generation::KeptRule,
 };
 
 /// How many connections there are, over all workers, and may be. Of a rule without a limit nothing is counted.
@@ -64,12 +65,12 @@ impl Place {
 
 impl Limits {
     /// Those of `config`. A rule goes on counting where one of its name does among the `earlier` ones.
-    pub(crate) fn of(config: &Config, earlier: Option<(&[Rule], &Self)>) -> Self {
+    pub(crate) fn of(config: &Config, earlier: Option<(&[KeptRule], &Self)>) -> Self {
         let rules = earlier.into_iter().flat_map(|(rules, limits)| rules.iter().zip(&*limits.rules));
         let counted: HashMap<&str, &Arc<Limit>> =
             rules.filter_map(|(rule, limit)| Some((&*rule.name, limit.as_ref()?))).collect();
         let limit = |rule: &Rule| {
-            let most = rule.limits.connections?.get();
+            let most = rule.treatment.limits.connections?.get();
             let live = counted.get(&*rule.name).map(|limit| Arc::clone(&limit.live));
             Some(Arc::new(Limit { most, live: live.unwrap_or_default() }))
         };

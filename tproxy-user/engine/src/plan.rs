@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tproxy_common::{flow::Protocol, rule::Scope};
 
 use crate::{
-    config::{Action, Rule},
+    config::{Action, Claim, Reach},
     datapath::Attachment,
     family::Family,
     host::{
@@ -34,8 +34,8 @@ pub struct Surroundings {
 }
 
 /// Whether one of the rules is about the interfaces that have routes, whichever these are.
-pub fn follows_routes<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> bool {
-    rules.into_iter().any(|rule| rule.scope == Scope::Outbound && rule.interfaces.is_empty())
+pub fn follows_routes<'a>(rules: impl IntoIterator<Item = &'a Reach>) -> bool {
+    rules.into_iter().any(|reach| reach.scope == Scope::Outbound && reach.interfaces.is_empty())
 }
 
 /// What the rules need of it.
@@ -115,32 +115,32 @@ impl LoopbackSysctl {
 impl Surroundings {
     /// Interfaces a rule is limited to at the moment; `None` is any. An interface that is named but absent is left out.
     #[must_use]
-    pub fn limit(&self, rule: &Rule) -> Option<BTreeSet<u32>> {
-        match rule.scope {
+    pub fn limit(&self, reach: &Reach) -> Option<BTreeSet<u32>> {
+        match reach.scope {
             Scope::Inbound => None,
-            Scope::Outbound if rule.interfaces.is_empty() => {
+            Scope::Outbound if reach.interfaces.is_empty() => {
                 let routed = self.links.iter().filter(|link| self.routed.contains(&link.index));
                 Some(routed.filter(|link| is_hookable(link)).map(|link| link.index).collect())
             }
             Scope::Forwarded | Scope::Outbound => {
-                let named = self.links.iter().filter(|link| is_named(link, rule) && link.master.is_none());
+                let named = self.links.iter().filter(|link| is_named(link, reach) && link.master.is_none());
                 Some(named.map(|link| link.index).collect())
             }
         }
     }
 
     /// What a rule names that there is not, patterns included.
-    pub fn absent<'a>(&self, rule: &'a Rule) -> impl Iterator<Item = &'a str> {
+    pub fn absent<'a>(&self, reach: &'a Reach) -> impl Iterator<Item = &'a str> {
         let names = |name: &&String| !self.links.iter().any(|link| names(name, link));
-        rule.interfaces.iter().filter(names).map(String::as_str)
+        reach.interfaces.iter().filter(names).map(String::as_str)
     }
 
     /// An interface whose packets are somebody else's, and which a rule names all the same. `addressed` are the interfaces
     /// that have addresses.
     #[must_use]
-    pub fn misnamed(&self, rule: &Rule, addressed: &BTreeSet<u32>) -> Option<Misnamed> {
+    pub fn misnamed(&self, reach: &Reach, addressed: &BTreeSet<u32>) -> Option<Misnamed> {
         // What a pattern matches beside others is nobody's mistake.
-        let named = self.links.iter().filter(|link| rule.interfaces.contains(&link.name));
+        let named = self.links.iter().filter(|link| reach.interfaces.contains(&link.name));
         let name_of = |index| {
             let found = self.links.iter().find(|link| link.index == index);
             found.map_or_else(|| format!("interface {index}"), |link| link.name.clone())
@@ -159,15 +159,15 @@ impl Surroundings {
 
     /// Whether an interface that a rule names has parts.
     #[must_use]
-    pub fn names_parents(&self, rules: &[Rule]) -> bool {
+    pub fn names_parents<'a>(&self, rules: impl Iterator<Item = &'a Reach> + Clone) -> bool {
         let is_parent = |link: &Link| self.links.iter().any(|part| part.parent == Some(link.index));
-        let is_named = |link: &Link| rules.iter().any(|rule| rule.interfaces.contains(&link.name));
+        let is_named = |link: &Link| rules.clone().any(|reach| reach.interfaces.contains(&link.name));
         self.links.iter().any(|link| is_named(link) && is_parent(link))
     }
 
     /// What `rules` need.
     #[must_use]
-    pub fn plan<'a>(&self, rules: impl IntoIterator<Item = &'a Rule>) -> Plan {
+    pub fn plan<'a>(&self, rules: impl IntoIterator<Item: Into<Claim<'a>>>) -> Plan {
         let mut hooks = BTreeSet::new();
         // Where UDP flows are seen that leave, or in scope `outbound` arrive, on their own, lest their replies be taken for
         // new ones.
@@ -175,14 +175,15 @@ impl Surroundings {
         let mut dispensable = BTreeSet::new();
         let mut loopback = BTreeSet::new();
         let mut holding = false;
-        for rule in rules {
-            holding |= rule.may_hold();
-            let limit = self.limit(rule).unwrap_or_default();
-            match rule.scope {
+        for claim in rules.into_iter().map(Into::into) {
+            let Claim { reach, treatment } = claim;
+            holding |= claim.may_hold();
+            let limit = self.limit(reach).unwrap_or_default();
+            match reach.scope {
                 Scope::Forwarded => {
                     hooks.extend(limit.iter().map(|index| (*index, Direction::Ingress)));
                     let sides = limit.into_iter().map(|index| (index, Direction::Egress));
-                    if rule.protocols.include(Protocol::Udp) {
+                    if reach.protocols.include(Protocol::Udp) {
                         remembering.extend(sides);
                     } else {
                         dispensable.extend(sides);
@@ -193,19 +194,19 @@ impl Surroundings {
                     if limit.contains(&self.loopback()) {
                         loopback.insert(LoopbackSysctl::RouteLocalnet);
                     }
-                    if rule.protocols.include(Protocol::Udp) {
+                    if reach.protocols.include(Protocol::Udp) {
                         let arriving = limit.iter().filter(|index| **index != self.loopback());
                         remembering.extend(arriving.map(|index| (*index, Direction::Ingress)));
                     }
                     hooks.extend(limit.into_iter().map(|index| (index, Direction::Egress)));
                 }
-                Scope::Inbound if rule.protocols.include(Protocol::Udp) => {
+                Scope::Inbound if reach.protocols.include(Protocol::Udp) => {
                     remembering.extend(self.hookable().map(|link| (link.index, Direction::Egress)));
                 }
                 Scope::Inbound => {}
             }
-            hooks.extend(self.return_leg(rule));
-            if rule.is_spoofed() && rule.scope == Scope::Forwarded {
+            hooks.extend(self.return_leg(claim));
+            if treatment.is_spoofed() && reach.scope == Scope::Forwarded {
                 // Where it is seen what NAT of this host makes of the client's address.
                 remembering.extend(self.hookable().map(|link| (link.index, Direction::Egress)));
             }
@@ -233,9 +234,9 @@ impl Surroundings {
     /// Where the replies to a spoofed upstream socket can pass: they bear the client's address, and only a lookup of
     /// their 4-tuple tells that they are ours. From a server they arrive by any interface; from an application of this
     /// host they leave by any.
-    fn return_leg(&self, rule: &Rule) -> impl Iterator<Item = (u32, Direction)> {
-        let sides: &[Direction] = match (&rule.action, rule.scope) {
-            _ if !rule.is_spoofed() => &[],
+    fn return_leg(&self, Claim { reach, treatment }: Claim<'_>) -> impl Iterator<Item = (u32, Direction)> {
+        let sides: &[Direction] = match (&treatment.action, reach.scope) {
+            _ if !treatment.is_spoofed() => &[],
             // An upstream that is given may be anywhere.
             (Action::Upstream(_), _) => &[Direction::Ingress, Direction::Egress],
             (_, Scope::Forwarded) => &[Direction::Ingress],
@@ -258,8 +259,8 @@ fn is_hookable(link: &Link) -> bool {
     matches!(link.layer, Layer::Ethernet | Layer::Ip) && link.master.is_none()
 }
 
-fn is_named(link: &Link, rule: &Rule) -> bool {
-    rule.interfaces.iter().any(|name| names(name, link))
+fn is_named(link: &Link, reach: &Reach) -> bool {
+    reach.interfaces.iter().any(|name| names(name, link))
 }
 
 /// Whether what a rule says is the interface; no pattern is `lo`.
@@ -294,7 +295,7 @@ pub enum Misnamed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Accept, Protocols, Source};
+    use crate::config::{Accept, Protocols, Rule, Source, Treatment};
     use Direction::{Egress, Ingress};
 
     fn link(index: u32, name: &str, layer: Layer) -> Link {
@@ -312,13 +313,9 @@ mod tests {
     }
 
     fn rule(scope: Scope, interfaces: &[&str], source: Source) -> Rule {
-        Rule {
-            interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(),
-            source,
-            protocols: Protocols::Tcp,
-            accept: Accept::AtOnce,
-            ..Rule::new("r", scope, Action::Direct)
-        }
+        let interfaces = interfaces.iter().map(|name| (*name).to_owned()).collect();
+        let reach = Reach { scope, protocols: Protocols::Tcp, interfaces };
+        Rule::new("r", reach, Treatment { source, accept: Accept::AtOnce, ..Action::Direct.into() })
     }
 
     fn hooks(rule: Rule) -> Vec<(u32, Direction)> {
@@ -369,7 +366,7 @@ mod tests {
         assert_eq!(hooks(&surroundings, "eth?"), []);
         assert_eq!(hooks(&surroundings, "eth0"), []);
         let named = rule(Scope::Forwarded, &["eth?", "wg*", "tun0", "br0"], Source::Host);
-        assert_eq!(surroundings.absent(&named).collect::<Vec<_>>(), ["wg*", "br0"]);
+        assert_eq!(surroundings.absent(&named.selector.reach).collect::<Vec<_>>(), ["wg*", "br0"]);
     }
 
     #[test]
@@ -377,7 +374,7 @@ mod tests {
         let mut surroundings = surroundings();
         let misnamed = |surroundings: &Surroundings, name: &str, addressed: &[u32]| {
             let rule = rule(Scope::Forwarded, &[name], Source::Host);
-            surroundings.misnamed(&rule, &addressed.iter().copied().collect())
+            surroundings.misnamed(&rule.selector.reach, &addressed.iter().copied().collect())
         };
         assert_eq!(misnamed(&surroundings, "eth0", &[]), None);
         surroundings.links.push(Link { parent: Some(2), ..link(5, "eth0.7", Layer::Ethernet) });
@@ -393,25 +390,30 @@ mod tests {
 
     #[test]
     fn routes_matter_only_to_rules_that_name_no_interface() {
-        assert!(follows_routes(&[rule(Scope::Outbound, &[], Source::Host)]));
-        assert!(!follows_routes(&[rule(Scope::Outbound, &["eth0"], Source::Host)]));
-        assert!(!follows_routes(&[rule(Scope::Inbound, &[], Source::Host)]));
+        let follows = |scope, interfaces: &[&str]| {
+            follows_routes([&rule(scope, interfaces, Source::Host).selector.reach])
+        };
+        assert!(follows(Scope::Outbound, &[]));
+        assert!(!follows(Scope::Outbound, &["eth0"]));
+        assert!(!follows(Scope::Inbound, &[]));
     }
 
     #[test]
     fn forwarded_needs_ingress_where_named_and_everywhere_for_spoofed_replies() {
-        let named = rule(Scope::Forwarded, &["eth0", "gone"], Source::Host);
+        let mut named = rule(Scope::Forwarded, &["eth0", "gone"], Source::Host);
         assert_eq!(hooks(named.clone()), [(2, Ingress), (2, Egress)]);
-        let dispensable = |rule: Rule| surroundings().plan(&[rule]).dispensable;
-        assert_eq!(dispensable(named.clone()), [(2, Egress)].into());
-        assert_eq!(dispensable(Rule { protocols: Protocols::Both, ..named.clone() }), [].into());
-        let plan = surroundings().plan(&[Rule { accept: Accept::Auto, ..named }]);
+        let dispensable = |rule: &Rule| surroundings().plan([rule]).dispensable;
+        assert_eq!(dispensable(&named), [(2, Egress)].into());
+        named.treatment.accept = Accept::Auto;
+        let plan = surroundings().plan(&[named.clone()]);
         assert_eq!(
             plan.hooks,
             [(1, Ingress), (2, Ingress), (2, Egress)].into(),
             "what was held comes in by way of lo"
         );
         assert_eq!(plan.delivering, ["eth0".to_owned()].into(), "and is not delivered from there");
+        named.selector.reach.protocols = Protocols::Both;
+        assert_eq!(dispensable(&named), [].into());
         let both = [(2, Ingress), (2, Egress), (3, Ingress), (3, Egress)];
         assert_eq!(
             hooks(rule(Scope::Forwarded, &["eth0"], Source::Client)),
@@ -433,7 +435,9 @@ mod tests {
     fn an_upstream_that_is_given_may_answer_from_anywhere() {
         let upstream = |scope| {
             let action = Action::Upstream("192.0.2.1:1".parse().unwrap());
-            hooks(Rule { action, ..rule(scope, &["eth0"], Source::Client) })
+            let mut rule = rule(scope, &["eth0"], Source::Client);
+            rule.treatment.action = action;
+            hooks(rule)
         };
         let everywhere = [(1, Ingress), (2, Ingress), (2, Egress), (3, Ingress), (3, Egress)];
         assert_eq!(upstream(Scope::Forwarded), everywhere);
@@ -443,7 +447,9 @@ mod tests {
     #[test]
     fn udp_flows_that_leave_are_seen() {
         let both = |scope, interfaces| {
-            hooks(Rule { protocols: Protocols::Both, ..rule(scope, interfaces, Source::Host) })
+            let mut rule = rule(scope, interfaces, Source::Host);
+            rule.selector.reach.protocols = Protocols::Both;
+            hooks(rule)
         };
         assert_eq!(both(Scope::Forwarded, &["eth0"]), [(2, Ingress), (2, Egress)]);
         assert_eq!(both(Scope::Inbound, &[]), [(2, Egress), (3, Egress)]);

@@ -23,7 +23,7 @@ use tproxy_common::{
     rule::{ActionKind, RuleIndex, RuleSet, Scope, SetId},
 };
 
-use crate::config::{Accept, Action, Rule};
+use crate::config::{Accept, Action, Claim, Reach, Rule, Treatment};
 
 /// One generation of the rules, compiled. Its [`Lookups`] give the answers that the datapath gives from its maps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,13 +64,14 @@ pub struct Extent {
 impl Extent {
     /// That of these rules.
     #[must_use]
-    pub fn of(rules: &[Rule]) -> Self {
+    pub fn of<'a>(rules: impl IntoIterator<Item: Into<Claim<'a>>>) -> Self {
         let mut extent = Self::default();
-        for rule in rules {
-            let protocols = Protocol::ALL.into_iter().filter(|protocol| rule.protocols.include(*protocol));
-            extent.scopes |= protocols.map(|protocol| scope_bit(rule.scope, protocol)).sum::<u32>();
-            extent.spoofs_datagrams |=
-                rule.scope == Scope::Forwarded && rule.protocols.include(Protocol::Udp) && rule.is_spoofed();
+        for Claim { reach, treatment } in rules.into_iter().map(Into::into) {
+            let protocols = Protocol::ALL.into_iter().filter(|protocol| reach.protocols.include(*protocol));
+            extent.scopes |= protocols.map(|protocol| scope_bit(reach.scope, protocol)).sum::<u32>();
+            extent.spoofs_datagrams |= reach.scope == Scope::Forwarded
+                && reach.protocols.include(Protocol::Udp)
+                && treatment.is_spoofed();
         }
         extent
     }
@@ -91,32 +92,41 @@ impl Compiled {
     #[must_use]
     pub fn new(
         rules: &[Rule],
-        interfaces: impl Fn(&Rule) -> Option<BTreeSet<u32>>,
+        interfaces: impl Fn(&Reach) -> Option<BTreeSet<u32>>,
         cgroups: &[Vec<Cgroup>],
     ) -> Self {
-        let indexed = || rules.iter().enumerate().map(|(index, rule)| (index as RuleIndex, rule));
+        let selectors = || (0..).zip(rules.iter().map(|rule| &rule.selector));
         let mut sets = Sets::new();
-        sets.fix(Unrestricted::Port as SetId, select(indexed(), |rule| rule.ports.is_any()));
-        sets.fix(Unrestricted::Interface as SetId, select(indexed(), |rule| interfaces(rule).is_none()));
-        sets.fix(Unrestricted::Uid as SetId, select(indexed(), |rule| rule.uids.is_empty()));
-        sets.fix(Unrestricted::Cgroup as SetId, select(indexed(), |rule| rule.cgroups.is_empty()));
+        sets.fix(Unrestricted::Port as SetId, select(rules, |rule| rule.selector.ports.is_any()));
+        sets.fix(
+            Unrestricted::Interface as SetId,
+            select(rules, |rule| interfaces(&rule.selector.reach).is_none()),
+        );
+        sets.fix(Unrestricted::Uid as SetId, select(rules, |rule| rule.selector.uids.is_empty()));
+        sets.fix(Unrestricted::Cgroup as SetId, select(rules, |rule| rule.selector.cgroups.is_empty()));
         for (scope, protocol) in scopes_and_protocols() {
-            let is_about = |rule: &Rule| rule.scope == scope && rule.protocols.include(protocol);
-            sets.fix(scope_set(scope, protocol), select(indexed(), is_about));
+            let is_about =
+                |Reach { scope: of, protocols, .. }: &Reach| *of == scope && protocols.include(protocol);
+            sets.fix(scope_set(scope, protocol), select(rules, |rule| is_about(&rule.selector.reach)));
         }
-        sets.fix(STRICT_SET, select(indexed(), |rule| is_strict(&rule.action)));
-        let limited = indexed().flat_map(|(index, rule)| {
-            interfaces(rule).into_iter().flatten().map(move |ifindex| (ifindex, index))
+        sets.fix(STRICT_SET, select(rules, |rule| is_strict(&rule.treatment.action)));
+        let limited = selectors().flat_map(|(index, selector)| {
+            interfaces(&selector.reach).into_iter().flatten().map(move |ifindex| (ifindex, index))
         });
-        let uids = indexed().flat_map(|(index, rule)| rule.uids.iter().map(move |uid| (*uid, index)));
+        let uids =
+            selectors().flat_map(|(index, selector)| selector.uids.iter().map(move |uid| (*uid, index)));
         Self {
-            sources: prefixes::compile(rules, |rule| (&rule.from, None), &mut sets),
-            destinations: prefixes::compile(rules, |rule| (&rule.to, Some(&rule.except)), &mut sets),
+            sources: prefixes::compile(rules, |selector| (&selector.from, None), &mut sets),
+            destinations: prefixes::compile(
+                rules,
+                |selector| (&selector.to, Some(&selector.except)),
+                &mut sets,
+            ),
             ports: ports::compile(rules, &mut sets),
             interfaces: by_value(limited, Unrestricted::Interface, &mut sets),
             uids: by_value(uids, Unrestricted::Uid, &mut sets),
             cgroups: cgroup::compile(cgroups, &mut sets),
-            actions: rules.iter().map(kind).collect(),
+            actions: rules.iter().map(|rule| kind(&rule.treatment)).collect(),
             names: rules.iter().map(|rule| Arc::clone(&rule.name)).collect(),
             extent: Extent::of(rules),
             tcp_ports: tcp_ports(rules),
@@ -137,15 +147,15 @@ impl Compiled {
 
 fn tcp_ports(rules: &[Rule]) -> Box<PortBits> {
     let mut bits = Box::new(PortBits::NONE);
-    for rule in rules.iter().filter(|rule| rule.protocols.include(Protocol::Tcp)) {
-        if rule.ports.is_any() {
+    for rule in rules.iter().filter(|rule| rule.selector.reach.protocols.include(Protocol::Tcp)) {
+        if rule.selector.ports.is_any() {
             *bits = PortBits::ALL;
         }
-        let upstream = match rule.action {
+        let upstream = match rule.treatment.action {
             Action::Upstream(address) => Some(address.port()),
             _ => None,
         };
-        rule.ports.iter().cloned().flatten().chain(upstream).for_each(|port| bits.add(port));
+        rule.selector.ports.iter().cloned().flatten().chain(upstream).for_each(|port| bits.add(port));
     }
     bits
 }
@@ -154,9 +164,9 @@ fn scopes_and_protocols() -> impl Iterator<Item = (Scope, Protocol)> {
     Scope::ALL.into_iter().flat_map(|scope| Protocol::ALL.map(|protocol| (scope, protocol)))
 }
 
-/// What the datapath does for a rule's action.
-const fn kind(rule: &Rule) -> ActionKind {
-    match (&rule.action, rule.accept) {
+/// What the datapath does with the flows of a rule.
+const fn kind(treatment: &Treatment) -> ActionKind {
+    match (&treatment.action, treatment.accept) {
         (Action::Direct, Accept::Auto) => ActionKind::SteerReached,
         (Action::Direct | Action::Upstream(_), Accept::AfterConnect) => ActionKind::SteerConnected,
         (Action::Direct | Action::Upstream(_) | Action::Respond(_) | Action::HandOver(_), _) => {
@@ -178,14 +188,10 @@ const fn is_strict(action: &Action) -> bool {
     }
 }
 
-fn select<'a>(
-    rules: impl Iterator<Item = (RuleIndex, &'a Rule)>,
-    satisfied: impl Fn(&Rule) -> bool,
-) -> RuleSet {
-    rules.filter(|(_, rule)| satisfied(rule)).fold(RuleSet::EMPTY, |mut set, (index, _)| {
-        set.insert(index);
-        set
-    })
+fn select(rules: &[Rule], satisfied: impl Fn(&Rule) -> bool) -> RuleSet {
+    let mut set = RuleSet::EMPTY;
+    (0..).zip(rules).filter(|(_, rule)| satisfied(rule)).for_each(|(index, _)| set.insert(index));
+    set
 }
 
 /// A table for values that are matched exactly: rules that name the value, and those that do not care.

@@ -8,8 +8,9 @@ use std::{
 };
 
 use crate::{
-    config::{Action, Rule, Scope, Source},
+    config::{Action, Scope, Source},
     flow::ClientAddr,
+    generation::KeptRule,
     socket::UpstreamSource,
 };
 
@@ -37,13 +38,13 @@ pub(crate) enum Sources {
 }
 
 impl Sources {
-    pub(crate) fn of(rule: &Rule, client: ClientAddr) -> Self {
-        if let Some(source) = rule.egress.source {
+    pub(crate) fn of(rule: &KeptRule, client: ClientAddr) -> Self {
+        if let Some(source) = rule.treatment.egress.source {
             return Self::One(UpstreamSource::Own(source));
         }
-        match (rule.source, rule.scope) {
+        match (rule.treatment.source, rule.reach.scope) {
             // Rules of routing may go by it.
-            (Source::Host, Scope::Outbound) if rule.action == Action::Direct => Self::Own(client),
+            (Source::Host, Scope::Outbound) if rule.treatment.action == Action::Direct => Self::Own(client),
             (Source::Host, _) => Self::One(UpstreamSource::Host),
             (_, Scope::Inbound) => Self::Mirrored { client, tries_left: PORTS_TRIED },
             (Source::Client, _) => Self::One(UpstreamSource::Client(client.0.ip())),

@@ -19,9 +19,10 @@ use tokio::sync::watch;
 use tproxy_common::{abi::Origin, flow::Protocol};
 
 use crate::{
-    config::{Action, Rule, RuleEgress, Scope},
+    config::{Action, RuleEgress, Scope},
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    generation::KeptRule,
     host::{
         links,
         policy::{Discernment, uid_for},
@@ -130,28 +131,28 @@ impl Ways {
     ///
     /// # Errors
     /// What the client would have been told: routing has no way for its packets, or one that refuses them.
-    pub(crate) fn egress(&mut self, rule: &Rule, first: &First<'_>) -> io::Result<Egress> {
+    pub(crate) fn egress(&mut self, rule: &KeptRule, first: &First<'_>) -> io::Result<Egress> {
         let First { origin, .. } = *first;
-        let is_direct = rule.action == Action::Direct;
+        let is_direct = rule.treatment.action == Action::Direct;
         // A sender bound to `lo` has chosen how its packets get to us.
         let device = NonZeroU32::new(origin.device).filter(|device| device.get() != LOOPBACK && is_direct);
-        let uid = (rule.scope == Scope::Outbound).then_some(origin.uid);
+        let uid = (rule.reach.scope == Scope::Outbound).then_some(origin.uid);
         let own = Egress { mark: self.mark, bits: origin.mark, uid, device };
-        if rule.egress.chooses() {
+        if rule.treatment.egress.chooses() {
             return self.chosen(rule, first, own);
         }
         // An upstream that is given is reached as any process of this host reaches it.
         if !is_direct {
             return Ok(own);
         }
-        let table = self.table(rule.scope, first, device)?;
+        let table = self.table(rule.reach.scope, first, device)?;
         Ok(Egress { uid: table.and_then(uid_for).or(uid), ..own })
     }
 
     /// The way that a rule chooses.
-    fn chosen(&mut self, rule: &Rule, first: &First<'_>, own: Egress) -> io::Result<Egress> {
+    fn chosen(&mut self, rule: &KeptRule, first: &First<'_>, own: Egress) -> io::Result<Egress> {
         self.catch_up();
-        let RuleEgress { interface, mark, source } = &rule.egress;
+        let RuleEgress { interface, mark, source } = &rule.treatment.egress;
         let bits = mark.map_or(own.bits, |mark| mark.over(own.bits));
         let device = match interface {
             Some(name) => Some(links::index_of(name).ok_or_else(|| {
@@ -160,7 +161,7 @@ impl Ways {
             })?),
             None => own.device,
         };
-        let to = match rule.action {
+        let to = match rule.treatment.action {
             Action::Upstream(upstream) => upstream,
             _ => first.dst.0,
         };

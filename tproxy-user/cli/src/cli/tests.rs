@@ -26,8 +26,8 @@ fn the_documented_commands_are_accepted() {
     )
     .unwrap()
     .rules[0];
-    assert_eq!(rule.ports.own, [80..=80, 443..=443, 8000..=8999]);
-    assert_eq!(rule.to.own, ["8.8.8.8/32".parse().unwrap()]);
+    assert_eq!(rule.selector.ports.own, [80..=80, 443..=443, 8000..=8999]);
+    assert_eq!(rule.selector.to.own, ["8.8.8.8/32".parse().unwrap()]);
 }
 
 #[test]

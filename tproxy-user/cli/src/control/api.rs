@@ -9,8 +9,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tproxy::{
-    config,
     flows::{FlowProtocol, FlowScope, LiveFlow, ShownFlow},
+    generation::KeptRule,
     host::{Direction, InstanceName},
     instance::Look,
 };
@@ -226,15 +226,15 @@ impl Rule {
         for flow in live {
             *by_name.entry(&flow.selection().rule).or_default() += 1;
         }
-        let shown = |rule: &config::Rule| Self {
+        let shown = |rule: &KeptRule| Self {
             name: rule.name.as_ref().to_owned(),
-            scope: rule.scope.into(),
+            scope: rule.reach.scope.into(),
             protocols: Protocol::ALL
                 .into_iter()
-                .filter(|protocol| rule.protocols.include(*protocol))
+                .filter(|protocol| rule.reach.protocols.include(*protocol))
                 .map(FlowProtocol::from)
                 .collect(),
-            action: rule.action.to_string(),
+            action: rule.treatment.action.to_string(),
             hits: look.hits.get(&rule.name).copied().unwrap_or_default(),
             live: by_name.get(&*rule.name).copied().unwrap_or_default(),
         };

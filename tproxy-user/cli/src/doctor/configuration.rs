@@ -42,11 +42,12 @@ fn interfaces(config: &Config) -> Vec<Finding> {
     };
     let surroundings = Surroundings { links, ..Surroundings::default() };
     let addressed = links::addressed().unwrap_or_default();
-    let misnamed = config.rules.iter().filter_map(|rule| surroundings.misnamed(rule, &addressed));
+    let reaches = || config.rules.iter().map(|rule| &rule.selector.reach);
+    let misnamed = reaches().filter_map(|reach| surroundings.misnamed(reach, &addressed));
     let misnamed = misnamed.map(|misnamed| {
         Finding::fail(CHECK, misnamed.to_string(), NO_START, "name that one in the rule's interfaces")
     });
-    let mut named: Vec<_> = config.rules.iter().flat_map(|rule| &rule.interfaces).collect();
+    let mut named: Vec<_> = reaches().flat_map(|reach| &reach.interfaces).collect();
     named.sort_unstable();
     named.dedup();
     let look = |name: &String| match surroundings.links.iter().find(|link| names(name, link)) {
@@ -69,7 +70,7 @@ fn interfaces(config: &Config) -> Vec<Finding> {
 
 fn cgroups(config: &Config) -> Vec<Finding> {
     const CHECK: &str = "cgroups";
-    let mut paths: Vec<_> = config.rules.iter().flat_map(|rule| &rule.cgroups).collect();
+    let mut paths: Vec<_> = config.rules.iter().flat_map(|rule| &rule.selector.cgroups).collect();
     paths.sort_unstable();
     paths.dedup();
     let look = |path: &PathBuf| match Cgroup::find(path) {

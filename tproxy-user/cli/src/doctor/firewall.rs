@@ -253,7 +253,7 @@ const REPEAT: &str = "have tproxy discard the same, by a rule before the others 
 pub(super) fn examine(mark: Mark, config: Option<&Config>) -> Vec<Finding> {
     let steered = config.map_or_else(|| Steered::on_this_host(mark), Steered::by);
     let (mut obstacles, unread) = obstacles(View { mark, steered: steered.packets() });
-    let keeps_port = |rule: &Rule| rule.is_spoofed() && rule.source == Source::ClientPort;
+    let keeps_port = |rule: &Rule| rule.treatment.is_spoofed() && rule.treatment.source == Source::ClientPort;
     if config.is_some_and(|config| !config.rules.iter().any(keeps_port)) {
         obstacles.retain(|found| found.kind != Kind::DiscardsInvalid);
     }

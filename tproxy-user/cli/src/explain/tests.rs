@@ -1,6 +1,9 @@
 use clap::Parser as _;
 use proptest::prelude::*;
-use tproxy::{config::Action, host::links::Layer};
+use tproxy::{
+    config::{Action, Reach, Selector},
+    host::links::Layer,
+};
 
 use super::*;
 use crate::cli::{Cli, Command, one_line};
@@ -58,15 +61,13 @@ fn mistakes_are_named_on_one_line_with_a_remedy() {
 }
 
 fn rules() -> Vec<Rule> {
-    let web = Rule {
-        interfaces: vec!["eth1".into()],
+    let reach = Reach { interfaces: vec!["eth1".into()], ..Scope::Forwarded.into() };
+    let web = Selector {
         ports: vec![443..=443].into(),
         except: vec!["8.8.4.4/32".parse().unwrap()].into(),
-        ..Rule::new("web", Scope::Forwarded, Action::Direct)
+        ..reach.clone().into()
     };
-    let rest =
-        Rule { interfaces: vec!["eth1".into()], ..Rule::new("rest", Scope::Forwarded, Action::Reject) };
-    vec![web, rest]
+    vec![Rule::new("web", web, Action::Direct), Rule::new("rest", reach, Action::Reject)]
 }
 
 fn verdict(line: &str) -> Explanation {

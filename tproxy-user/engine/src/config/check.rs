@@ -103,7 +103,8 @@ pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> 
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = draft.workers.unwrap_or(cpus).min(MAX_WORKERS as usize);
     let rules: Vec<_> = rules.into_iter().flatten().collect();
-    let sessions = if rules.iter().any(|rule| rule.protocols.include(Protocol::Udp)) { total } else { 0 };
+    let sessions =
+        if rules.iter().any(|rule| rule.selector.reach.protocols.include(Protocol::Udp)) { total } else { 0 };
     let connections = draft.limits.connections.unwrap_or_else(|| default_connections(workers, sessions));
     let per_client = draft.limits.connections_per_client.unwrap_or_else(default_connections_per_client);
     Ok(Config {
@@ -265,12 +266,12 @@ impl Check {
         }
         let rules = || rules.iter().flatten();
         let prefixes = "prefixes";
-        self.capacity(prefixes, &["from"], MOST_PREFIXES, lists(rules().map(|rule| &rule.from)));
-        let destinations = lists(rules().flat_map(|rule| [&rule.to, &rule.except]));
+        self.capacity(prefixes, &["from"], MOST_PREFIXES, lists(rules().map(|rule| &rule.selector.from)));
+        let destinations = lists(rules().flat_map(|rule| [&rule.selector.to, &rule.selector.except]));
         self.capacity(prefixes, &["to", "except"], MOST_PREFIXES, destinations);
-        let uids = rules().map(|rule| &rule.uids[..]);
+        let uids = rules().map(|rule| &rule.selector.uids[..]);
         self.capacity("user ids", &["uid"], MOST_SENDERS, uids);
-        self.capacity("cgroups", &["cgroup"], MOST_SENDERS, rules().map(|rule| &rule.cgroups[..]));
+        self.capacity("cgroups", &["cgroup"], MOST_SENDERS, rules().map(|rule| &rule.selector.cgroups[..]));
     }
 
     fn capacity<'a, T: Hash + Eq + 'a>(

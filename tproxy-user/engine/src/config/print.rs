@@ -5,10 +5,11 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use super::{
-    Config, Firewall, Listed, NamedSet, Rule, Scope,
+    Config, Firewall, Listed, NamedSet, Rule, Scope, Selector, Treatment,
     draft::{Draft, DraftRule, Limits, Members, Sets, by_name},
     values::{Item, Text},
 };
@@ -32,15 +33,15 @@ impl Config {
     /// How much it is, on one line.
     #[must_use]
     pub fn summary(&self) -> String {
-        let of = |scope| self.rules.iter().filter(|rule| rule.scope == scope).count();
+        let of = |scope| self.rules.iter().filter(|rule| rule.selector.reach.scope == scope).count();
         let scopes =
             [(Scope::Forwarded, "forwarded"), (Scope::Outbound, "outbound"), (Scope::Inbound, "inbound")]
                 .map(|(scope, name)| (of(scope), name));
         let scopes = scopes.iter().filter(|(count, _)| *count > 0);
         let scopes: Vec<_> = scopes.map(|(count, name)| format!("{count} {name}")).collect();
-        let rules = || self.rules.iter();
-        let prefixes = count(rules().flat_map(|rule| [&rule.from, &rule.to, &rule.except]));
-        let ports = count(rules().map(|rule| &rule.ports));
+        let selectors = || self.rules.iter().map(|rule| &rule.selector);
+        let prefixes = count(selectors().flat_map(prefixes));
+        let ports = count(selectors().map(|selector| &selector.ports));
         let (rules, scopes) = (self.rules.len(), scopes.join(", "));
         format!("nothing is wrong: rules={rules} ({scopes}) prefixes={prefixes} ports={ports}")
     }
@@ -55,6 +56,7 @@ pub fn schema() -> String {
 impl From<&Config> for Draft {
     fn from(config: &Config) -> Self {
         let rules = || config.rules.iter();
+        let selectors = || rules().map(|rule| &rule.selector);
         Self {
             name: config.name.clone(),
             metrics: config.metrics,
@@ -73,8 +75,8 @@ impl From<&Config> for Draft {
                 connections_per_client: Some(config.connections.per_client),
             },
             sets: Sets {
-                prefixes: used(rules().flat_map(|rule| [&rule.from, &rule.to, &rule.except])),
-                ports: used(rules().map(|rule| &rule.ports)),
+                prefixes: used(selectors().flat_map(prefixes)),
+                ports: used(selectors().map(|selector| &selector.ports)),
             },
             rules: rules().map(DraftRule::from).collect(),
         }
@@ -83,26 +85,32 @@ impl From<&Config> for Draft {
 
 impl From<&Rule> for DraftRule {
     fn from(rule: &Rule) -> Self {
+        let Rule { name, selector, treatment } = rule;
+        let Treatment { action, source, egress, nat, accept, timeouts, limits } = treatment.clone();
         Self {
-            name: Some(rule.name.to_string()),
-            scope: Some(rule.scope.into()),
-            protocol: rule.protocols,
-            interfaces: rule.interfaces.clone(),
-            to: items(&rule.to),
-            from: items(&rule.from),
-            except: items(&rule.except),
-            ports: items(&rule.ports),
-            uid: rule.uids.clone(),
-            cgroup: rule.cgroups.clone(),
-            action: Some(rule.action.clone()),
-            source: rule.source,
-            egress: rule.egress.clone(),
-            nat: rule.nat,
-            accept: rule.accept,
-            timeouts: rule.timeouts,
-            limits: rule.limits,
+            name: Some(name.to_string()),
+            scope: Some(selector.reach.scope.into()),
+            protocol: selector.reach.protocols,
+            interfaces: selector.reach.interfaces.clone(),
+            to: items(&selector.to),
+            from: items(&selector.from),
+            except: items(&selector.except),
+            ports: items(&selector.ports),
+            uid: selector.uids.clone(),
+            cgroup: selector.cgroups.clone(),
+            action: Some(action),
+            source,
+            egress,
+            nat,
+            accept,
+            timeouts,
+            limits,
         }
     }
+}
+
+fn prefixes(selector: &Selector) -> [&Listed<IpNet>; 3] {
+    [&selector.from, &selector.to, &selector.except]
 }
 
 /// Values that rules list, those of a set once.

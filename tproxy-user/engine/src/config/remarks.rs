@@ -9,7 +9,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tproxy_common::rule::Scope;
 
-use super::{Action, Config, Listed, Protocols, Rule};
+use super::{Action, Config, Listed, Protocols, Reach, Rule, Selector};
 use crate::{
     host::local_table::LocalTable,
     policy::{is_nameable, roots},
@@ -27,8 +27,9 @@ impl Config {
     pub fn remarks(&self) -> Vec<String> {
         let mut remarks = Vec::new();
         for (index, rule) in self.rules.iter().enumerate() {
-            let remark = about_addresses(rule).or_else(|| {
-                let before = self.rules[..index].iter().find(|before| covers(before, rule))?;
+            let remark = about_addresses(&rule.selector).or_else(|| {
+                let before =
+                    self.rules[..index].iter().find(|before| covers(&before.selector, &rule.selector))?;
                 Some(format!("it can never match, since rule '{}' before it takes all of it", before.name))
             });
             remarks.extend(remark.map(|remark| format!("rule '{}': {remark}", rule.name)));
@@ -43,11 +44,15 @@ impl Config {
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let of_rule = |rule: &Rule| {
-            let noted = rule.to.iter().filter_map(|net| Some(format!("{net} {}", why_noted(rule, net)?)));
+            let noted = rule
+                .selector
+                .to
+                .iter()
+                .filter_map(|net| Some(format!("{net} {}", why_noted(&rule.selector, net)?)));
             let noted: Vec<_> = noted.take(NAMED).collect();
             (!noted.is_empty()).then(|| format!("rule '{}' takes {}", rule.name, noted.join("; ")))
         };
-        self.rules.iter().filter(|rule| rule.action != Action::Pass).filter_map(of_rule).collect()
+        self.rules.iter().filter(|rule| rule.treatment.action != Action::Pass).filter_map(of_rule).collect()
     }
 
     /// The same as [`Self::remarks`], also for what depends on which addresses are this host's own; without that where they cannot be read.
@@ -61,7 +66,9 @@ impl Config {
     /// Those that depend on which addresses are this host's own.
     #[must_use]
     pub(super) fn remarks_here(&self, own: &[IpNet]) -> Vec<String> {
-        let remark = |rule: &Rule| Some(format!("rule '{}': {}", rule.name, about_own_addresses(rule, own)?));
+        let remark = |rule: &Rule| {
+            Some(format!("rule '{}': {}", rule.name, about_own_addresses(&rule.selector, own)?))
+        };
         self.rules
             .iter()
             .filter_map(remark)
@@ -70,44 +77,44 @@ impl Config {
     }
 }
 
-fn about_addresses(rule: &Rule) -> Option<String> {
+fn about_addresses(selector: &Selector) -> Option<String> {
     for (key, empty) in [
-        ("to", matches_nothing(&rule.to)),
-        ("from", matches_nothing(&rule.from)),
-        ("ports", matches_nothing(&rule.ports)),
+        ("to", matches_nothing(&selector.to)),
+        ("from", matches_nothing(&selector.from)),
+        ("ports", matches_nothing(&selector.ports)),
     ] {
         if empty {
             return Some(format!("it can never match while the sets in its {key} have no members"));
         }
     }
     // No exception leaves nothing out; of other lists, nothing listed is any.
-    if !rule.except.is_any() && is_within(&rule.to, &rule.except) {
+    if !selector.except.is_any() && is_within(&selector.to, &selector.except) {
         return Some("it can never match, since except leaves out all of its to".to_owned());
     }
-    let to = Never::among(&rule.to, |net| why_never_to(rule, net));
-    let from = Never::among(&rule.from, |net| why_never_from(rule, net));
+    let to = Never::among(&selector.to, |net| why_never_to(selector, net));
+    let from = Never::among(&selector.from, |net| why_never_from(selector, net));
     to.map(|never| never.says("to")).or_else(|| from.map(|never| never.says("from")))
 }
 
 fn about_source(rule: &Rule, own: &[IpNet]) -> Option<String> {
-    let source = rule.egress.source.filter(|source| !own.iter().any(|own| own.contains(source)))?;
+    let source = rule.treatment.egress.source.filter(|source| !own.iter().any(|own| own.contains(source)))?;
     let name = &rule.name;
     Some(format!(
         "rule '{name}': {source} (egress.source) is none of this host's addresses: what it selects fails until it is"
     ))
 }
 
-fn about_own_addresses(rule: &Rule, own: &[IpNet]) -> Option<String> {
+fn about_own_addresses(selector: &Selector, own: &[IpNet]) -> Option<String> {
     let is_own = |net: &IpNet| own.iter().any(|own| own.contains(net));
     let has_own = |net: &IpNet| own.iter().any(|own| own.contains(net) || net.contains(own));
     let not_a_client = "is this host's own, and this host is no client in this scope";
-    let to = Never::among(&rule.to, |net| match rule.scope {
+    let to = Never::among(&selector.to, |net| match selector.reach.scope {
         Scope::Inbound => (!has_own(net)).then_some("is not this host's own, as scope inbound wants"),
         Scope::Forwarded | Scope::Outbound => {
             is_own(net).then_some("is this host's own, which only scope inbound takes")
         }
     });
-    let from = Never::among(&rule.from, |net| match rule.scope {
+    let from = Never::among(&selector.from, |net| match selector.reach.scope {
         Scope::Outbound => None,
         Scope::Forwarded | Scope::Inbound => is_own(net).then_some(not_a_client),
     });
@@ -166,7 +173,7 @@ fn is_loopback(net: &IpNet) -> bool {
     net4(127, 0, 8).contains(net) || loopback6.contains(net)
 }
 
-fn why_never_to(rule: &Rule, net: &IpNet) -> Option<&'static str> {
+fn why_never_to(selector: &Selector, net: &IpNet) -> Option<&'static str> {
     if let Some(why) = why_special(net) {
         return Some(why);
     }
@@ -177,11 +184,11 @@ fn why_never_to(rule: &Rule, net: &IpNet) -> Option<&'static str> {
         return Some("is link-local, and never intercepted unless a rule names the host itself");
     }
     let is_neighbour = net6(0xfe80, 10).contains(net);
-    (is_neighbour && rule.scope == Scope::Forwarded).then_some("is link-local, and never forwarded")
+    (is_neighbour && selector.reach.scope == Scope::Forwarded).then_some("is link-local, and never forwarded")
 }
 
-fn why_noted(rule: &Rule, net: &IpNet) -> Option<&'static str> {
-    if why_never_to(rule, net).is_some() {
+fn why_noted(selector: &Selector, net: &IpNet) -> Option<&'static str> {
+    if why_never_to(selector, net).is_some() {
         return None;
     }
     if net4(240, 0, 4).contains(net) {
@@ -194,9 +201,9 @@ fn why_noted(rule: &Rule, net: &IpNet) -> Option<&'static str> {
         .then_some("(link-local: a rule that does not name it never takes it)")
 }
 
-fn why_never_from(rule: &Rule, net: &IpNet) -> Option<&'static str> {
+fn why_never_from(selector: &Selector, net: &IpNet) -> Option<&'static str> {
     why_special(net).or_else(|| {
-        let foreign = is_loopback(net) && rule.scope != Scope::Outbound;
+        let foreign = is_loopback(net) && selector.reach.scope != Scope::Outbound;
         foreign.then_some("is loopback, and never comes from elsewhere")
     })
 }
@@ -205,19 +212,22 @@ fn matches_nothing<T>(listed: &Listed<T>) -> bool {
     !listed.is_any() && listed.iter().next().is_none()
 }
 
-/// Whether `before` selects whatever `rule` does. It may say no where that takes long to find out.
-fn covers(before: &Rule, rule: &Rule) -> bool {
-    let about_the_same = before.scope == rule.scope
-        && (before.protocols == rule.protocols || before.protocols == Protocols::Both);
-    about_the_same
-        && holds_all(&before.interfaces, &rule.interfaces)
-        && holds_all(&before.uids, &rule.uids)
-        && holds_all(&before.cgroups, &rule.cgroups)
-        && ports_hold(before, rule)
-        && is_within(&rule.from, &before.from)
-        && is_within(&rule.to, &before.to)
+/// Whether `before` selects whatever `selector` does. It may say no where that takes long to find out.
+fn covers(before: &Selector, selector: &Selector) -> bool {
+    reaches(&before.reach, &selector.reach)
+        && holds_all(&before.uids, &selector.uids)
+        && holds_all(&before.cgroups, &selector.cgroups)
+        && ports_hold(before, selector)
+        && is_within(&selector.from, &before.from)
+        && is_within(&selector.to, &before.to)
         // What both leave out is none of the matter.
-        && (before.except.is_any() || before.except == rule.except)
+        && (before.except.is_any() || before.except == selector.except)
+}
+
+fn reaches(before: &Reach, reach: &Reach) -> bool {
+    before.scope == reach.scope
+        && (before.protocols == reach.protocols || before.protocols == Protocols::Both)
+        && holds_all(&before.interfaces, &reach.interfaces)
 }
 
 /// Nothing listed is any.
@@ -225,11 +235,11 @@ fn holds_all<T: PartialEq>(list: &[T], other: &[T]) -> bool {
     list.is_empty() || !other.is_empty() && other.iter().all(|one| list.contains(one))
 }
 
-fn ports_hold(before: &Rule, rule: &Rule) -> bool {
+fn ports_hold(before: &Selector, selector: &Selector) -> bool {
     let holds = |ports: &RangeInclusive<u16>| {
         before.ports.iter().any(|held| held.contains(ports.start()) && held.contains(ports.end()))
     };
-    before.ports.is_any() || !rule.ports.is_any() && rule.ports.iter().all(holds)
+    before.ports.is_any() || !selector.ports.is_any() && selector.ports.iter().all(holds)
 }
 
 /// Whether each address of `inner` is in `outer`; nothing listed is any.

@@ -6,11 +6,13 @@ mod printed;
 mod remarks;
 mod shipped;
 
-use std::{fs, path::PathBuf};
+use std::{fs, num::NonZeroUsize, path::PathBuf};
 
+use ipnet::IpNet;
 use tproxy_netns::random_suffix;
 
 use super::*;
+use crate::mark::Bits;
 
 /// Where no file of a set is.
 const FILE: &str = "tproxy.toml";
@@ -103,23 +105,32 @@ fn a_rule_is_what_its_keys_say() {
     };
     assert_eq!(config.timeouts, timeouts);
     assert_eq!(config.sessions, SessionLimits { total: 100, per_client: 7 });
-    assert_eq!((&*first.name, first.scope, first.protocols), ("first", Scope::Outbound, Protocols::Tcp));
-    assert_eq!(first.interfaces, ["eth0", "tun0"]);
-    assert_eq!(first.from.own, ["10.0.0.0/8".parse().unwrap()]);
-    assert_eq!(first.to.own.len(), 4);
-    assert_eq!(first.except.own, ["192.0.2.0/28".parse().unwrap()]);
-    assert_eq!(first.ports.own, [80..=80, 443..=443, 8000..=8999]);
-    assert_eq!((&first.uids[..], &first.cgroups[..]), (&[0, 1000][..], &["/system.slice".into()][..]));
-    assert_eq!(first.action, Action::Upstream("[2001:db8::1]:8443".parse().unwrap()));
     assert_eq!(
-        first.timeouts,
+        (&*first.name, first.selector.reach.scope, first.selector.reach.protocols),
+        ("first", Scope::Outbound, Protocols::Tcp)
+    );
+    assert_eq!(first.selector.reach.interfaces, ["eth0", "tun0"]);
+    assert_eq!(first.selector.from.own, ["10.0.0.0/8".parse().unwrap()]);
+    assert_eq!(first.selector.to.own.len(), 4);
+    assert_eq!(first.selector.except.own, ["192.0.2.0/28".parse().unwrap()]);
+    assert_eq!(first.selector.ports.own, [80..=80, 443..=443, 8000..=8999]);
+    assert_eq!(
+        (&first.selector.uids[..], &first.selector.cgroups[..]),
+        (&[0, 1000][..], &["/system.slice".into()][..])
+    );
+    assert_eq!(first.treatment.action, Action::Upstream("[2001:db8::1]:8443".parse().unwrap()));
+    assert_eq!(
+        first.treatment.timeouts,
         RuleTimeouts { connect: Some(seconds(2)), idle: Some(seconds(3600)), keepalive: None }
     );
-    assert_eq!(first.limits.connections, NonZeroUsize::new(12));
-    assert_eq!((&*second.name, second.source), ("rule-1", Source::ClientPort));
-    assert_eq!((second.protocols, second.nat), (Protocols::Udp, Nat::PerDestination));
-    assert_eq!(second.timeouts, RuleTimeouts::default());
-    assert_eq!(second.limits, RuleLimits::default());
+    assert_eq!(first.treatment.limits.connections, NonZeroUsize::new(12));
+    assert_eq!((&*second.name, second.treatment.source), ("rule-1", Source::ClientPort));
+    assert_eq!(
+        (second.selector.reach.protocols, second.treatment.nat),
+        (Protocols::Udp, Nat::PerDestination)
+    );
+    assert_eq!(second.treatment.timeouts, RuleTimeouts::default());
+    assert_eq!(second.treatment.limits, RuleLimits::default());
 }
 
 #[test]
@@ -155,10 +166,10 @@ fn sets_are_shared_and_may_be_elsewhere() {
     );
     let config = load(&file).unwrap();
     let [first, second] = &config.rules[..] else { panic!("{config:?}") };
-    let all: Vec<_> = first.from.iter().map(ToString::to_string).collect();
+    let all: Vec<_> = first.selector.from.iter().map(ToString::to_string).collect();
     assert_eq!(all, ["192.0.2.0/24", "10.0.0.0/8", "2001:db8::1/128"]);
-    assert_eq!(first.ports.iter().cloned().collect::<Vec<_>>(), [443..=443, 80..=80, 8000..=8999]);
-    assert!(Arc::ptr_eq(&first.from.sets[0], &second.to.sets[0]));
+    assert_eq!(first.selector.ports.iter().cloned().collect::<Vec<_>>(), [443..=443, 80..=80, 8000..=8999]);
+    assert!(Arc::ptr_eq(&first.selector.from.sets[0], &second.selector.to.sets[0]));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use aya::EbpfLoader;
 use tproxy_common::abi::{self, map};
 
-use crate::config::{Config, Rule, Scope, default_sessions};
+use crate::config::{Claim, Config, Scope, default_sessions};
 
 /// Entries of the maps that differ between instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,10 +47,11 @@ impl Sizes {
         // Most sessions are two flows: the client's, and where an application or a server answers, its own.
         let sessions = Some(config.sessions.total).filter(|total| *total != default_sessions());
         let connections: usize =
-            config.rules.iter().filter_map(|rule| rule.limits.connections).map(usize::from).sum();
-        let any = |of: fn(&Rule) -> bool| config.rules.iter().any(of);
-        let (translates, holds) =
-            (any(|rule| rule.is_spoofed() || rule.scope == Scope::Forwarded), any(Rule::may_hold));
+            config.rules.iter().filter_map(|rule| rule.treatment.limits.connections).map(usize::from).sum();
+        let claims = || config.rules.iter().map(Claim::from);
+        let translates =
+            claims().any(|claim| claim.treatment.is_spoofed() || claim.reach.scope == Scope::Forwarded);
+        let holds = claims().any(Claim::may_hold);
         let least = Self::LEAST;
         Self {
             // Twice what is needed now: interfaces may come, and so may other rules.

@@ -385,7 +385,7 @@ fn nothing_is_taken_whose_listener_is_gone() {
 #[test]
 fn a_refused_syn_is_answered_with_a_proper_reset() {
     Rig::run(Steer::SkLookup, |mut rig| {
-        let refuse = |scope| Rule { scope, action: Action::Reject, ..rule() };
+        let refuse = |scope| Rule::new("r", scope, Action::Reject);
         let rules = [refuse(Scope::Forwarded), refuse(Scope::Outbound)];
         rig.install(&Compiled::new(&rules, interfaces, &[]), &[], true);
         let (ethernet, mac) = rig.links[0].clone();

@@ -9,7 +9,7 @@ use super::{
     workers::open_black_holes,
 };
 use crate::{
-    config::{Action, Rule, Scope},
+    config::{Action, Claim, Reach, Scope},
     datapath::{AttachError, DatapathError},
     family::Family,
     host::{
@@ -106,7 +106,7 @@ impl Instance {
     }
 
     fn look_again(&mut self, look: Changed) -> Result<(), HostError> {
-        let needs_routes = follows_routes(self.rules());
+        let needs_routes = follows_routes(self.claims().map(|claim| claim.reach));
         let links = if look.links { links::snapshot()? } else { self.surroundings.links.clone() };
         let routed = match (look.links || look.routes, needs_routes) {
             (true, true) => local_table::routed_interfaces()?,
@@ -123,12 +123,12 @@ impl Instance {
 
     /// Reads what the routing rules of others mean to what is relayed.
     fn discern(&mut self) -> Result<(), HostError> {
-        let follows = |rule: &Rule| {
-            rule.action == Action::Direct && matches!(rule.scope, Scope::Forwarded | Scope::Outbound)
+        let follows = |Claim { reach, treatment }: Claim<'_>| {
+            treatment.action == Action::Direct && matches!(reach.scope, Scope::Forwarded | Scope::Outbound)
         };
         let mark = self.config.mark;
-        let chosen = self.rules().any(|rule| rule.egress.chooses());
-        self.discerning = if chosen || self.rules().any(follows) {
+        let chosen = self.claims().any(|claim| claim.treatment.egress.chooses());
+        self.discerning = if chosen || self.claims().any(follows) {
             let rules = policy::rules()?;
             Family::BOTH.map(|family| Discernment::of(&rules, family, mark, chosen))
         } else {
@@ -157,7 +157,7 @@ impl Instance {
     /// Makes hooks, rules and tables what the surroundings ask for. First what delivers, then what steers: one interface
     /// that refuses must not keep the rules from the others.
     pub(super) fn converge(&mut self, attempt: &mut Attempt) {
-        let plan = self.surroundings.plan(self.rules());
+        let plan = self.surroundings.plan(self.claims());
         let detached = self.datapath.give_up_detached().unwrap_or_else(|error| {
             attempt.errors.push(error.into());
             Vec::new()
@@ -182,18 +182,19 @@ impl Instance {
         self.datapath.attached().iter().any(|(attached, at)| attached.index == link.index && *at == hook)
     }
 
-    /// The rules, and those of earlier generations that still have flows.
-    pub(super) fn rules(&self) -> impl Iterator<Item = &Rule> {
-        self.config.rules.iter().chain(self.superseded.iter().flat_map(|superseded| &*superseded.rules))
+    /// What the rules ask for, and those of earlier generations that still have flows.
+    pub(super) fn claims(&self) -> impl Iterator<Item = Claim<'_>> {
+        let earlier = self.superseded.iter().flat_map(|superseded| &*superseded.rules);
+        self.config.rules.iter().map(Claim::from).chain(earlier.map(Claim::from))
     }
 
     /// Adds what `plan` needs, and puts back what of it is there no more.
     pub(super) fn prepare(&mut self, plan: &Plan, attempt: &mut Attempt) {
-        let ends_flows = |rule: &Rule| {
-            matches!(rule.action, Action::Drop | Action::Reject)
-                && (rule.scope == Scope::Inbound || rule.scope == Scope::Forwarded && self.nat.redirects())
+        let ends_flows = |Claim { reach, treatment }: Claim<'_>| {
+            matches!(treatment.action, Action::Drop | Action::Reject)
+                && (reach.scope == Scope::Inbound || reach.scope == Scope::Forwarded && self.nat.redirects())
         };
-        if self.black_holes.is_empty() && self.rules().any(ends_flows) {
+        if self.black_holes.is_empty() && self.claims().any(ends_flows) {
             match open_black_holes(self.config.mark, &mut self.datapath) {
                 Ok(holes) => self.black_holes = holes,
                 Err(error) => attempt.errors.push(error),
@@ -248,8 +249,8 @@ impl Instance {
     pub(super) fn switch(&mut self) -> Result<(), InstanceError> {
         let surroundings = &self.surroundings;
         let compiled =
-            Compiled::new(&self.config.rules, |rule| surroundings.limit(rule), &self.cgroups.of_rules);
-        let extents = self.superseded.iter().map(|superseded| Extent::of(&superseded.rules));
+            Compiled::new(&self.config.rules, |reach| surroundings.limit(reach), &self.cgroups.of_rules);
+        let extents = self.superseded.iter().map(|superseded| Extent::of(&*superseded.rules));
         let lasting = extents.fold(Extent::default(), Extent::and);
         self.datapath.install(&compiled, self.generations.latest().number(), lasting)?;
         self.convergence.stale = false;
@@ -312,7 +313,7 @@ impl Instance {
 }
 
 /// What there is for these rules.
-pub(super) fn look_around<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Result<Surroundings, HostError> {
+pub(super) fn look_around<'a>(rules: impl IntoIterator<Item = &'a Reach>) -> Result<Surroundings, HostError> {
     let routed = if follows_routes(rules) { local_table::routed_interfaces()? } else { Default::default() };
     Ok(Surroundings { links: links::snapshot()?, routed, families: Family::available().collect() })
 }

@@ -6,8 +6,8 @@ use tproxy_common::verdict::Reason;
 
 use super::{Health, Instance, InstanceError, Loss};
 use crate::{
-    config::Rule,
     datapath::{Filling, RuleHits},
+    generation::KeptRule,
     host::{Direction, Identity},
     tcp, udp,
 };
@@ -22,7 +22,7 @@ pub struct Look {
     /// Its threads that serve flows.
     pub workers: usize,
     /// Its rules, in order.
-    pub rules: Arc<[Rule]>,
+    pub rules: Arc<[KeptRule]>,
     /// Interfaces, by name, and the side of each that a program sees.
     pub hooks: Vec<(String, Direction)>,
     /// What was counted about TCP.
@@ -49,17 +49,18 @@ impl Instance {
     #[doc(hidden)]
     pub fn look(&self) -> Result<Look, InstanceError> {
         let mark = self.config.mark;
+        let generation = self.generations.latest();
         Ok(Look {
             identity: Identity { mark, table: self.config.table, priority: self.config.priority },
             draining: self.draining,
             workers: self.workers.len(),
-            rules: self.config.rules.clone().into(),
+            rules: Arc::clone(generation.rules()),
             hooks: self.datapath.attached().into_iter().map(|(link, hook)| (link.name, hook)).collect(),
             tcp: self.tcp(),
             udp: self.udp(),
             packets: self.datapath.counters()?,
             hits: self.datapath.rule_hits()?,
-            generation: self.generations.latest().number(),
+            generation: generation.number(),
             health: self.health().clone(),
             losses: self.losses().cloned().collect(),
         })

@@ -12,8 +12,8 @@ use super::{
     require_interfaces,
 };
 use crate::{
-    config::{Config, Rule},
-    generation::Generation,
+    config::{Claim, Config},
+    generation::{Generation, KeptRule},
     plan::Surroundings,
     policy::{Compiled, Extent},
 };
@@ -26,7 +26,7 @@ const HANDSHAKE: Duration = Duration::from_secs(120);
 pub(super) struct Superseded {
     number: u32,
     generation: Weak<Generation>,
-    pub(super) rules: Arc<[Rule]>,
+    pub(super) rules: Arc<[KeptRule]>,
     /// Until then workers may ask for its rules; none when that is over, and only its flows still have them.
     pub(super) until: Option<Instant>,
 }
@@ -118,7 +118,7 @@ impl Instance {
             mem::replace(&mut self.cgroups, cgroups),
             mem::replace(&mut self.surroundings, surroundings),
         );
-        let plan = self.surroundings.plan(self.rules());
+        let plan = self.surroundings.plan(self.claims());
         let mut attempt = Attempt::default();
         self.prepare(&plan, &mut attempt);
         let prepared = match demand {
@@ -142,7 +142,7 @@ impl Instance {
     /// Why it would be refused, as far as that can be found out before anything is changed.
     pub fn would_change(&self, config: &Config) -> Result<Changes, InstanceError> {
         let Considered { changes, surroundings, cgroups } = self.consider(config)?;
-        let compiled = Compiled::new(&config.rules, |rule| surroundings.limit(rule), &cgroups.of_rules);
+        let compiled = Compiled::new(&config.rules, |reach| surroundings.limit(reach), &cgroups.of_rules);
         self.datapath.require_room(&compiled)?;
         Ok(changes)
     }
@@ -152,7 +152,8 @@ impl Instance {
         if !fixed.is_empty() {
             return Err(InstanceError::Fixed(fixed));
         }
-        let surroundings = look_around(config.rules.iter().chain(self.rules()))?;
+        let surroundings =
+            look_around(config.rules.iter().map(Claim::from).chain(self.claims()).map(|claim| claim.reach))?;
         require_interfaces(&config.rules, &surroundings)?;
         let cgroups = Cgroups::find(&config.rules)?;
         Ok(Considered { changes: Changes::between(&self.config, config), surroundings, cgroups })
@@ -191,14 +192,14 @@ impl Instance {
         self.superseded.retain(|superseded| superseded.generation.strong_count() > 0);
         if self.extent() != before {
             self.convergence.stale = true;
-        } else if self.surroundings.plan(self.rules()) == self.plan {
+        } else if self.surroundings.plan(self.claims()) == self.plan {
             return;
         }
         self.reconcile();
     }
 
     fn extent(&self) -> Extent {
-        let earlier = self.superseded.iter().map(|superseded| Extent::of(&superseded.rules));
+        let earlier = self.superseded.iter().map(|superseded| Extent::of(&*superseded.rules));
         earlier.fold(Extent::of(&self.config.rules), Extent::and)
     }
 }

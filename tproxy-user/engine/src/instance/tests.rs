@@ -6,7 +6,7 @@ use tproxy_netns::Topology;
 
 use super::*;
 use crate::{
-    config::{Action, Scope, SessionLimits, Steer, Timeouts},
+    config::{Action, Reach, Scope, Selector, SessionLimits, Source, Steer, Timeouts, Treatment},
     generation::RuleNumber,
     host::{
         fault::{Step, inject},
@@ -14,12 +14,13 @@ use crate::{
     },
 };
 
+fn on_lan() -> Reach {
+    Reach { interfaces: vec!["lan".into()], ..Scope::Forwarded.into() }
+}
+
 fn config(steer: Steer, mark: &str, number: u32, port: u16, text: &str) -> Config {
-    let rule = Rule {
-        interfaces: vec!["lan".into()],
-        ports: vec![port..=port].into(),
-        ..Rule::new("1", Scope::Forwarded, Action::Respond(text.into()))
-    };
+    let selector = Selector { ports: vec![port..=port].into(), ..on_lan().into() };
+    let rule = Rule::new("1", selector, Action::Respond(text.into()));
     let second = Duration::from_secs(1);
     Config {
         mark: mark.parse().unwrap(),
@@ -254,12 +255,8 @@ fn many_interfaces_have_common_rules_that_hold_whatever_marks_mean() {
     let before = rules();
     net.gateway.enter(|| {
         let mut config = config(Steer::SkLookup, "0x2/0x3", 1000, 80, "first");
-        let far = Rule {
-            source: crate::config::Source::Client,
-            interfaces: vec!["lan".into()],
-            ..Rule::new("far", Scope::Forwarded, Action::Direct)
-        };
-        config.rules.push(far);
+        let spoofed = Treatment { source: Source::Client, ..Action::Direct.into() };
+        config.rules.push(Rule::new("far", on_lan(), spoofed));
         let mut instance = Instance::start(config, false).unwrap();
         let upstream = |family: tproxy_netns::Family| {
             let server = net.server.enter(|| std::net::TcpListener::bind((family.server(), 4000))).unwrap();

@@ -10,11 +10,18 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use tproxy_common::{flow::Protocol, rule::Scope};
 
-use crate::config::{Accept, Action, Listed, NamedSet, Protocols, Rule};
+use crate::config::{Accept, Action, Listed, NamedSet, Protocols, Reach, Rule, Selector, Treatment};
 
 /// Any flow that is forwarded, `direct`. Nothing is held, since what becomes of that is up to user space.
 pub(crate) fn rule() -> Rule {
-    Rule { accept: Accept::AtOnce, ..Rule::new("r", Scope::Forwarded, Action::Direct) }
+    selecting(|_| {}, Action::Direct)
+}
+
+/// Of the flows that are forwarded those that `narrow` leaves.
+pub(crate) fn selecting(narrow: impl FnOnce(&mut Selector), action: Action) -> Rule {
+    let mut selector = Scope::Forwarded.into();
+    narrow(&mut selector);
+    Rule::new("r", selector, Treatment { accept: Accept::AtOnce, ..action.into() })
 }
 
 /// Prefixes that nest.
@@ -42,8 +49,9 @@ pub(crate) const UIDS: std::ops::Range<u32> = 0..3;
 pub(crate) const INTERFACES: std::ops::Range<u32> = 20..23;
 
 /// The interfaces that a rule is limited to, as [`super::Compiled::new`] asks for them.
-pub(crate) fn interfaces(rule: &Rule) -> Option<BTreeSet<u32>> {
-    (!rule.interfaces.is_empty()).then(|| rule.interfaces.iter().map(|name| name.parse().unwrap()).collect())
+pub(crate) fn interfaces(reach: &Reach) -> Option<BTreeSet<u32>> {
+    (!reach.interfaces.is_empty())
+        .then(|| reach.interfaces.iter().map(|name| name.parse().unwrap()).collect())
 }
 
 /// Of sets that rules share, mostly none.
@@ -81,17 +89,10 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
     let action = prop::sample::select(vec![Action::Direct, Action::Reject, Action::Drop, Action::Pass]);
     let protocols = prop::sample::select(vec![Protocols::Tcp, Protocols::Udp, Protocols::Both]);
     (scope_and_uids, protocols, interfaces, nets(), nets(), nets(), ports, action).prop_map(
-        |((scope, uids), protocols, interfaces, from, to, except, ports, action)| Rule {
-            scope,
-            protocols,
-            interfaces,
-            from,
-            to,
-            except,
-            ports: ports.into(),
-            uids,
-            action,
-            ..rule()
+        |((scope, uids), protocols, interfaces, from, to, except, ports, action)| {
+            let reach = Reach { scope, protocols, interfaces };
+            let selector = Selector { reach, from, to, except, ports: ports.into(), uids, cgroups: vec![] };
+            Rule { selector, ..selecting(|_| {}, action) }
         },
     )
 }

@@ -17,7 +17,7 @@ pub(super) fn compile(rules: &[Rule], sets: &mut Sets) -> BTreeMap<u16, SetId> {
     let unrestricted = Unrestricted::Port as SetId;
     let mut turns: Vec<Vec<RuleIndex>> = vec![Vec::new(); PORTS + 1];
     for (index, rule) in (0..).zip(rules) {
-        for range in disjoint(&rule.ports) {
+        for range in disjoint(&rule.selector.ports) {
             turns[usize::from(*range.start())].push(index);
             turns[usize::from(*range.end()) + 1].push(index);
         }

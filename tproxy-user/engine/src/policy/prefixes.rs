@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tproxy_common::rule::{RuleIndex, RuleSet, SetId};
 
 use super::Sets;
-use crate::config::{Listed, NamedSet, Rule};
+use crate::config::{Listed, NamedSet, Rule, Selector};
 
 /// What a list of prefixes says, or all that contain a prefix together: rules that name it, and rules that except it.
 #[derive(Clone, Copy)]
@@ -94,12 +94,12 @@ pub(crate) fn is_nameable(prefix: &IpNet) -> bool {
 /// destinations have exceptions.
 pub(super) fn compile<'a>(
     rules: &'a [Rule],
-    of: impl Fn(&'a Rule) -> (&'a Listed<IpNet>, Option<&'a Listed<IpNet>>),
+    of: impl Fn(&'a Selector) -> (&'a Listed<IpNet>, Option<&'a Listed<IpNet>>),
     sets: &mut Sets,
 ) -> BTreeMap<IpNet, SetId> {
     let (roots, links) = (roots(), links());
     let mut lists = Lists { lists: vec![(&roots, Saying::NOTHING)], sets: HashMap::new() };
-    for (rule, (named, excepted)) in (0..).zip(rules.iter().map(&of)) {
+    for (rule, (named, excepted)) in (0..).zip(rules.iter().map(|rule| of(&rule.selector))) {
         if named.is_any() {
             lists.lists[0].1.named.insert(rule);
         } else {
@@ -109,7 +109,7 @@ pub(super) fn compile<'a>(
             lists.add(rule, Side::Excepted, excepted);
         }
     }
-    let are_destinations = rules.first().is_some_and(|rule| of(rule).1.is_some());
+    let are_destinations = rules.first().is_some_and(|rule| of(&rule.selector).1.is_some());
     if are_destinations {
         lists.lists.push((&links, Saying::NOTHING));
     }

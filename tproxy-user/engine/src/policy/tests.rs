@@ -12,13 +12,17 @@ use tproxy_common::{
 };
 
 use super::{
-    generate::{INTERFACES, UIDS, address, any_rule, interfaces, port, protocol, rule},
+    generate::{INTERFACES, UIDS, address, any_rule, interfaces, port, protocol, rule, selecting},
     *,
 };
-use crate::config::{Listed, NamedSet};
+use crate::config::{Listed, NamedSet, Selector};
 
 fn nets(texts: &[&str]) -> Listed<IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>().into()
+}
+
+fn to(named: &[&str], action: Action) -> Rule {
+    selecting(|of| of.to = nets(named), action)
 }
 
 fn flow(src: &str, dst: &str, port: u16) -> Flow {
@@ -37,7 +41,7 @@ fn verdict(rules: &[Rule], flow: &Flow) -> Verdict {
 
 #[test]
 fn everything_matches_both_families_and_never_the_host() {
-    let everything = [Rule { to: nets(&["0.0.0.0/0", "::/0"]), ..rule() }];
+    let everything = [to(&["0.0.0.0/0", "::/0"], Action::Direct)];
     assert_eq!(verdict(&everything, &flow("10.0.0.1", "8.8.8.8", 80)), Verdict::Steer(0));
     assert_eq!(verdict(&everything, &flow("2001:db8::1", "2001:db8::2", 80)), Verdict::Steer(0));
     assert_eq!(verdict(&everything, &flow("10.0.0.1", "192.0.2.1", 22)), Verdict::Pass(Reason::HostAddress));
@@ -53,26 +57,29 @@ fn everything_matches_both_families_and_never_the_host() {
 fn of_a_link_only_hosts_can_be_selected_and_only_by_rules_that_name_them() {
     let metadata = "169.254.169.254";
     let never = Verdict::Pass(Reason::NeverIntercepted);
-    let to = |named: &[&str], except: &[&str]| [Rule { to: nets(named), except: nets(except), ..rule() }];
+    let but = |named: &[&str], except: &[&str]| {
+        [selecting(|of| (of.to, of.except) = (nets(named), nets(except)), Action::Direct)]
+    };
+    let to = |named: &[&str]| but(named, &[]);
     for link in ["0.0.0.0/0", "169.254.0.0/16", "169.254.169.0/24", "169.254.169.254/31"] {
-        assert_eq!(verdict(&to(&[link], &[]), &flow("10.0.0.1", metadata, 80)), never, "{link}");
+        assert_eq!(verdict(&to(&[link]), &flow("10.0.0.1", metadata, 80)), never, "{link}");
     }
     assert_eq!(verdict(&[rule()], &flow("10.0.0.1", metadata, 80)), never, "any");
-    let named = to(&["10.0.0.0/8", "169.254.169.254/32"], &[]);
+    let named = to(&["10.0.0.0/8", "169.254.169.254/32"]);
     assert_eq!(verdict(&named, &flow("10.0.0.1", metadata, 80)), Verdict::Steer(0));
     assert_eq!(verdict(&named, &flow("169.254.0.9", metadata, 80)), Verdict::Steer(0));
     assert_eq!(verdict(&named, &flow("10.0.0.1", "169.254.169.253", 80)), never);
     assert_eq!(verdict(&named, &flow("169.254.0.9", "10.0.0.1", 80)), never, "a neighbour's own matter");
     assert_eq!(
-        verdict(&to(&["169.254.169.254/32"], &["169.254.0.0/16"]), &flow("10.0.0.1", metadata, 80)),
+        verdict(&but(&["169.254.169.254/32"], &["169.254.0.0/16"]), &flow("10.0.0.1", metadata, 80)),
         never
     );
-    let neighbour = to(&["fe80::7/128"], &[]);
+    let neighbour = to(&["fe80::7/128"]);
     assert_eq!(verdict(&neighbour, &flow("fe80::1", "fe80::7", 80)), Verdict::Steer(0));
     assert_eq!(verdict(&neighbour, &flow("fe80::1", "fe80::8", 80)), never);
     // The first that names it wins, whatever comes before for everything.
-    let rules =
-        [Rule { action: Action::Drop, ..rule() }, Rule { to: nets(&["169.254.169.254/32"]), ..rule() }];
+    let [named] = to(&["169.254.169.254/32"]);
+    let rules = [selecting(|_| {}, Action::Drop), named];
     assert_eq!(verdict(&rules, &flow("10.0.0.1", metadata, 80)), Verdict::Steer(1));
 }
 
@@ -85,13 +92,14 @@ fn what_is_reserved_for_the_future_is_forwarded_today() {
 
 #[test]
 fn the_v6_root_does_not_match_v4() {
-    let v6_only = [Rule { to: nets(&["::/0"]), ..rule() }];
+    let v6_only = [to(&["::/0"], Action::Direct)];
     assert_eq!(verdict(&v6_only, &flow("10.0.0.1", "8.8.8.8", 80)), Verdict::Pass(Reason::NoRule));
 }
 
 #[test]
 fn an_exception_holds_for_longer_prefixes_too() {
-    let rules = [Rule { to: nets(&["10.0.0.0/8", "10.1.1.0/24"]), except: nets(&["10.1.0.0/16"]), ..rule() }];
+    let (named, excepted) = (nets(&["10.0.0.0/8", "10.1.1.0/24"]), nets(&["10.1.0.0/16"]));
+    let rules = [selecting(|of| (of.to, of.except) = (named, excepted), Action::Direct)];
     assert_eq!(verdict(&rules, &flow("1.1.1.1", "10.2.0.1", 80)), Verdict::Steer(0));
     assert_eq!(verdict(&rules, &flow("1.1.1.1", "10.1.1.1", 80)), Verdict::Pass(Reason::NoRule));
 }
@@ -99,9 +107,9 @@ fn an_exception_holds_for_longer_prefixes_too() {
 #[test]
 fn the_first_match_wins() {
     let rules = [
-        Rule { ports: vec![443..=443].into(), action: Action::Pass, ..rule() },
-        Rule { to: nets(&["8.0.0.0/8"]), action: Action::Drop, ..rule() },
-        Rule { action: Action::Reject, ..rule() },
+        selecting(|of| of.ports = vec![443..=443].into(), Action::Pass),
+        to(&["8.0.0.0/8"], Action::Drop),
+        selecting(|_| {}, Action::Reject),
     ];
     assert_eq!(verdict(&rules, &flow("1.1.1.1", "8.8.8.8", 443)), Verdict::Pass(Reason::RulePass));
     assert_eq!(verdict(&rules, &flow("1.1.1.1", "8.8.8.8", 80)), Verdict::Drop);
@@ -110,7 +118,7 @@ fn the_first_match_wins() {
 
 #[test]
 fn scope_inbound_is_about_the_hosts_own_addresses_and_not_its_own_clients() {
-    let rules = [Rule { scope: Scope::Inbound, ..rule() }];
+    let rules = [selecting(|of| of.reach.scope = Scope::Inbound, Action::Direct)];
     let compiled = Compiled::new(&rules, |_| None, &[]);
     let hosts = ["192.0.2.1", "127.0.0.1"].map(|text| Addr::from(text.parse::<IpAddr>().unwrap()));
     let lookups = HostLookups {
@@ -127,11 +135,16 @@ fn scope_inbound_is_about_the_hosts_own_addresses_and_not_its_own_clients() {
 
 #[test]
 fn the_deepest_cgroup_of_the_sender_decides_with_the_rules_of_those_above() {
-    let outbound = |action| Rule { scope: Scope::Outbound, action, ..rule() };
+    let outbound = || Selector::from(Scope::Outbound);
+    let (https, of_above) = (vec![443..=443].into(), vec!["above".into()]);
     let rules = [
-        Rule { ports: vec![443..=443].into(), cgroups: vec!["above".into()], ..outbound(Action::Drop) },
-        Rule { cgroups: vec!["above/below".into()], ..outbound(Action::Reject) },
-        Rule { uids: vec![1000], ..outbound(Action::Direct) },
+        Rule::new("0", Selector { ports: https, cgroups: of_above, ..outbound() }, Action::Drop),
+        Rule::new("1", Selector { cgroups: vec!["above/below".into()], ..outbound() }, Action::Reject),
+        Rule::new(
+            "2",
+            Selector { uids: vec![1000], ..outbound() },
+            Treatment { accept: Accept::AtOnce, ..Action::Direct.into() },
+        ),
     ];
     let [above, below, elsewhere] = [&[1][..], &[1, 2], &[3]].map(Cgroup::of);
     let compiled = Compiled::new(&rules, |_| None, &[vec![above.clone()], vec![below.clone()], vec![]]);
@@ -163,12 +176,9 @@ fn a_rule_whose_interface_is_absent_matches_nothing() {
 
 #[test]
 fn a_fragment_without_ports_waits_for_them_only_where_a_rule_could_ask() {
-    let rules = [Rule {
-        from: nets(&["10.0.0.0/8"]),
-        to: nets(&["8.0.0.0/8"]),
-        ports: vec![53..=53].into(),
-        ..rule()
-    }];
+    let (from, to) = (nets(&["10.0.0.0/8"]), nets(&["8.0.0.0/8"]));
+    let rules =
+        [selecting(|of| (of.from, of.to, of.ports) = (from, to, vec![53..=53].into()), Action::Direct)];
     let compiled = Compiled::new(&rules, |_| None, &[]);
     let host = Addr::from(IpAddr::from([10, 0, 0, 254]));
     let lookups =
@@ -204,16 +214,17 @@ fn by_walking_the_rules(rules: &[Rule], hosts: &[IpAddr], scope: Scope, flow: &F
     }
     let within = |nets: &Listed<IpNet>, addr: &IpAddr| nets.iter().any(|net| net.contains(addr));
     let first = rules.iter().position(|rule| {
-        rule.scope == scope
-            && rule.protocols.include(flow.protocol)
-            && (rule.from.is_any() || within(&rule.from, &src))
-            && (rule.to.is_any() || within(&rule.to, &dst))
-            && !within(&rule.except, &dst)
-            && (rule.ports.is_any() || rule.ports.iter().any(|range| range.contains(&port)))
-            && (rule.uids.is_empty() || rule.uids.contains(&flow.uid))
-            && (rule.interfaces.is_empty() || rule.interfaces.contains(&flow.ifindex.to_string()))
+        let Selector { reach, from, to, except, ports, uids, cgroups: _ } = &rule.selector;
+        reach.scope == scope
+            && reach.protocols.include(flow.protocol)
+            && (from.is_any() || within(from, &src))
+            && (to.is_any() || within(to, &dst))
+            && !within(except, &dst)
+            && (ports.is_any() || ports.iter().any(|range| range.contains(&port)))
+            && (uids.is_empty() || uids.contains(&flow.uid))
+            && (reach.interfaces.is_empty() || reach.interfaces.contains(&flow.ifindex.to_string()))
     });
-    match first.map(|index| (index as u32, &rules[index].action)) {
+    match first.map(|index| (index as u32, &rules[index].treatment.action)) {
         None => Verdict::Pass(Reason::NoRule),
         Some((_, Action::Pass)) => Verdict::Pass(Reason::RulePass),
         Some((_, Action::Reject)) => Verdict::Reject,
@@ -248,8 +259,10 @@ fn a_set_without_members_is_not_any() {
     let empty = Arc::new(NamedSet { name: "empty".into(), members: vec![] });
     let nowhere = Listed { own: vec![], sets: vec![empty] };
     let flow = flow("10.0.0.1", "8.8.8.8", 80);
-    assert_eq!(verdict(&[Rule { to: nowhere.clone(), ..rule() }], &flow), Verdict::Pass(Reason::NoRule));
-    assert_eq!(verdict(&[Rule { except: nowhere, ..rule() }], &flow), Verdict::Steer(0));
+    let to = selecting(|of| of.to = nowhere.clone(), Action::Direct);
+    assert_eq!(verdict(&[to], &flow), Verdict::Pass(Reason::NoRule));
+    let except = selecting(|of| of.except = nowhere, Action::Direct);
+    assert_eq!(verdict(&[except], &flow), Verdict::Steer(0));
 }
 
 /// As many as one instance may have, each rule with prefixes and ports of its own and with those of shared sets.
@@ -264,14 +277,14 @@ fn the_most_rules_and_prefixes_compile_in_no_time() {
     let shared = Arc::new(NamedSet { name: "shared".into(), members: prefixes(1 << 20, SHARED) });
     let shared_ports = Arc::new(NamedSet { name: "ports".into(), members: vec![1024..=65_535] });
     let rules: Vec<_> = (0..RULES)
-        .map(|index| Rule {
-            to: Listed { own: prefixes(index * 12, 12), sets: vec![Arc::clone(&shared)] },
-            from: prefixes(index, 1).into(),
-            ports: Listed {
-                own: vec![index as u16 + 1..=index as u16 + 100],
-                sets: vec![Arc::clone(&shared_ports)],
-            },
-            ..rule()
+        .map(|index| {
+            let narrow = |of: &mut Selector| {
+                of.to = Listed { own: prefixes(index * 12, 12), sets: vec![Arc::clone(&shared)] };
+                of.from = prefixes(index, 1).into();
+                let own = vec![index as u16 + 1..=index as u16 + 100];
+                of.ports = Listed { own, sets: vec![Arc::clone(&shared_ports)] };
+            };
+            selecting(narrow, Action::Direct)
         })
         .collect();
     let start = Instant::now();

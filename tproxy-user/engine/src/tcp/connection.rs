@@ -13,10 +13,9 @@ use tproxy_common::{abi::Origin, flow::Protocol};
 
 use super::{End, pipe::Pipe, service::Shared};
 use crate::{
-    config::Rule,
     flow::{ClientAddr, OriginalDst},
     flows::{Live, Selection},
-    generation::ChosenRule,
+    generation::{ChosenRule, KeptRule},
     limits::Place,
     socket::TrafficClass,
 };
@@ -150,7 +149,8 @@ impl Connection {
         shared.live.begin();
         shared.affinity.begin();
         let name = Arc::clone(&rule.name);
-        let selection = Selection { protocol: Protocol::Tcp, scope: rule.scope, rule: name, client, dst };
+        let selection =
+            Selection { protocol: Protocol::Tcp, scope: rule.reach.scope, rule: name, client, dst };
         Self {
             live: shared.flows.enter(selection),
             shared,
@@ -177,21 +177,21 @@ impl Connection {
         &self.arrived
     }
 
-    pub(super) fn rule(&self) -> &Rule {
+    pub(super) fn rule(&self) -> &KeptRule {
         &self.rule
     }
 
     pub(super) fn connect_timeout(&self) -> Duration {
-        self.rule().timeouts.connect.unwrap_or(self.rule.generation().timeouts().connect)
+        self.rule().treatment.timeouts.connect.unwrap_or(self.rule.generation().timeouts().connect)
     }
 
     /// After which silence both ends are asked whether they are still there.
     pub(super) fn keepalive(&self) -> Duration {
-        self.rule().timeouts.keepalive.unwrap_or(self.rule.generation().timeouts().keepalive)
+        self.rule().treatment.timeouts.keepalive.unwrap_or(self.rule.generation().timeouts().keepalive)
     }
 
     pub(super) fn idle_timeout(&self) -> Duration {
-        self.rule().timeouts.idle.unwrap_or(self.rule.generation().timeouts().idle)
+        self.rule().treatment.timeouts.idle.unwrap_or(self.rule.generation().timeouts().idle)
     }
 
     /// Writes the first line, once it is known whether there is an upstream socket.
@@ -207,7 +207,7 @@ impl Connection {
             client = %self.client(),
             dst = %self.dst(),
             rule = %rule.name,
-            action = %rule.action,
+            action = %rule.treatment.action,
             upstream = upstream.map(display),
             source = source.map(display),
             "accepted"

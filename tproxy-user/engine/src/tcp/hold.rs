@@ -179,7 +179,7 @@ fn begin(syn: Syn, shared: &Rc<Shared>, senders: &Senders) {
 /// Connects to the upstream, then lets the client in, and waits until it is.
 async fn prepare(syn: Syn, mut connection: Connection, held: Held, shared: Rc<Shared>, senders: Senders) {
     let (client, dst) = (syn.client, syn.dst);
-    let address = match &connection.rule().action {
+    let address = match &connection.rule().treatment.action {
         Action::Upstream(address) => *address,
         _ => dst.0,
     };

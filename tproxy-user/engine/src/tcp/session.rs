@@ -16,7 +16,7 @@ use crate::{config::Action, flows::FlowState, intercept::Taker, socket};
 #[expect(clippy::manual_async_fn, reason = "an async fn holds its arguments twice, for each connection")]
 pub(super) fn run(client: TcpStream, mut connection: Connection) -> impl Future<Output = ()> {
     async move {
-        if let Action::HandOver(taker) = &connection.rule().action {
+        if let Action::HandOver(taker) = &connection.rule().treatment.action {
             let taker = taker.clone();
             let ended = Box::pin(hand_over(client, &mut connection, &taker)).await;
             return connection.ended(ended);
@@ -42,7 +42,7 @@ async fn hand_over(client: TcpStream, connection: &mut Connection, taker: &Taker
 
 /// What ends soon is in a box of its own: it needs more room than the relay, which lasts.
 async fn serve(client: &TcpStream, connection: &mut Connection) -> Ended {
-    let address = match &connection.rule().action {
+    let address = match &connection.rule().treatment.action {
         Action::Direct => connection.dst().0,
         Action::Upstream(address) => *address,
         Action::Respond(text) => {

@@ -110,7 +110,7 @@ fn forget_reached(connection: &Connection) {
 /// The datapath remembers a spoofed connection of ours to an application as such. Its handshake is over; later the
 /// client itself may come from the same port.
 fn forget_own(stream: &TcpStream, upstream: SocketAddr, connection: &Connection) {
-    if connection.rule().scope == Scope::Inbound
+    if connection.rule().reach.scope == Scope::Inbound
         && let Ok(own) = stream.local_addr()
     {
         connection.shared.decisions.borrow_mut().take(ClientAddr(own), OriginalDst(upstream));

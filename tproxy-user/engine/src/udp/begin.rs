@@ -17,11 +17,11 @@ use super::{
     table::{Flow, SessionId},
 };
 use crate::{
-    config::{Action, Nat, Rule, Scope, Source},
+    config::{Action, Nat, Scope, Source},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::Selection,
-    generation::RuleNumber,
+    generation::{KeptRule, RuleNumber},
     host::connections,
     socket::{self, Datagram, Egress, Endpoint, SocketError},
     source::Sources,
@@ -98,14 +98,14 @@ impl Relay {
         if let Some(oldest) = self.table.in_the_way(flow.client) {
             self.end(oldest, End::Evicted, now);
         }
-        let ttl = if rule.scope == Scope::Forwarded { ttl.saturating_sub(1).max(1) } else { ttl };
+        let ttl = if rule.reach.scope == Scope::Forwarded { ttl.saturating_sub(1).max(1) } else { ttl };
         let Flow { client, dst } = flow;
         let first = First { protocol: Protocol::Udp, client, dst, origin: &origin, class };
         let egress = self.ways.egress(&rule, &first).map_err(Unbegun::Unreachable)?;
         let (reply, upstream) = self.sockets_with_room(&flow, &rule, (number, origin), egress, now)?;
         let live = self.flows.enter(Selection {
             protocol: Protocol::Udp,
-            scope: rule.scope,
+            scope: rule.reach.scope,
             rule: Arc::clone(&rule.name),
             client: flow.client,
             dst: flow.dst,
@@ -133,7 +133,7 @@ impl Relay {
     fn sockets_with_room(
         &mut self,
         flow: &Flow,
-        rule: &Rule,
+        rule: &KeptRule,
         decided: (RuleNumber, Origin),
         egress: Egress,
         now: Instant,
@@ -151,7 +151,7 @@ impl Relay {
                 }
                 Some(Lack::Ports) => {
                     add(&self.counters.out_of_ports, 1);
-                    match rule.source {
+                    match rule.treatment.source {
                         Source::Host => self.table.dispensable(),
                         // Ports of the client's own address.
                         Source::Client | Source::ClientPort => self.table.dispensable_of(flow.client),
@@ -166,11 +166,11 @@ impl Relay {
     fn sockets(
         &mut self,
         flow: &Flow,
-        rule: &Rule,
+        rule: &KeptRule,
         decided: (RuleNumber, Origin),
         egress: Egress,
     ) -> Result<(Reply, Upstream), Unbegun> {
-        let to = match &rule.action {
+        let to = match &rule.treatment.action {
             Action::Direct => flow.dst.0,
             Action::Upstream(address) => *address,
             Action::Respond(text) => {
@@ -184,8 +184,8 @@ impl Relay {
         };
         let reply = self.reply(flow)?;
         // What an application of this host sees as a client's endpoint is one towards that application only.
-        let mirrored = rule.scope == Scope::Inbound && rule.source != Source::Host;
-        let upstream = match (&rule.action, rule.nat) {
+        let mirrored = rule.reach.scope == Scope::Inbound && rule.treatment.source != Source::Host;
+        let upstream = match (&rule.treatment.action, rule.treatment.nat) {
             (Action::Direct, Nat::EndpointIndependent) if !mirrored => {
                 Upstream::Shared(self.mapping(flow, Family::of(to.ip()), rule, decided, egress)?)
             }
@@ -206,12 +206,13 @@ impl Relay {
         &mut self,
         flow: &Flow,
         family: Family,
-        rule: &Rule,
+        rule: &KeptRule,
         decided: (RuleNumber, Origin),
         egress: Egress,
     ) -> Result<u32, SocketError> {
         let client = flow.client;
-        let sharing = Sharing { client, source: rule.source, own: rule.egress.source, egress };
+        let sharing =
+            Sharing { client, source: rule.treatment.source, own: rule.treatment.egress.source, egress };
         if let Some(index) = self.mappings.share(&sharing) {
             return Ok(index);
         }
@@ -231,7 +232,7 @@ impl Relay {
         &mut self,
         to: Endpoint,
         client: ClientAddr,
-        rule: &Rule,
+        rule: &KeptRule,
         egress: Egress,
     ) -> Result<UpstreamSocket, SocketError> {
         let memory = &mut self.memory;

@@ -177,7 +177,8 @@ impl Relay {
         let Some((flow, session)) = self.table.get_mut(id) else { return };
         let Upstream::Text(text) = &session.upstream else { return };
         let (text, client) = (Arc::clone(text), flow.client);
-        let most = session.record.rule.limits.amplification.map_or(AMPLIFICATION, NonZeroUsize::get);
+        let most =
+            session.record.rule.treatment.limits.amplification.map_or(AMPLIFICATION, NonZeroUsize::get);
         let received = u64::from(run.count());
         session.count_up(Traffic { datagrams: received, bytes: run.contents.len() as u64 });
         add(&self.counters.datagrams_up, received);

@@ -59,7 +59,7 @@ impl Relay {
             socket.makeshift || socket.local_addr().is_ok_and(|local| gone.contains(&local.ip()))
         };
         // Who asks an application of this host does so at its own address.
-        let relays = self.table.select(|session| session.record.rule.scope != Scope::Inbound);
+        let relays = self.table.select(|session| session.record.rule.reach.scope != Scope::Inbound);
         let mut own = Vec::new();
         let mut shared = BTreeMap::new();
         for id in relays {

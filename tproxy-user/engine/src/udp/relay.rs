@@ -134,7 +134,7 @@ impl Relay {
         live.ended(end.name());
         match &upstream {
             Upstream::Shared(mapping) => self.mappings.release(*mapping),
-            Upstream::Own(socket, peer) if record.rule.scope == Scope::Inbound => {
+            Upstream::Own(socket, peer) if record.rule.reach.scope == Scope::Inbound => {
                 // The datapath remembers a flow of ours to an application as such; later the client itself may come from
                 // the same port.
                 if let Ok(own) = socket.local_addr() {

@@ -181,7 +181,7 @@ impl Session {
             client = %flow.client,
             dst = %flow.dst,
             rule = %self.record.rule.name,
-            action = %self.record.rule.action,
+            action = %self.record.rule.treatment.action,
             upstream = upstream.map(tracing::field::display),
             source = source.map(tracing::field::display),
             "accepted"

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tproxy::{
-    config::{Action, Config, Rule, Scope},
+    config::{Action, Config, Reach, Scope, Selector},
     family::Family,
     host::{Change, Standing, links, on_record},
     mark::Mark,
@@ -46,16 +46,17 @@ impl Steered {
     pub(super) fn by(config: &Config) -> Self {
         let links = links::snapshot().unwrap_or_default();
         let mut packets = BTreeSet::new();
-        for rule in config.rules.iter().filter(|rule| is_taken(&rule.action)) {
-            let interfaces: Vec<String> = match rule.scope {
+        for rule in config.rules.iter().filter(|rule| is_taken(&rule.treatment.action)) {
+            let Reach { scope, interfaces: named, .. } = &rule.selector.reach;
+            let interfaces: Vec<String> = match scope {
                 // Delivered as ever: the firewall has its say, and says the same.
                 Scope::Inbound => continue,
                 Scope::Outbound => vec![LOOPBACK.to_owned()],
                 Scope::Forwarded => {
-                    let there = links.iter().filter(|link| {
-                        link.master.is_none() && rule.interfaces.iter().any(|name| names(name, link))
-                    });
-                    let absent = rule.interfaces.iter().filter(|name| {
+                    let there = links
+                        .iter()
+                        .filter(|link| link.master.is_none() && named.iter().any(|name| names(name, link)));
+                    let absent = named.iter().filter(|name| {
                         !name.contains(['*', '?', '[']) && !links.iter().any(|link| link.name == **name)
                     });
                     let there: BTreeSet<_> = there.map(|link| link.name.clone()).collect();
@@ -63,7 +64,7 @@ impl Steered {
                 }
             };
             for interface in interfaces {
-                packets.extend(all_by(&interface).filter(|packet| may_select(rule, packet)));
+                packets.extend(all_by(&interface).filter(|packet| may_select(&rule.selector, packet)));
             }
         }
         Self::Known(packets)
@@ -118,9 +119,9 @@ const fn is_taken(action: &Action) -> bool {
     !matches!(action, Action::Pass | Action::Reject | Action::Drop)
 }
 
-fn may_select(rule: &Rule, packet: &Packet) -> bool {
-    let family = [&rule.from, &rule.to]
+fn may_select(selector: &Selector, packet: &Packet) -> bool {
+    let family = [&selector.from, &selector.to]
         .into_iter()
         .all(|nets| nets.is_any() || nets.iter().any(|net| Family::of(net.addr()) == packet.family));
-    family && rule.protocols.include(packet.protocol)
+    family && selector.reach.protocols.include(packet.protocol)
 }

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 
 use super::{ByName, Check, Form, Sets};
 use crate::config::{
-    Accept, Action, Listed, Nat, Protocols, Rule, RuleEgress, Scope, Source, draft::DraftRule, path::Path,
-    remedy::nearest, values::Item,
+    Accept, Action, Listed, Nat, Protocols, Reach, Rule, RuleEgress, Scope, Selector, Source, Treatment,
+    draft::DraftRule, path::Path, remedy::nearest, values::Item,
 };
 
 /// Longest name of an interface, in bytes (`IFNAMSIZ` without the final zero).
@@ -27,28 +27,28 @@ impl Check {
     pub(super) fn rule(&mut self, index: usize, draft: DraftRule, sets: &Sets) -> Option<Rule> {
         let at = Path::rule(index);
         let name = draft.name_at(index);
-        let rule = Rule {
-            protocols: draft.protocol,
+        // Stand-ins; without the real ones there is no rule.
+        let scope = draft.scope.map_or(Scope::Outbound, Scope::from);
+        let action = draft.action.clone().unwrap_or(Action::Direct);
+        let selector = Selector {
+            reach: Reach { scope, protocols: draft.protocol, interfaces: draft.interfaces },
             from: self.listed(&at, "from", draft.from, &sets.prefixes),
             to: self.listed(&at, "to", draft.to, &sets.prefixes),
             except: self.listed(&at, "except", draft.except, &sets.prefixes),
             ports: self.listed(&at, "ports", draft.ports, &sets.ports),
-            interfaces: draft.interfaces,
             uids: draft.uid,
             cgroups: draft.cgroup,
+        };
+        let treatment = Treatment {
+            action,
             source: draft.source,
             egress: draft.egress,
             nat: draft.nat,
             accept: draft.accept,
             timeouts: draft.timeouts,
             limits: draft.limits,
-            ..Rule::new(
-                &name,
-                // Stand-ins; without the real ones there is no rule.
-                draft.scope.map_or(Scope::Outbound, Scope::from),
-                draft.action.clone().unwrap_or(Action::Direct),
-            )
         };
+        let rule = Rule::new(&name, selector, treatment);
         for (missing, key, example) in [
             (draft.scope.is_none(), "scope", "forwarded, outbound or inbound"),
             (
@@ -63,7 +63,7 @@ impl Check {
             }
         }
         let whole = draft.scope.is_some() && draft.action.is_some();
-        if let Some(bits) = rule.egress.mark.filter(|bits| bits.meet(self.mark)) {
+        if let Some(bits) = rule.treatment.egress.mark.filter(|bits| bits.meet(self.mark)) {
             let (key, own) = (self.form.key("egress.mark"), self.mark);
             let text = format!(
                 "{key} {bits} has bits of {own}, by which this instance knows its own packets: use others, or another {}",
@@ -120,8 +120,10 @@ fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
     let is = |key, value| form.is(key, value);
     let mut found: Vec<Contradiction> = Vec::new();
     let mut say = |keys, text| found.push((keys, text));
-    match rule.scope {
-        Scope::Forwarded if rule.interfaces.is_empty() => say(
+    let Rule { name, selector, treatment } = rule;
+    let Reach { scope, protocols, interfaces } = &selector.reach;
+    match scope {
+        Scope::Forwarded if interfaces.is_empty() => say(
             &["scope", "interfaces"],
             format!(
                 "{} needs {}: name the interface that the clients' packets arrive by",
@@ -129,7 +131,7 @@ fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
                 key("interfaces")
             ),
         ),
-        Scope::Forwarded if rule.interfaces.iter().any(|name| name == "lo") => say(
+        Scope::Forwarded if interfaces.iter().any(|name| name == "lo") => say(
             &["interfaces", "scope"],
             format!(
                 "{} has no meaning for lo in {}, since nothing is forwarded from there: name another, or use {}",
@@ -138,7 +140,7 @@ fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
                 is("scope", "outbound")
             ),
         ),
-        Scope::Inbound if !rule.interfaces.is_empty() => say(
+        Scope::Inbound if !interfaces.is_empty() => say(
             &["interfaces", "scope"],
             format!(
                 "{} has no meaning in {}, which takes flows from every interface: leave it out",
@@ -148,7 +150,7 @@ fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
         ),
         _ => {}
     }
-    if let Some(name) = rule.interfaces.iter().find(|name| !is_interface_name(name)) {
+    if let Some(name) = interfaces.iter().find(|name| !is_interface_name(name)) {
         say(
             &["interfaces"],
             format!(
@@ -157,7 +159,7 @@ fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
             ),
         );
     }
-    match (rule.scope, rule.source) {
+    match (scope, treatment.source) {
         (Scope::Inbound, Source::ClientPort) => say(
             &["source", "scope"],
             format!(
@@ -177,8 +179,8 @@ fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
         ),
         _ => {}
     }
-    for (named, sender) in [(!rule.uids.is_empty(), "uid"), (!rule.cgroups.is_empty(), "cgroup")] {
-        if named && rule.scope != Scope::Outbound {
+    for (named, sender) in [(!selector.uids.is_empty(), "uid"), (!selector.cgroups.is_empty(), "cgroup")] {
+        if named && *scope != Scope::Outbound {
             let keys = if sender == "uid" { &["uid", "scope"] } else { &["cgroup", "scope"] };
             say(
                 keys,
@@ -193,7 +195,7 @@ fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
     about_the_way(rule, form, &mut say);
     about_the_action(rule, form, &mut say);
     about_datagrams(rule, form, &mut say);
-    if !share_a_family(&rule.from, &rule.to) {
+    if !share_a_family(&selector.from, &selector.to) {
         say(
             &["to", "from"],
             format!(
@@ -203,28 +205,30 @@ fn contradictions(rule: &Rule, form: Form) -> Vec<Contradiction> {
             ),
         );
     }
-    if rule.protocols == Protocols::Tcp && rule.nat != Nat::default() {
+    if *protocols == Protocols::Tcp && treatment.nat != Nat::default() {
         say(
             &["nat", "protocol"],
             format!("{} is about UDP: leave it out, or use {} or both", key("nat"), is("protocol", "udp")),
         );
     }
-    if rule.name.is_empty() || rule.name.len() > LONGEST_NAME || rule.name.chars().any(char::is_control) {
+    if name.is_empty() || name.len() > LONGEST_NAME || name.chars().any(char::is_control) {
         say(&["name"], format!("{} must have 1 to {LONGEST_NAME} bytes, all of them printable", key("name")));
     }
     found
 }
 
 fn about_the_way(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'static str], String)) {
-    let RuleEgress { interface, mark, source } = &rule.egress;
+    let Rule { selector, treatment, .. } = rule;
+    let scope = &selector.reach.scope;
+    let RuleEgress { interface, mark, source } = &treatment.egress;
     const INTERFACE: &[&str] = &["egress.interface", "action", "scope"];
     const MARK: &[&str] = &["egress.mark", "action", "scope"];
     const SOURCE: &[&str] = &["egress.source", "action", "scope"];
-    let connects = matches!(rule.action, Action::Direct | Action::Upstream(_));
+    let connects = treatment.action.connects();
     for (keys, given) in
         [(INTERFACE, interface.is_some()), (MARK, mark.is_some()), (SOURCE, source.is_some())]
     {
-        if given && !(connects && rule.scope != Scope::Inbound) {
+        if given && !(connects && *scope != Scope::Inbound) {
             say(
                 keys,
                 format!(
@@ -242,7 +246,7 @@ fn about_the_way(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'stati
             format!("{name:?} cannot be the name of an interface: `ip link` shows those that there are"),
         );
     }
-    if source.is_some() && rule.source != Source::Host {
+    if source.is_some() && treatment.source != Source::Host {
         say(
             &["egress.source", "source"],
             format!(
@@ -253,9 +257,9 @@ fn about_the_way(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'stati
         );
     }
     if let Some(source) = source {
-        let upstream = match &rule.action {
+        let upstream = match &treatment.action {
             Action::Upstream(upstream) => [!upstream.is_ipv6(), upstream.is_ipv6()],
-            _ => families(&rule.to),
+            _ => families(&selector.to),
         };
         if !upstream[usize::from(source.is_ipv6())] {
             say(
@@ -270,9 +274,11 @@ fn about_the_way(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'stati
 }
 
 fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'static str], String)) {
-    let connects = matches!(rule.action, Action::Direct | Action::Upstream(_));
-    let accepts = connects || matches!(rule.action, Action::Respond(_));
-    if rule.source != Source::Host && !connects {
+    let Rule { selector, treatment, .. } = rule;
+    let Reach { scope, protocols, .. } = &selector.reach;
+    let connects = treatment.action.connects();
+    let accepts = connects || matches!(treatment.action, Action::Respond(_));
+    if treatment.source != Source::Host && !connects {
         say(
             &["source", "action"],
             format!(
@@ -282,9 +288,9 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
             ),
         );
     }
-    if let Action::Upstream(upstream) = rule.action
-        && rule.source != Source::Host
-        && !families(&rule.to)[usize::from(upstream.is_ipv6())]
+    if let Action::Upstream(upstream) = treatment.action
+        && treatment.source != Source::Host
+        && !families(&selector.to)[usize::from(upstream.is_ipv6())]
     {
         say(
             &["action", "source", "to"],
@@ -295,9 +301,9 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
             ),
         );
     }
-    if let Action::Upstream(upstream) = rule.action
-        && rule.scope == Scope::Inbound
-        && rule.source != Source::Host
+    if let Action::Upstream(upstream) = treatment.action
+        && *scope == Scope::Inbound
+        && treatment.source != Source::Host
         && upstream.ip().is_loopback()
     {
         say(
@@ -309,8 +315,8 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
             ),
         );
     }
-    let tcp = rule.protocols != Protocols::Udp;
-    if rule.accept != Accept::default() && !(connects && tcp && rule.scope != Scope::Inbound) {
+    let tcp = *protocols != Protocols::Udp;
+    if treatment.accept != Accept::default() && !(connects && tcp && *scope != Scope::Inbound) {
         say(
             &["accept", "action", "protocol", "scope"],
             format!(
@@ -324,10 +330,10 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
     const KEEPALIVE: &[&str] = &["timeouts.keepalive", "action", "protocol"];
     const CONNECTIONS: &[&str] = &["limits.connections", "action", "protocol"];
     for (keys, given, works) in [
-        (CONNECT, rule.timeouts.connect.is_some(), connects && tcp),
-        (IDLE, rule.timeouts.idle.is_some(), accepts && tcp),
-        (KEEPALIVE, rule.timeouts.keepalive.is_some(), connects && tcp),
-        (CONNECTIONS, rule.limits.connections.is_some(), accepts && tcp),
+        (CONNECT, treatment.timeouts.connect.is_some(), connects && tcp),
+        (IDLE, treatment.timeouts.idle.is_some(), accepts && tcp),
+        (KEEPALIVE, treatment.timeouts.keepalive.is_some(), connects && tcp),
+        (CONNECTIONS, treatment.limits.connections.is_some(), accepts && tcp),
     ] {
         if given && !works {
             let text = format!(
@@ -340,8 +346,9 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
 }
 
 fn about_datagrams(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'static str], String)) {
-    let udp = rule.protocols != Protocols::Tcp;
-    if let Action::Respond(text) = &rule.action
+    let Rule { selector, treatment, .. } = rule;
+    let udp = selector.reach.protocols != Protocols::Tcp;
+    if let Action::Respond(text) = &treatment.action
         && udp
         && text.len() > LONGEST_DATAGRAM
     {
@@ -354,7 +361,7 @@ fn about_datagrams(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'sta
             ),
         );
     }
-    if rule.limits.amplification.is_some() && !(udp && matches!(rule.action, Action::Respond(_))) {
+    if treatment.limits.amplification.is_some() && !(udp && matches!(treatment.action, Action::Respond(_))) {
         say(
             &["limits.amplification", "action", "protocol"],
             "limits.amplification is about answers of respond= over UDP, and this rule gives none: leave it out, or use \
@@ -362,7 +369,7 @@ fn about_datagrams(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'sta
                 .to_owned(),
         );
     }
-    if let Some(time) = rule.timeouts.keepalive.filter(|time| !KEEPALIVE.contains(&time.as_secs())) {
+    if let Some(time) = treatment.timeouts.keepalive.filter(|time| !KEEPALIVE.contains(&time.as_secs())) {
         say(
             &["timeouts.keepalive"],
             format!("timeouts.keepalive must be between 1s and 32767s, and {time:?} is not"),

@@ -36,24 +36,33 @@ fn any_config() -> impl Strategy<Value = Config> {
         prop::option::of(1usize..1 << 40),
         "[^\\p{Cc}]{1,16}",
     );
-    let rule = rule.prop_map(|(rule, action, source, nat, connect, idle, connections, name)| Rule {
-        name: name.into(),
-        action,
-        source,
-        nat,
-        timeouts: RuleTimeouts { connect, idle, keepalive: idle.map(|_| Duration::from_secs(7)) },
-        egress: RuleEgress {
-            interface: connections.map(|_| "wan2".into()),
-            mark: idle.map(|_| Bits::new(1, 0xff).unwrap()),
-            source: connect.map(|_| [10, 0, 0, 9].into()),
-        },
-        limits: RuleLimits { connections: connections.and_then(NonZeroUsize::new), ..RuleLimits::default() },
-        ports: rule.ports.iter().filter(|ports| *ports.start() > 0).cloned().collect::<Vec<_>>().into(),
-        from: truncated(rule.from),
-        to: truncated(rule.to),
-        except: truncated(rule.except),
-        cgroups: if rule.scope == Scope::Outbound { vec!["a \"b\"".into()] } else { vec![] },
-        ..rule
+    let rule = rule.prop_map(|(rule, action, source, nat, connect, idle, connections, name)| {
+        let of = rule.selector;
+        let selector = Selector {
+            ports: of.ports.iter().filter(|ports| *ports.start() > 0).cloned().collect::<Vec<_>>().into(),
+            from: truncated(of.from),
+            to: truncated(of.to),
+            except: truncated(of.except),
+            cgroups: if of.reach.scope == Scope::Outbound { vec!["a \"b\"".into()] } else { vec![] },
+            ..of
+        };
+        let treatment = Treatment {
+            action,
+            source,
+            nat,
+            timeouts: RuleTimeouts { connect, idle, keepalive: idle.map(|_| Duration::from_secs(7)) },
+            egress: RuleEgress {
+                interface: connections.map(|_| "wan2".into()),
+                mark: idle.map(|_| Bits::new(1, 0xff).unwrap()),
+                source: connect.map(|_| [10, 0, 0, 9].into()),
+            },
+            limits: RuleLimits {
+                connections: connections.and_then(NonZeroUsize::new),
+                ..RuleLimits::default()
+            },
+            ..rule.treatment
+        };
+        Rule::new(&name, selector, treatment)
     });
     let times = (any_time(), any_time(), any_time(), any_time(), any_time());
     (prop::collection::vec(rule, 1..4), times, 1u32..1 << 30, 1usize..1025, 1usize..1 << 40).prop_map(
@@ -87,9 +96,10 @@ fn any_config() -> impl Strategy<Value = Config> {
 fn without_contradictions(mut config: Config) -> Option<Config> {
     for (index, rule) in config.rules.iter_mut().enumerate() {
         rule.name = format!("{index}{}", rule.name).into();
-        match rule.scope {
-            Scope::Forwarded if rule.interfaces.is_empty() => rule.interfaces.push("lan".into()),
-            Scope::Inbound => rule.interfaces.clear(),
+        let Reach { scope, interfaces, .. } = &mut rule.selector.reach;
+        match scope {
+            Scope::Forwarded if interfaces.is_empty() => interfaces.push("lan".into()),
+            Scope::Inbound => interfaces.clear(),
             _ => {}
         }
     }

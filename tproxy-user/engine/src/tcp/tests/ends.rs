@@ -12,7 +12,7 @@ use tproxy_common::rule::MAX_RULES;
 
 use super::rig::*;
 use crate::{
-    config::{Action, Rule, RuleLimits, RuleTimeouts, Source, Timeouts},
+    config::{Action, RuleLimits, RuleTimeouts, Source, Timeouts},
     family::Family,
     generation::RuleNumber,
     mark::Mark,
@@ -137,8 +137,8 @@ fn a_client_that_has_no_more_to_send_is_connected_nevertheless() {
 fn only_silence_is_idle() {
     let idle = Duration::from_millis(300);
     let (rig, server) = upstream_with(|setup| {
-        setup.generations =
-            generations(setup.generations.latest().rules()[0].clone(), Timeouts { idle, ..TIMEOUTS });
+        let rule = rule(setup.generations.latest().rules()[0].treatment.action.clone(), Source::Host);
+        setup.generations = generations(rule, Timeouts { idle, ..TIMEOUTS });
     });
     let (mut client, mut upstream) = rig.pair(&server);
     let started = Instant::now();
@@ -158,8 +158,7 @@ fn a_rule_has_its_own_idle_time() {
     let idle = Duration::from_millis(300);
     let (rig, server) = upstream_with(|setup| {
         let timeouts = RuleTimeouts { idle: Some(idle), ..RuleTimeouts::default() };
-        let rule = Rule { timeouts, ..setup.generations.latest().rules()[0].clone() };
-        setup.generations = generations(rule, TIMEOUTS);
+        change(setup, |treatment| treatment.timeouts = timeouts);
     });
     let (client, _upstream) = rig.pair(&server);
     assert_reset(client);
@@ -170,8 +169,7 @@ fn a_rule_has_its_own_idle_time() {
 fn a_rule_has_no_more_connections_than_its_limit() {
     let (rig, server) = upstream_with(|setup| {
         let limits = RuleLimits { connections: NonZeroUsize::new(2), ..RuleLimits::default() };
-        let rule = Rule { limits, ..setup.generations.latest().rules()[0].clone() };
-        setup.generations = generations(rule, TIMEOUTS);
+        change(setup, |treatment| treatment.limits = limits);
     });
     let [first, second] = [(); 2].map(|()| rig.pair(&server));
     assert_reset(rig.client());
@@ -211,8 +209,7 @@ fn a_connection_that_nobody_decided_is_reset() {
 fn a_client_port_that_is_taken_is_replaced_and_counted() {
     // The client itself holds it, on this very host.
     let (rig, server) = upstream_with(|setup| {
-        let action = setup.generations.latest().rules()[0].action.clone();
-        setup.generations = generations(rule(action, Source::ClientPort), TIMEOUTS);
+        change(setup, |treatment| treatment.source = Source::ClientPort);
     });
     let (client, upstream): (TcpStream, TcpStream) = rig.pair(&server);
     assert_ne!(upstream.peer_addr().unwrap(), client.local_addr().unwrap());

@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tproxy_common::abi::Origin;
 
 use crate::{
-    config::{Action, Config, Rule, Scope, Source, Timeouts},
+    config::{Action, Config, Rule, Scope, Source, Timeouts, Treatment},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::{Filter, Flows, LiveFlow},
@@ -53,7 +53,7 @@ pub(super) struct Rig {
 }
 
 pub(super) fn rule(action: Action, source: Source) -> Rule {
-    Rule { source, ..Rule::new("test", Scope::Forwarded, action) }
+    Rule::new("test", Scope::Forwarded, Treatment { source, ..action.into() })
 }
 
 pub(super) const TIMEOUTS: Timeouts = Timeouts::all(PATIENCE);
@@ -62,6 +62,13 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts::all(PATIENCE);
 pub(super) fn generations(rule: Rule, timeouts: Timeouts) -> Generations {
     let config = Config { timeouts, ..Config::new(vec![rule]) };
     Generations::of(Generation::first(&config, Arc::default()))
+}
+
+/// The same rule, treated otherwise.
+pub(super) fn change(setup: &mut Setup, change: impl FnOnce(&mut Treatment)) {
+    let mut treatment = setup.generations.latest().rules()[0].treatment.clone();
+    change(&mut treatment);
+    setup.generations = generations(Rule::new("test", Scope::Forwarded, treatment), TIMEOUTS);
 }
 
 impl Rig {

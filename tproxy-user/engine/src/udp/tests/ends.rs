@@ -10,7 +10,7 @@ use tproxy_common::abi::Origin;
 use super::super::dns::tests::{answer, query};
 use super::rig::*;
 use crate::{
-    config::{Action, Nat, Rule, Timeouts},
+    config::{Action, Nat, Timeouts, Treatment},
     generation::RuleNumber,
     udp::{End, Selected},
 };
@@ -34,7 +34,7 @@ fn silence_ends_a_session_sooner_while_nobody_has_answered() {
 #[test]
 fn a_dns_session_ends_with_the_last_answer() {
     for nat in [Nat::EndpointIndependent, Nat::PerDestination] {
-        let rig = Rig::new(Rule { nat, ..rule(Action::Direct) });
+        let rig = Rig::new(rule(Treatment { nat, ..Action::Direct.into() }));
         let server = rig.server(Family::V4.public(), 53);
         let client = rig.client_of(server.local_addr().unwrap());
         let mut froms = Vec::new();
@@ -60,7 +60,7 @@ fn a_dns_session_ends_with_the_last_answer() {
 #[test]
 fn what_is_no_dns_does_not_end_with_an_answer() {
     for nat in [Nat::EndpointIndependent, Nat::PerDestination] {
-        let rig = Rig::new(Rule { nat, ..rule(Action::Direct) });
+        let rig = Rig::new(rule(Treatment { nat, ..Action::Direct.into() }));
         let server = rig.server(Family::V6.public(), 53);
         let client = rig.client_of(server.local_addr().unwrap());
         // A VPN's, and one that only begins like DNS.
@@ -80,7 +80,7 @@ fn what_is_no_dns_does_not_end_with_an_answer() {
 #[test]
 fn a_closed_port_of_the_upstream_is_told_to_the_client() {
     for nat in [Nat::EndpointIndependent, Nat::PerDestination] {
-        let rig = Rig::new(Rule { nat, ..rule(Action::Direct) });
+        let rig = Rig::new(rule(Treatment { nat, ..Action::Direct.into() }));
         for family in Family::ALL {
             let client = rig.client_of((family.public(), PORT).into());
             client.send(b"x").unwrap();
@@ -107,7 +107,7 @@ fn a_closed_port_of_another_upstream_is_told_as_if_it_were_the_original_destinat
 #[test]
 fn an_upstream_without_a_way_to_it_is_told_to_the_client() {
     for nat in [Nat::EndpointIndependent, Nat::PerDestination] {
-        let rig = Rig::new(Rule { nat, ..rule(Action::Direct) });
+        let rig = Rig::new(rule(Treatment { nat, ..Action::Direct.into() }));
         rig.net.gateway.ip("route add unreachable 192.0.2.0/24").unwrap();
         let client = rig.client_of(([192, 0, 2, 1], 9).into());
         // Without it, only what is final is told.
@@ -121,7 +121,7 @@ fn an_upstream_without_a_way_to_it_is_told_to_the_client() {
 #[test]
 fn a_client_that_is_gone_ends_its_session() {
     for nat in [Nat::EndpointIndependent, Nat::PerDestination] {
-        let rig = Rig::new(Rule { nat, ..rule(Action::Direct) });
+        let rig = Rig::new(rule(Treatment { nat, ..Action::Direct.into() }));
         let (client, server) = rig.pair(Family::V4);
         let from = exchange(&client, &server);
         drop(client);

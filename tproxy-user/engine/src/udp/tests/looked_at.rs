@@ -4,7 +4,7 @@ use tproxy_netns::Family;
 
 use super::rig::*;
 use crate::{
-    config::{Action, Nat, Rule},
+    config::{Action, Nat, Treatment},
     flows::{Filter, FlowState},
     udp::End,
 };
@@ -12,7 +12,7 @@ use crate::{
 #[test]
 fn a_session_shows_what_it_moves_and_ends_when_it_is_told_to() {
     for nat in [Nat::EndpointIndependent, Nat::PerDestination] {
-        let rig = Rig::new(Rule { nat, ..rule(Action::Direct) });
+        let rig = Rig::new(rule(Treatment { nat, ..Action::Direct.into() }));
         let (client, server) = rig.pair(Family::V4);
         let other = rig.client_of(server.local_addr().unwrap());
         client.send(b"12345").unwrap();

@@ -10,7 +10,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, 
 use tproxy_netns::Family;
 
 use super::rig::*;
-use crate::config::{Action, Nat, Rule, Source};
+use crate::config::{Action, Nat, Source, Treatment};
 
 fn ask(client: &UdpSocket, server: &UdpSocket) -> SocketAddr {
     client.send_to(b"ping", server.local_addr().unwrap()).unwrap();
@@ -51,7 +51,7 @@ fn all_peers_see_the_same_endpoint_and_may_use_it() {
 
 #[test]
 fn each_destination_sees_an_endpoint_of_its_own_that_nobody_else_can_use() {
-    let rig = Rig::new(Rule { nat: Nat::PerDestination, ..rule(Action::Direct) });
+    let rig = Rig::new(rule(Treatment { nat: Nat::PerDestination, ..Action::Direct.into() }));
     for family in Family::ALL {
         let servers = [(family.public(), PORT), (family.server(), PORT)];
         let [one, other] = servers.map(|(address, port)| rig.server(address, port));
@@ -69,7 +69,7 @@ fn each_destination_sees_an_endpoint_of_its_own_that_nobody_else_can_use() {
 fn servers_may_see_the_clients_address_or_its_very_endpoint() {
     for nat in [Nat::EndpointIndependent, Nat::PerDestination] {
         for source in [Source::Client, Source::ClientPort] {
-            let rig = Rig::new(Rule { nat, source, ..rule(Action::Direct) });
+            let rig = Rig::new(rule(Treatment { nat, source, ..Action::Direct.into() }));
             for family in Family::ALL {
                 let (client, server) = rig.pair(family);
                 for _ in 0..2 {
@@ -86,7 +86,7 @@ fn servers_may_see_the_clients_address_or_its_very_endpoint() {
 
 #[test]
 fn a_client_port_that_is_taken_is_replaced_and_counted() {
-    let rig = Rig::new(Rule { source: Source::ClientPort, ..rule(Action::Direct) });
+    let rig = Rig::new(rule(Treatment { source: Source::ClientPort, ..Action::Direct.into() }));
     let (client, server) = rig.pair(Family::V4);
     let own = client.local_addr().unwrap();
     rig.net.gateway.run("sysctl -w net.ipv4.ip_nonlocal_bind=1").unwrap();

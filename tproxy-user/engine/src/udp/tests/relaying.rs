@@ -11,7 +11,7 @@ use tproxy_netns::Family;
 
 use super::rig::*;
 use crate::{
-    config::{Action, Nat, Rule},
+    config::{Action, Nat, Treatment},
     flow::{ClientAddr, OriginalDst},
     socket::TrafficClass,
     udp::Selected,
@@ -24,7 +24,7 @@ fn addresses(client: &UdpSocket, server: &UdpSocket) -> (ClientAddr, OriginalDst
 #[test]
 fn datagrams_go_to_the_original_destination_and_back() {
     for nat in [Nat::EndpointIndependent, Nat::PerDestination] {
-        let rig = Rig::new(Rule { nat, ..rule(Action::Direct) });
+        let rig = Rig::new(rule(Treatment { nat, ..Action::Direct.into() }));
         for family in Family::ALL {
             let (client, server) = rig.pair(family);
             for _ in 0..3 {
@@ -220,7 +220,7 @@ fn each_datagram_is_answered_in_place_of_a_server() {
 #[test]
 fn a_port_that_somebody_holds_is_no_obstacle() {
     for nat in [Nat::EndpointIndependent, Nat::PerDestination] {
-        let rig = Rig::new(Rule { nat, ..rule(Action::Direct) });
+        let rig = Rig::new(rule(Treatment { nat, ..Action::Direct.into() }));
         // Of both families.
         let holder = rig.net.gateway.enter(|| UdpSocket::bind(("::", PORT)).unwrap());
         for family in Family::ALL {

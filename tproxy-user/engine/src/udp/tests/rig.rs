@@ -12,7 +12,7 @@ use tproxy_common::abi::Origin;
 use tproxy_netns::Topology;
 
 use crate::{
-    config::{Action, Config, Rule, Scope, SessionLimits, Timeouts},
+    config::{Config, Rule, Scope, SessionLimits, Timeouts, Treatment},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     flows::Flows,
@@ -63,8 +63,8 @@ pub(super) struct Rig {
     counters: Arc<UdpCounters>,
 }
 
-pub(super) fn rule(action: Action) -> Rule {
-    Rule::new("test", Scope::Forwarded, action)
+pub(super) fn rule(treatment: impl Into<Treatment>) -> Rule {
+    Rule::new("test", Scope::Forwarded, treatment)
 }
 
 pub(super) const SESSIONS: SessionLimits = SessionLimits { total: 1000, per_client: 1000 };
@@ -77,7 +77,8 @@ pub(super) fn generations(rules: Vec<Rule>, timeouts: Timeouts, sessions: Sessio
 
 /// The same rules with other limits.
 pub(super) fn limited(setup: &mut Setup, timeouts: Timeouts, sessions: SessionLimits) {
-    setup.generations = generations(setup.generations.latest().rules().to_vec(), timeouts, sessions);
+    let rules = setup.generations.latest().rules().iter().map(|kept| rule(kept.treatment.clone())).collect();
+    setup.generations = generations(rules, timeouts, sessions);
 }
 
 impl Rig {
