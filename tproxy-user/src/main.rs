@@ -11,10 +11,10 @@ use clap::{Parser as _, error::ErrorKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tproxy::{
     config::{self, Mistakes},
-    host::Report,
+    host::Reclaimed,
 };
 use tproxy_cli::{
-    cli::{self, Cli, Command, Run, one_line},
+    cli::{self, Cli, RunArgs, Subcommand, one_line},
     doctor::{self, Level},
     explain, logging,
     run::{self, Start},
@@ -35,8 +35,8 @@ fn main() -> ExitCode {
         Err(error) => return fail(&one_line(&error), USAGE),
     };
     match cli.command {
-        Command::Run(flags) => {
-            let Run { log_format, verbose, watch, flags } = *flags;
+        Subcommand::Run(flags) => {
+            let RunArgs { log_format, verbose, watch, flags } = *flags;
             let file = flags.file();
             match flags.into_config() {
                 Err(mistakes) => refuse(&mistakes),
@@ -53,43 +53,43 @@ fn main() -> ExitCode {
                 }
             }
         }
-        Command::Bench(args) => {
+        Subcommand::Bench(args) => {
             let _logging = logging::init(logging::Format::Text, 0);
             finish(tproxy_bench::main(&args).and_then(|report| print(&report)))
         }
-        Command::BenchRelay(flags) => finish(relay(*flags)),
-        Command::BenchSingly(flags) => finish(
+        Subcommand::BenchRelay(flags) => finish(relay(*flags)),
+        Subcommand::BenchSingly(flags) => finish(
             flags.flags.into_config().map_err(Into::into).and_then(|config| tproxy_bench::singly(&config)),
         ),
-        Command::BenchMany(flags) => {
+        Subcommand::BenchMany(flags) => {
             let _logging = logging::init(logging::Format::Text, 0);
             finish(flags.into_config().and_then(|config| {
                 serve(Start { config, file: None, watch: false, verbose: false, settled: allocator::settle })
             }))
         }
-        Command::Config(show) if show.schema => finish(print(&config::schema())),
-        Command::Config(show) => match show.flags.into_config() {
+        Subcommand::Config(show) if show.schema => finish(print(&config::schema())),
+        Subcommand::Config(show) => match show.flags.into_config() {
             Err(mistakes) => refuse(&mistakes),
             Ok(config) => finish(config.to_toml().map_err(Into::into).and_then(|toml| print(&toml))),
         },
-        Command::Check(check) => match config::load(&check.file) {
+        Subcommand::Check(check) => match config::load(&check.file) {
             Err(errors) => refuse(&Mistakes(errors.lines().collect())),
             Ok(config) => finish(ask(check.compare(&config))),
         },
-        Command::Completions { shell } => {
+        Subcommand::Completions { shell } => {
             finish(cli::completions(shell, &mut io::stdout()).map_err(Into::into))
         }
-        Command::Man { directory } => finish(cli::man(&directory).map_err(Into::into)),
-        Command::Status(show) => finish(ask(show.status())),
-        Command::Rules(show) => finish(ask(show.rules())),
-        Command::Flows(flows) => finish(ask(flows.show())),
-        Command::Top(args) => finish(ask(top::main(args))),
-        Command::Close(close) => finish(ask(close.close())),
-        Command::Reload(reload) => finish(ask(reload.reload())),
-        Command::Confirm(confirm) => finish(ask(confirm.confirm())),
-        Command::Drain(drain) => finish(ask(drain.drain())),
-        Command::Metrics(metrics) => finish(ask(metrics.show())),
-        Command::Doctor(args) => {
+        Subcommand::Man { directory } => finish(cli::man(&directory).map_err(Into::into)),
+        Subcommand::Status(show) => finish(ask(show.status())),
+        Subcommand::Rules(show) => finish(ask(show.rules())),
+        Subcommand::Flows(flows) => finish(ask(flows.show())),
+        Subcommand::Top(args) => finish(ask(top::main(args))),
+        Subcommand::Close(close) => finish(ask(close.close())),
+        Subcommand::Reload(reload) => finish(ask(reload.reload())),
+        Subcommand::Confirm(confirm) => finish(ask(confirm.confirm())),
+        Subcommand::Drain(drain) => finish(ask(drain.drain())),
+        Subcommand::Metrics(metrics) => finish(ask(metrics.show())),
+        Subcommand::Doctor(args) => {
             let _logging = logging::init(logging::Format::Text, 0);
             let report = doctor::examine(&args);
             if let Err(error) = print(&if args.json { as_json(&report) } else { report.to_string() }) {
@@ -101,19 +101,19 @@ fn main() -> ExitCode {
                 Level::Fail => ExitCode::FAILURE,
             }
         }
-        Command::Explain(args) => {
+        Subcommand::Explain(args) => {
             let _logging = logging::init(logging::Format::Text, 0);
             finish(explain(&args))
         }
-        Command::Trace(args) => {
+        Subcommand::Trace(args) => {
             let _logging = logging::init(logging::Format::Text, 0);
             finish(trace(&args))
         }
-        Command::Cleanup => {
+        Subcommand::Cleanup => {
             let _logging = logging::init(logging::Format::Text, 0);
             finish(run::cleanup().and_then(|reports| report(&reports)))
         }
-        Command::Send(datagram) => match datagram.check() {
+        Subcommand::Send(datagram) => match datagram.check() {
             Ok(datagram) => finish(datagram.send().and_then(|line| print(&format!("{line}\n")))),
             Err(error) => fail(&format!("error: {error}"), USAGE),
         },
@@ -131,7 +131,7 @@ async fn ask(answer: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn relay(flags: Run) -> anyhow::Result<()> {
+async fn relay(flags: RunArgs) -> anyhow::Result<()> {
     let _logging = logging::init(flags.log_format, flags.verbose);
     tproxy_bench::without_datapath(flags.flags.into_config()?).await
 }
@@ -160,7 +160,7 @@ fn as_json(answer: &impl serde::Serialize) -> String {
 }
 
 #[expect(clippy::print_stdout, reason = "the answer to the command")]
-fn report(reports: &[Report]) -> anyhow::Result<()> {
+fn report(reports: &[Reclaimed]) -> anyhow::Result<()> {
     if reports.is_empty() {
         println!("nothing was left over");
     }

@@ -104,7 +104,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             generations: generations.clone(),
             mark: config.mark,
             routing: Routing::default(),
-            decisions: Box::new(Everything),
+            decisions: Box::new(AlwaysSelected),
             counters: Arc::default(),
             syns: None,
             flows: flows.table(index),
@@ -118,7 +118,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             mark: config.mark,
             routing: Routing::default(),
             endpoints: udp::Endpoints::default(),
-            memory: Box::new(Everything),
+            memory: Box::new(AlwaysSelected),
             counters: Arc::default(),
             flows: flows.table(index),
         };
@@ -152,9 +152,9 @@ pub(super) fn port(socket: &Socket) -> anyhow::Result<u16> {
 }
 
 /// Whatever comes was selected by the one rule that there is.
-struct Everything;
+struct AlwaysSelected;
 
-impl Decisions for Everything {
+impl Decisions for AlwaysSelected {
     fn take(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Decided> {
         Some(Decided { rule: RuleNumber(0), origin: Origin::default() })
     }
@@ -168,7 +168,7 @@ impl Decisions for Everything {
     fn unreached(&mut self, _: OriginalDst) {}
 }
 
-impl Memory for Everything {
+impl Memory for AlwaysSelected {
     fn selected(&mut self, _: ClientAddr, _: OriginalDst) -> Option<Selected> {
         Some(Selected::By(RuleNumber(0), Origin::default(), None))
     }

@@ -11,7 +11,7 @@ use tproxy::{
     config::{Config, Source},
     family::Family,
     flow::{ClientAddr, OriginalDst},
-    socket::{self, Endpoint, Receiver, UpstreamSource},
+    socket::{self, DatagramReceiver, Endpoint, UpstreamSource},
 };
 
 use super::{relay::ready, steering::Listeners};
@@ -36,7 +36,7 @@ pub fn singly(config: &Config) -> anyhow::Result<()> {
     thread::scope(|scope| {
         let relays: Vec<_> = listeners
             .into_iter()
-            .map(|listener| scope.spawn(|| Relay::new(listener, config)?.serve()))
+            .map(|listener| scope.spawn(|| SinglyRelay::new(listener, config)?.serve()))
             .collect();
         relays
             .into_iter()
@@ -44,18 +44,18 @@ pub fn singly(config: &Config) -> anyhow::Result<()> {
     })
 }
 
-struct Relay<'a> {
+struct SinglyRelay<'a> {
     config: &'a Config,
     listener: Socket,
     epoll: OwnedFd,
-    sessions: Vec<Session>,
+    sessions: Vec<RelayedPair>,
     by_flow: HashMap<(ClientAddr, OriginalDst), usize>,
 }
 
 /// Two connected sockets: towards the client, and towards the server.
-struct Session([UdpSocket; 2]);
+struct RelayedPair([UdpSocket; 2]);
 
-impl<'a> Relay<'a> {
+impl<'a> SinglyRelay<'a> {
     fn new(listener: Socket, config: &'a Config) -> anyhow::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
@@ -63,7 +63,7 @@ impl<'a> Relay<'a> {
     }
 
     fn serve(mut self) -> anyhow::Result<()> {
-        let mut receiver = Receiver::default();
+        let mut receiver = DatagramReceiver::default();
         let mut buffer = vec![0; 1 << 16];
         let mut events = Vec::<Event>::with_capacity(64);
         loop {
@@ -79,14 +79,14 @@ impl<'a> Relay<'a> {
     }
 
     /// Takes the first datagrams of flows.
-    fn begin(&mut self, receiver: &mut Receiver) -> anyhow::Result<()> {
+    fn begin(&mut self, receiver: &mut DatagramReceiver) -> anyhow::Result<()> {
         let mut failed = None;
         let Self { config, listener, epoll, sessions, by_flow } = self;
         receiver.recv(listener, |datagram| {
             let flow = (datagram.client, datagram.dst);
             let index = match by_flow.get(&flow) {
                 Some(index) => *index,
-                None => match Session::open(flow, config, epoll, sessions.len()) {
+                None => match RelayedPair::open(flow, config, epoll, sessions.len()) {
                     Ok(session) => {
                         sessions.push(session);
                         by_flow.insert(flow, sessions.len() - 1);
@@ -95,7 +95,7 @@ impl<'a> Relay<'a> {
                     Err(error) => return failed = Some(error),
                 },
             };
-            let Session([_, upstream]) = &sessions[index];
+            let RelayedPair([_, upstream]) = &sessions[index];
             // What the kernel does not take is lost.
             let _ = upstream.send(datagram.payload);
         })?;
@@ -104,7 +104,7 @@ impl<'a> Relay<'a> {
 
     /// Relays what one socket has. What fails is lost, as datagrams are.
     fn relay(&self, place: usize, buffer: &mut [u8]) {
-        let Session(sockets) = &self.sessions[place / 2];
+        let RelayedPair(sockets) = &self.sessions[place / 2];
         let (from, to) = (&sockets[place % 2], &sockets[1 - place % 2]);
         for _ in 0..TURN {
             let Ok(length) = from.recv(buffer) else { return };
@@ -113,7 +113,7 @@ impl<'a> Relay<'a> {
     }
 }
 
-impl Session {
+impl RelayedPair {
     fn open(
         (client, dst): (ClientAddr, OriginalDst),
         config: &Config,

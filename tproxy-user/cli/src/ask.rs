@@ -17,15 +17,15 @@ use tproxy::{
 };
 
 use crate::{
-    control::{Closed, Confirmed, Draining, FlowEvent, Reloaded, Rule, Status, client::Client},
+    control::{Closed, Confirmed, FlowEvent, Reloaded, ShownDraining, ShownRule, Status, client::Client},
     metrics::documentation,
 };
-pub use check::Check;
+pub use check::CheckArgs;
 pub(crate) use units::{age, bytes};
 
 /// Which instance.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Instance {
+pub struct InstanceArgs {
     /// The instance of this name (default: as for `tproxy run`)
     #[arg(long)]
     pub name: Option<InstanceName>,
@@ -33,9 +33,9 @@ pub struct Instance {
 
 /// `tproxy status` and `tproxy rules`
 #[derive(Debug, clap::Args)]
-pub struct Show {
+pub struct AskArgs {
     #[command(flatten)]
-    instance: Instance,
+    instance: InstanceArgs,
     /// Print what the instance answers
     #[arg(long)]
     json: bool,
@@ -43,9 +43,9 @@ pub struct Show {
 
 /// `tproxy flows`
 #[derive(Debug, clap::Args)]
-pub struct Flows {
+pub struct FlowsArgs {
     #[command(flatten)]
-    instance: Instance,
+    instance: InstanceArgs,
     #[command(flatten)]
     filter: Filter,
     /// Go on: print each flow that begins or ends, until interrupted
@@ -63,7 +63,7 @@ pub struct Close {
     #[arg(value_name = "N")]
     ids: Vec<FlowId>,
     #[command(flatten)]
-    instance: Instance,
+    instance: InstanceArgs,
     #[command(flatten)]
     filter: Filter,
     /// All flows
@@ -75,7 +75,7 @@ pub struct Close {
 #[derive(Debug, clap::Args)]
 pub struct Reload {
     #[command(flatten)]
-    instance: Instance,
+    instance: InstanceArgs,
     /// Go back to the rules before unless `tproxy confirm` comes within this time, such as 30s
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     confirm: Option<Duration>,
@@ -85,27 +85,27 @@ pub struct Reload {
 #[derive(Debug, clap::Args)]
 pub struct Confirm {
     #[command(flatten)]
-    instance: Instance,
+    instance: InstanceArgs,
 }
 
 /// `tproxy drain`
 #[derive(Debug, clap::Args)]
 pub struct Drain {
     #[command(flatten)]
-    instance: Instance,
+    instance: InstanceArgs,
 }
 
 /// `tproxy metrics`
 #[derive(Debug, clap::Args)]
 pub struct Metrics {
     #[command(flatten)]
-    instance: Instance,
+    instance: InstanceArgs,
     /// Print which metrics there are instead, as a page in Markdown
     #[arg(long)]
     list: bool,
 }
 
-impl Show {
+impl AskArgs {
     /// How the instance is.
     ///
     /// # Errors
@@ -127,11 +127,11 @@ impl Show {
         if self.json {
             return say(&client.text(Method::GET, "/rules").await?);
         }
-        say(&tables::rules(&client.ask::<Vec<Rule>>(Method::GET, "/rules").await?))
+        say(&tables::rules(&client.ask::<Vec<ShownRule>>(Method::GET, "/rules").await?))
     }
 }
 
-impl Flows {
+impl FlowsArgs {
     /// The live flows.
     ///
     /// # Errors
@@ -223,7 +223,7 @@ impl Drain {
     /// As above.
     pub async fn drain(self) -> anyhow::Result<()> {
         let client = Client::new(self.instance.name);
-        let Draining { live, limit_seconds } = client.ask(Method::POST, "/drain").await?;
+        let ShownDraining { live, limit_seconds } = client.ask(Method::POST, "/drain").await?;
         say(&format!("{} takes no new flow; {live} live have {}\n", client.name(), age(limit_seconds)))
     }
 }

@@ -4,7 +4,7 @@ mod pages;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser};
 pub use pages::{completions, man};
 use tproxy::config::{Config, Flags, Mistakes};
 
@@ -16,7 +16,7 @@ use crate::{ask, doctor, explain, logging::Format, send, top, trace};
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Subcommand,
 }
 
 const EXIT_CODES: &str = "Exit codes:
@@ -25,36 +25,36 @@ const EXIT_CODES: &str = "Exit codes:
   2  the command line or the configuration file makes no sense; a line on stderr for each mistake";
 
 /// What to do.
-#[derive(Debug, Subcommand)]
-pub enum Command {
+#[derive(Debug, clap::Subcommand)]
+pub enum Subcommand {
     /// Intercept flows until SIGINT or SIGTERM, by one rule from flags or all rules of a file
     #[command(after_long_help = "Examples:
   tproxy run --scope forwarded --interface eth1 --to 0.0.0.0/0 --port 80,443 --action direct
   tproxy run --config /etc/tproxy.toml
 
 --interface, --to, --from, --except, --port, --uid and --cgroup may be given several times.")]
-    Run(Box<Run>),
+    Run(Box<RunArgs>),
     /// Print the configuration that flags or a file make, as a file with nothing left to defaults
     #[command(after_long_help = "Examples:
   tproxy config --scope inbound --port 8080 --action direct > tproxy.toml
   tproxy config --config tproxy.toml
   tproxy config --schema > tproxy.schema.json")]
-    Config(Box<Show>),
+    Config(Box<ConfigArgs>),
     /// Say what is wrong with a configuration file, and what a reload of it would change, without doing so
     #[command(after_long_help = "Example:
   tproxy check /etc/tproxy.toml")]
-    Check(ask::Check),
+    Check(ask::CheckArgs),
     /// Show how a running instance is, and what it has counted
     #[command(after_long_help = "Example:\n  tproxy status --json")]
-    Status(ask::Show),
+    Status(ask::AskArgs),
     /// Show a running instance's rules in order, with the flows that each has decided
     #[command(after_long_help = "Example:\n  tproxy rules")]
-    Rules(ask::Show),
+    Rules(ask::AskArgs),
     /// Show the live flows of a running instance
     #[command(
         after_long_help = "Example:\n  tproxy flows --proto tcp --client 10.0.0.0/8 --dst :443 --follow"
     )]
-    Flows(ask::Flows),
+    Flows(ask::FlowsArgs),
     /// Watch a running instance: rates, rules, clients and flows, full screen
     #[command(after_long_help = "Example:\n  tproxy top")]
     Top(top::Args),
@@ -79,7 +79,7 @@ pub enum Command {
     Cleanup,
     /// Send one UDP datagram from an address that need not be this host's
     #[command(after_long_help = "Example:\n  tproxy send --from 8.8.8.8:8080 --to 10.0.0.2:9999 'hello'")]
-    Send(send::Datagram),
+    Send(send::SendArgs),
     /// Measure what interception costs on this machine, by us and by others (root)
     #[command(
         after_long_help = "Example:\n  tproxy bench --quick --only sk_lookup,haproxy --html bench.html"
@@ -100,10 +100,10 @@ pub enum Command {
     Trace(trace::Args),
     /// The workers of `run` alone, for the benchmark
     #[command(hide = true)]
-    BenchRelay(Box<Run>),
+    BenchRelay(Box<RunArgs>),
     /// A relay of datagrams with a system call for each, for the benchmark
     #[command(hide = true)]
-    BenchSingly(Box<Run>),
+    BenchSingly(Box<RunArgs>),
     /// `run` with many rules, for the benchmark
     #[command(hide = true)]
     BenchMany(Box<tproxy_bench::Many>),
@@ -125,7 +125,7 @@ pub enum Command {
 
 /// `tproxy run`
 #[derive(Debug, Args)]
-pub struct Run {
+pub struct RunArgs {
     /// What to intercept.
     #[command(flatten)]
     pub flags: Flags,
@@ -142,7 +142,7 @@ pub struct Run {
 
 /// `tproxy config`
 #[derive(Debug, Args)]
-pub struct Show {
+pub struct ConfigArgs {
     /// Print the JSON schema of the file instead
     #[arg(long, exclusive = true)]
     pub schema: bool,
@@ -159,7 +159,7 @@ impl Cli {
     pub fn config_of_run(flags: &[String]) -> Result<Config, Mistakes> {
         let words = ["tproxy", "run"].into_iter().chain(flags.iter().map(String::as_str));
         match Self::try_parse_from(words).map_err(|error| Mistakes(vec![one_line(&error)]))?.command {
-            Command::Run(run) => run.flags.into_config(),
+            Subcommand::Run(run) => run.flags.into_config(),
             _ => unreachable!("the command is run"),
         }
     }

@@ -11,8 +11,8 @@ mod seat;
 mod server;
 
 pub use api::{
-    Checked, Closed, Confirmed, Counts, Draining, Failure, FlowEvent, Hook, Live, Reloaded, Rule, State,
-    Status,
+    Checked, Closed, Confirmed, Counts, Failure, FlowEvent, Reloaded, ShownDraining, ShownHook, ShownLive,
+    ShownRule, ShownState, Status,
 };
 pub use seat::{Seat, SeatError, Served};
 pub use server::{Access, Server, Shown};

@@ -133,7 +133,7 @@ pub struct Explanation {
     /// Where the flow is seen.
     pub scope: FlowScope,
     /// How the verdict comes about, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<ExplainStep>,
     /// `steer`, `pass`, `reject` or `drop`.
     pub verdict: &'static str,
     /// The name of the counter.
@@ -153,7 +153,7 @@ pub struct Explanation {
 
 /// One thing that was asked on the way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Step {
+pub struct ExplainStep {
     /// What was asked about.
     pub step: &'static str,
     /// What was found.
@@ -161,7 +161,13 @@ pub struct Step {
 }
 
 impl Explanation {
-    fn new(asked: String, case: &Case, steps: Vec<Step>, reason: Reason, rule: Option<RuleIndex>) -> Self {
+    fn new(
+        asked: String,
+        case: &Case,
+        steps: Vec<ExplainStep>,
+        reason: Reason,
+        rule: Option<RuleIndex>,
+    ) -> Self {
         Self {
             asked,
             scope: case.scope.into(),
@@ -185,7 +191,7 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<12} {}", "asked", self.asked)?;
         writeln!(f, "{:<12} {}", "scope", self.scope.name())?;
-        for Step { step, found } in &self.steps {
+        for ExplainStep { step, found } in &self.steps {
             writeln!(f, "{step:<12} {found}")?;
         }
         write!(f, "{:<12} {}, by reason {}", "verdict", self.verdict, self.reason)?;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use limit::Limit;
+use limit::FloodLimit;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -81,8 +81,10 @@ pub fn init(format: Format, verbose: u8) -> Logging {
         .with_writer(writer)
         .with_target(false);
     match format {
-        Format::Text => lines.with_ansi(io::stderr().is_terminal()).finish().with(Limit::default()).init(),
-        Format::Json => lines.json().flatten_event(true).finish().with(Limit::default()).init(),
+        Format::Text => {
+            lines.with_ansi(io::stderr().is_terminal()).finish().with(FloodLimit::default()).init()
+        }
+        Format::Json => lines.json().flatten_event(true).finish().with(FloodLimit::default()).init(),
     }
     Logging { _writer: guard }
 }

@@ -31,19 +31,19 @@ pub struct Metric {
     /// Without the unit, and without the suffix of counters.
     pub name: &'static str,
     /// What kind of number it is.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// What it is measured in, where it is not a plain number.
     pub unit: Option<Unit>,
     /// Names of its labels.
     pub labels: &'static [&'static str],
     /// What it is, as one sentence.
     pub help: &'static str,
-    samples: fn(&Observed<'_>) -> Vec<Sample>,
+    samples: fn(&Observed<'_>) -> Vec<MetricSample>,
 }
 
 /// What kind of number a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// It only grows, until the process ends.
     Counter,
     /// It comes and goes.
@@ -62,12 +62,12 @@ pub enum Unit {
 }
 
 /// A value of each label, and the number.
-struct Sample {
+struct MetricSample {
     labels: Vec<String>,
-    value: Value,
+    value: MetricValue,
 }
 
-enum Value {
+enum MetricValue {
     Number(f64),
     Latencies(Latencies),
 }
@@ -81,7 +81,7 @@ impl Metric {
             Some(Unit::Seconds) => "_seconds",
             None => "",
         };
-        let suffix = if self.kind == Kind::Counter { "_total" } else { "" };
+        let suffix = if self.kind == MetricKind::Counter { "_total" } else { "" };
         format!("{}{unit}{suffix}", self.name)
     }
 }

@@ -30,7 +30,7 @@ use tproxy::{
     config::{Config, Firewall, OnExit},
     datapath::DatapathError,
     host::{
-        self, Identity, Report,
+        self, Identity, Reclaimed,
         links::{Changed, Monitor},
         preflight,
     },
@@ -41,7 +41,7 @@ use tproxy::{
 use crate::{control::Seat, doctor::firewall, logging};
 use admission::Admitting;
 use cgroups::CgroupWatch;
-use commands::{Course, Executor, Prepared};
+use commands::{Executor, Further, Underway};
 use last_resort::LastResort;
 use losses::Explainer;
 use watch::FileWatch;
@@ -127,14 +127,14 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
                 }
             },
             Some(command) = sent.recv() => {
-                if executor.carry_out(command, &mut instance) == Course::Stop {
+                if executor.carry_out(command, &mut instance) == Further::Stop {
                     break;
                 }
             }
             Some(reply) = asked.recv() => drop(reply.send(())),
             prepared = executor.prepared() => match prepared {
-                Prepared::Read(read) => executor.go_on(*read, &mut instance),
-                Prepared::TooLate => executor.roll_back(&mut instance),
+                Underway::Read(read) => executor.go_on(*read, &mut instance),
+                Underway::TooLate => executor.roll_back(&mut instance),
             },
             () = instance.outlived() => instance.retire(),
             () = instance.unsettled() => {
@@ -184,11 +184,11 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// What could not be undone.
-pub fn cleanup() -> anyhow::Result<Vec<Report>> {
+pub fn cleanup() -> anyhow::Result<Vec<Reclaimed>> {
     preflight::check()?;
     let mut reports = host::cleanup()?;
     let sockets = host::control_socket::remove_dead()?;
-    reports.extend(sockets.into_iter().map(|path| Report::Socket { path }));
+    reports.extend(sockets.into_iter().map(|path| Reclaimed::Socket { path }));
     Ok(reports)
 }
 

@@ -8,7 +8,7 @@ use tproxy::{family::Family, socket};
 
 /// `tproxy send`
 #[derive(Debug, clap::Args)]
-pub struct Datagram {
+pub struct SendArgs {
     /// Address and port it comes from, of any host
     #[arg(long, value_name = "ADDR:PORT")]
     from: SocketAddr,
@@ -19,7 +19,7 @@ pub struct Datagram {
     text: String,
 }
 
-impl Datagram {
+impl SendArgs {
     /// Finds what no host could send.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use tokio::{
 use tproxy::flows::{Filter, FlowId};
 
 use crate::{
-    ask::{Instance, with_query},
+    ask::{InstanceArgs, with_query},
     control::{Closed, client::Client},
 };
 use app::App;
@@ -38,7 +38,7 @@ const REFRESH: Duration = Duration::from_secs(1);
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    instance: Instance,
+    instance: InstanceArgs,
     #[command(flatten)]
     filter: Filter,
 }

@@ -31,7 +31,7 @@ use tproxy_common::{
 
 use tproxy::{
     datapath::running::{Running, RunningError, Watch},
-    flows::{Endpoint, FlowProtocol, FlowScope},
+    flows::{EndpointFilter, FlowProtocol, FlowScope},
     host::{HostError, Standing, links, on_record},
 };
 
@@ -44,7 +44,7 @@ const RENEWAL: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    filter: Filter,
+    filter: DecisionFilter,
     /// Print a JSON object a line
     #[arg(long)]
     json: bool,
@@ -52,7 +52,7 @@ pub struct Args {
 
 /// Which decisions are shown; all that is given has to hold.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Filter {
+pub struct DecisionFilter {
     /// Of this protocol
     #[arg(long = "proto", value_name = "PROTOCOL")]
     protocol: Option<FlowProtocol>,
@@ -61,17 +61,17 @@ pub struct Filter {
     scope: Option<FlowScope>,
     /// Of this client: ADDR, PREFIX, ADDR:PORT or :PORT
     #[arg(long, value_name = "ENDPOINT")]
-    client: Option<Endpoint>,
+    client: Option<EndpointFilter>,
     /// To this destination, in the same forms
     #[arg(long, value_name = "ENDPOINT")]
-    dst: Option<Endpoint>,
+    dst: Option<EndpointFilter>,
     /// Whose reason begins so, such as steer, pass or pass_no_rule
     #[arg(long, value_name = "NAME")]
     reason: Option<String>,
 }
 
-impl Filter {
-    fn selects(&self, decided: &Decided) -> bool {
+impl DecisionFilter {
+    fn selects(&self, decided: &ShownDecision) -> bool {
         self.protocol.is_none_or(|protocol| protocol == decided.protocol)
             && self.scope.is_none_or(|scope| scope == decided.scope)
             && self.client.is_none_or(|client| client.includes(decided.client))
@@ -105,7 +105,7 @@ pub enum TraceError {
 
 /// A decision about a flow, as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Decided {
+struct ShownDecision {
     /// Since 1970, in UTC, to some milliseconds.
     time: String,
     pid: u32,
@@ -121,7 +121,7 @@ struct Decided {
     uid: Option<u32>,
 }
 
-impl fmt::Display for Decided {
+impl fmt::Display for ShownDecision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { time, protocol, scope, client, destination, interface, reason, .. } = self;
         let (protocol, scope) = (protocol.name(), scope.name());
@@ -134,7 +134,7 @@ impl fmt::Display for Decided {
 }
 
 /// An instance that is looked at.
-struct Watched {
+struct TracedInstance {
     pid: u32,
     watch: Watch,
     lost: u64,
@@ -142,7 +142,7 @@ struct Watched {
     _alone: UnixListener,
 }
 
-impl Watched {
+impl TracedInstance {
     fn of(running: &Running) -> Result<Self, TraceError> {
         let name = format!("tproxy-trace-{}", running.trace_id()?);
         let alone = UnixAddr::from_abstract_name(name).and_then(|addr| UnixListener::bind_addr(&addr));
@@ -162,7 +162,7 @@ pub fn follow(args: &Args, out: &mut impl Write, says: impl Fn(&str)) -> Result<
         on_record()?.into_iter().filter(|instance| instance.standing == Standing::Lives).collect();
     let mut sources = alive
         .iter()
-        .map(|instance| Watched::of(&Running::of(instance.pid)?))
+        .map(|instance| TracedInstance::of(&Running::of(instance.pid)?))
         .collect::<Result<Vec<_>, _>>()?;
     if sources.is_empty() {
         return Err(TraceError::NothingRuns);
@@ -205,12 +205,12 @@ pub fn follow(args: &Args, out: &mut impl Write, says: impl Fn(&str)) -> Result<
     }
 }
 
-fn renew(sources: &mut [Watched]) -> Result<(), TraceError> {
+fn renew(sources: &mut [TracedInstance]) -> Result<(), TraceError> {
     let until = now() + GRACE.as_nanos() as u64;
     Ok(sources.iter_mut().try_for_each(|source| source.watch.until(until))?)
 }
 
-fn show(args: &Args, decided: &Decided, out: &mut impl Write) -> io::Result<()> {
+fn show(args: &Args, decided: &ShownDecision, out: &mut impl Write) -> io::Result<()> {
     if !args.filter.selects(decided) {
         return Ok(());
     }
@@ -223,12 +223,12 @@ fn show(args: &Args, decided: &Decided, out: &mut impl Write) -> io::Result<()> 
 }
 
 /// None of what a program of another version tells.
-fn decided(pid: u32, told: &Told, names: &mut Names) -> Option<Decided> {
+fn decided(pid: u32, told: &Told, names: &mut Names) -> Option<ShownDecision> {
     let protocol = Protocol::ALL.into_iter().find(|protocol| *protocol as u32 == told.protocol)?;
     let scope = Scope::ALL.into_iter().find(|scope| *scope as u32 == told.scope)?;
     let reason = Reason::ALL.get(told.reason as usize)?;
     let endpoint = |addr, port| SocketAddr::new(addr, u16::from_be_bytes(port));
-    Some(Decided {
+    Some(ShownDecision {
         time: time_of(told.seen),
         pid,
         protocol: protocol.into(),
@@ -300,20 +300,20 @@ mod tests {
     #[test]
     fn all_that_a_filter_names_has_to_hold() {
         let decided = decided(1, &told(), &mut Names::new()).unwrap();
-        let all = Filter {
+        let all = DecisionFilter {
             protocol: Some(FlowProtocol::Tcp),
             scope: Some(FlowScope::Outbound),
             client: Some("10.0.0.0/8".parse().unwrap()),
             dst: Some(":443".parse().unwrap()),
             reason: Some("steer".into()),
         };
-        assert!(Filter::default().selects(&decided) && all.selects(&decided));
+        assert!(DecisionFilter::default().selects(&decided) && all.selects(&decided));
         for other in [
-            Filter { protocol: Some(FlowProtocol::Udp), ..all.clone() },
-            Filter { scope: Some(FlowScope::Inbound), ..all.clone() },
-            Filter { client: Some("10.0.0.6".parse().unwrap()), ..all.clone() },
-            Filter { dst: Some("8.8.8.8:80".parse().unwrap()), ..all.clone() },
-            Filter { reason: Some("pass".into()), ..all },
+            DecisionFilter { protocol: Some(FlowProtocol::Udp), ..all.clone() },
+            DecisionFilter { scope: Some(FlowScope::Inbound), ..all.clone() },
+            DecisionFilter { client: Some("10.0.0.6".parse().unwrap()), ..all.clone() },
+            DecisionFilter { dst: Some("8.8.8.8:80".parse().unwrap()), ..all.clone() },
+            DecisionFilter { reason: Some("pass".into()), ..all },
         ] {
             assert!(!other.selects(&decided), "{other:?}");
         }

@@ -47,7 +47,7 @@ pub use decisions::DecisionMap;
 pub use hits::RuleHits;
 pub use memory::MemoryMap;
 pub use sizes::Sizes;
-pub use test_run::{Course, Ran, Seen};
+pub use test_run::{HookPacket, PacketCourse, Ran};
 use tproxy_common::{
     abi::{self, Control, Others, global, map, program},
     flow::{Protocol, Tuple},
@@ -167,7 +167,7 @@ pub struct Datapath {
     tables: tables::RuleTables,
     hits: hits::Hits,
     capacities: usage::Capacities,
-    links: attach::Links,
+    links: attach::TcxLinks,
     lookup: Option<FdLink>,
     /// Where links are pinned, once they are to outlive the process.
     pins: Option<PathBuf>,
@@ -227,7 +227,7 @@ impl Datapath {
             listeners: take(&mut ebpf, map::LISTENERS)?,
             tables: tables::RuleTables::take(&mut ebpf)?,
             hits: hits::Hits::take(&mut ebpf)?,
-            links: attach::Links::default(),
+            links: attach::TcxLinks::default(),
             lookup: None,
             pins: None,
             given_up,

@@ -1,6 +1,6 @@
 //! The live flows, for whoever looks at them from outside of the workers.
 //!
-//! Each worker has a [`Table`]. A connection or session enters it once and keeps a guard, [`Live`], by which it notes
+//! Each worker has a [`FlowTable`]. A connection or session enters it once and keeps a guard, [`LiveEntry`], by which it notes
 //! what it moves: plain stores to memory of its own, without a lock or a system call. Whoever looks takes the table's
 //! lock for some flows at a time, so that the worker never waits for long.
 
@@ -14,10 +14,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-pub use filter::{Endpoint, Filter};
+pub use filter::{EndpointFilter, Filter};
 use follow::Followers;
 pub use follow::{Followed, Follower};
-pub use live::{FlowId, FlowState, Live, LiveFlow, Selection};
+pub use live::{FlowId, FlowState, LiveEntry, LiveFlow, Selection};
 pub use shown::{FlowProtocol, FlowScope, ShownFlow};
 use slab::Slab;
 use tokio::sync::Notify;
@@ -30,7 +30,7 @@ const AT_ONCE: usize = 1024;
 
 /// The live flows of one worker.
 #[derive(Debug)]
-pub struct Table {
+pub struct FlowTable {
     flows: Mutex<Slab<Arc<LiveFlow>>>,
     /// The next flow's number; those of the workers of an instance interlace.
     next: AtomicU64,
@@ -40,15 +40,15 @@ pub struct Table {
     followers: Arc<Followers>,
 }
 
-impl Table {
+impl FlowTable {
     /// Enters a flow until the guard is dropped.
     #[must_use]
-    pub fn enter(self: &Arc<Self>, selection: Selection) -> Live {
+    pub fn enter(self: &Arc<Self>, selection: Selection) -> LiveEntry {
         let id = FlowId(self.next.fetch_add(self.step, Relaxed));
         let flow = Arc::new(LiveFlow::new(id, selection));
         let place = self.flows().insert(Arc::clone(&flow));
         self.followers.tell(|| Followed::Began(Arc::clone(&flow)));
-        Live::new(flow, place, Arc::clone(self))
+        LiveEntry::new(flow, place, Arc::clone(self))
     }
 
     fn leave(&self, place: usize) {
@@ -92,7 +92,7 @@ impl Table {
 /// The live flows of an instance.
 #[derive(Debug, Clone)]
 pub struct Flows {
-    tables: Arc<[Arc<Table>]>,
+    tables: Arc<[Arc<FlowTable>]>,
     followers: Arc<Followers>,
 }
 
@@ -102,7 +102,7 @@ impl Flows {
     pub fn of_workers(workers: usize) -> Self {
         let followers = Arc::<Followers>::default();
         let table = |worker| {
-            Arc::new(Table {
+            Arc::new(FlowTable {
                 flows: Mutex::default(),
                 next: AtomicU64::new(worker),
                 step: workers as u64,
@@ -118,7 +118,7 @@ impl Flows {
     /// # Panics
     /// When there are not so many workers.
     #[must_use]
-    pub fn table(&self, worker: usize) -> Arc<Table> {
+    pub fn table(&self, worker: usize) -> Arc<FlowTable> {
         Arc::clone(&self.tables[worker])
     }
 

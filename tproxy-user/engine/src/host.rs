@@ -29,7 +29,7 @@ pub(crate) mod route;
 pub mod sysctl;
 
 pub use control_socket::{BadInstanceName, ControlSocket, InstanceName};
-pub use journal::{Change, Ensured, Identity, Journal, OnRecord, Report, Standing, cleanup, on_record};
+pub use journal::{Change, Ensured, Identity, Journal, OnRecord, Reclaimed, Standing, cleanup, on_record};
 
 /// Side of an interface, seen from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -13,15 +13,15 @@ use tokio::sync::{Notify, futures::Notified};
 /// What is live on one worker. Nobody is woken when something begins, and when something ends only who waits for that:
 /// to wake another thread for each connection would cost more than to accept it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Live(Arc<Count>);
+pub(crate) struct LiveCount(Arc<Ending>);
 
 #[derive(Debug, Default)]
-struct Count {
+struct Ending {
     number: AtomicUsize,
     ended: Notify,
 }
 
-impl Live {
+impl LiveCount {
     /// A connection or session begins.
     pub(crate) fn begin(&self) {
         self.0.number.fetch_add(1, Ordering::SeqCst);
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn waiting_ends_with_the_last_one() {
-        let live = Live::default();
+        let live = LiveCount::default();
         live.begin();
         live.begin();
         let mut none = pin!(live.none());

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-pub use cgroup::{Cgroup, CgroupError, Found};
+pub use cgroup::{Cgroup, CgroupError, FoundCgroups};
 use ipnet::IpNet;
 pub(crate) use prefixes::{is_nameable, roots};
 pub use sets::Sets;

@@ -38,8 +38,8 @@ pub use namespace::namespace_cookie;
 pub use pinned::PinnedLink;
 pub use probe::{Counting, first_packet};
 pub use raw::RawSender;
-pub use readable::Readable;
-pub use receive::{Datagram, Receiver};
+pub use readable::ReadableFd;
+pub use receive::{Datagram, DatagramReceiver};
 pub use stream::{
     Received, Rest, black_hole, class_of_syn, close_in_order, has_data, join_ack_with_data, keep_alive,
     listener, push, receive, segments_received, set_class, upstream,

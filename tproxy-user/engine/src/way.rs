@@ -26,7 +26,7 @@ use crate::{
     host::{
         links,
         policy::{Discernment, uid_for},
-        route::{Asker, Packet},
+        route::{Asker, RoutedPacket},
         sysctl::Sysctl,
     },
     mark::Mark,
@@ -41,10 +41,10 @@ const MOST: usize = 4096;
 
 /// What the host's routing rules mean to flows that are relayed. A handle: the instance says, and its workers ask.
 #[derive(Debug, Clone, Default)]
-pub struct Routing(Arc<State>);
+pub struct Routing(Arc<RoutingState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct RoutingState {
     /// Another number means that answers of before may be wrong.
     version: AtomicU64,
     /// By family.
@@ -106,13 +106,13 @@ pub(crate) struct Ways {
     /// By family.
     rules: [Discernment; 2],
     version: Option<u64>,
-    known: HashMap<Packet, Result<Option<u32>, Refusal>>,
+    known: HashMap<RoutedPacket, Result<Option<u32>, NoRoute>>,
     asker: Asker,
 }
 
 /// There is no route for the client, whatever there is for us: the error's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Refusal(i32);
+struct NoRoute(i32);
 
 impl Ways {
     pub(crate) fn new(routing: Routing, mark: Mark) -> Self {
@@ -166,7 +166,7 @@ impl Ways {
             _ => first.dst.0,
         };
         let family = Family::of(to.ip());
-        let packet = Packet {
+        let packet = RoutedPacket {
             iif: 0,
             oif: device.map_or(0, NonZeroU32::get),
             from: source
@@ -184,7 +184,7 @@ impl Ways {
             // No rule leads to a table that has the interface: one of those that there are may have it all the same.
             table = tables.into_iter().find(|table| {
                 let uid = uid_for(*table).unwrap_or_default();
-                let packet = Packet { mark: self.mark.own(), uid, ..packet };
+                let packet = RoutedPacket { mark: self.mark.own(), uid, ..packet };
                 self.ask(&packet) == Ok(Some(*table))
             });
         }
@@ -211,7 +211,7 @@ impl Ways {
         }
         let port_of =
             |address: SocketAddr| SocketAddr::new(address.ip(), if rules.ports { address.port() } else { 0 });
-        let packet = Packet {
+        let packet = RoutedPacket {
             iif,
             oif: device.map_or(0, NonZeroU32::get),
             from: Some(port_of(client.0)),
@@ -227,7 +227,7 @@ impl Ways {
                 let rules = &self.rules[Family::of(dst.0.ip()) as usize];
                 Ok(table.filter(|table| rules.tables.contains(table)))
             }
-            Err(Refusal(number)) => Err(io::Error::from_raw_os_error(number)),
+            Err(NoRoute(number)) => Err(io::Error::from_raw_os_error(number)),
         }
     }
 
@@ -240,7 +240,7 @@ impl Ways {
         }
     }
 
-    fn ask(&mut self, packet: &Packet) -> Result<Option<u32>, Refusal> {
+    fn ask(&mut self, packet: &RoutedPacket) -> Result<Option<u32>, NoRoute> {
         if let Some(answer) = self.known.get(packet) {
             return *answer;
         }
@@ -264,19 +264,19 @@ impl Ways {
 
 /// Whether the answer is that the packet is not to leave: a route that is missing, `unreachable`, `prohibit` or
 /// `blackhole`. What this host does not forward, it relays all the same.
-fn refusal(packet: &Packet, error: &io::Error) -> Option<Refusal> {
+fn refusal(packet: &RoutedPacket, error: &io::Error) -> Option<NoRoute> {
     let number = error.raw_os_error()?;
     match number {
         // `ip_route_input_slow` says so, too, of what comes in where nothing is forwarded.
         libc::EHOSTUNREACH if packet.iif != 0 && !forwards(packet) => None,
-        libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EACCES => Some(Refusal(number)),
+        libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EACCES => Some(NoRoute(number)),
         // A black hole, which says nothing to anybody.
-        libc::EINVAL => Some(Refusal(libc::ENETUNREACH)),
+        libc::EINVAL => Some(NoRoute(libc::ENETUNREACH)),
         _ => None,
     }
 }
 
-fn forwards(packet: &Packet) -> bool {
+fn forwards(packet: &RoutedPacket) -> bool {
     let value = links::name_of(packet.iif)
         .and_then(|name| Sysctl::new(&name, Family::of(packet.to.ip()), "forwarding").ok()?.read().ok());
     value.as_deref() != Some("0")

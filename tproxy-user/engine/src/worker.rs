@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{live::Live, tcp, udp};
+use crate::{live::LiveCount, tcp, udp};
 
 /// What a worker is made of.
 pub struct WorkerSetup {
@@ -63,7 +63,7 @@ pub struct Worker {
     thread: thread::JoinHandle<()>,
     draining: CancellationToken,
     stop: CancellationToken,
-    live: Live,
+    live: LiveCount,
     ended: CancellationToken,
     pulse: Pulse,
     _stop_when_dropped: DropGuard,
@@ -75,7 +75,7 @@ impl Worker {
     /// # Errors
     /// When the system has no thread or no descriptor left for it.
     pub fn spawn(setup: WorkerSetup) -> io::Result<Self> {
-        let live = Live::default();
+        let live = LiveCount::default();
         let [draining, stop, ended] = std::array::from_fn(|_| CancellationToken::new());
         let name = format!("tproxy-w{}", setup.index);
         let (pulse, asked) = Pulse::new();
@@ -146,7 +146,7 @@ impl Worker {
 /// The connections and sessions of a worker.
 #[derive(Debug)]
 pub struct Liveness {
-    live: Live,
+    live: LiveCount,
     ended: CancellationToken,
 }
 
@@ -170,7 +170,7 @@ struct Services {
 }
 
 impl Services {
-    fn new(setup: WorkerSetup, live: Live, draining: CancellationToken) -> io::Result<Self> {
+    fn new(setup: WorkerSetup, live: LiveCount, draining: CancellationToken) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
         let (tcp, udp) = {
             let _inside = runtime.enter();

@@ -46,7 +46,7 @@ pub(super) enum Sending {
 pub(super) fn run(lane: &Lane, pace: Pace, size: usize, sending: Sending) -> anyhow::Result<Sample> {
     let threads = lane::cpus();
     let server = lane.net.server.enter(|| (0..threads).map(|_| sink()).collect::<io::Result<Vec<_>>>())?;
-    let flows = |_| lane.net.client.enter(|| Flow::open(size, sending));
+    let flows = |_| lane.net.client.enter(|| LoadSocket::open(size, sending));
     let (arrived, stop, stop_server) = (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
         let sinks: Vec<_> =
@@ -75,22 +75,22 @@ pub(super) fn run(lane: &Lane, pace: Pace, size: usize, sending: Sending) -> any
 }
 
 /// A socket of the server, one for each thread; the kernel spreads flows over them.
-fn sink() -> io::Result<Endpoint> {
+fn sink() -> io::Result<BatchSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     socket.set_reuse_port(true)?;
     setsockopt(&socket, sockopt::RcvBufForce, &SERVER_BUFFER)?;
     // On no address, it would answer from another than that it was asked at.
     socket.bind(&Lane::target(ECHO).into())?;
-    Endpoint::new(socket)
+    BatchSocket::new(socket)
 }
 
 /// A socket with what the kernel can do for it.
-struct Endpoint {
+struct BatchSocket {
     socket: Socket,
     state: UdpSocketState,
 }
 
-impl Endpoint {
+impl BatchSocket {
     fn new(socket: Socket) -> io::Result<Self> {
         let state = UdpSocketState::new((&socket).into())?;
         Ok(Self { socket, state })
@@ -103,7 +103,7 @@ impl Endpoint {
 }
 
 /// Counts what arrives and tells who sent it, a burst at a time.
-fn drain(sink: &Endpoint, arrived: &AtomicU64, stop: &AtomicBool) -> io::Result<()> {
+fn drain(sink: &BatchSocket, arrived: &AtomicU64, stop: &AtomicBool) -> io::Result<()> {
     let mut memory = vec![0; BATCH_SIZE << 16];
     let mut messages = [RecvMeta::default(); BATCH_SIZE];
     while !stop.load(Relaxed) {
@@ -132,8 +132,8 @@ fn drain(sink: &Endpoint, arrived: &AtomicU64, stop: &AtomicBool) -> io::Result<
 }
 
 /// A socket of the client.
-struct Flow {
-    endpoint: Endpoint,
+struct LoadSocket {
+    endpoint: BatchSocket,
     /// A burst.
     contents: Vec<u8>,
     size: usize,
@@ -142,12 +142,12 @@ struct Flow {
     arrived: u64,
 }
 
-impl Flow {
+impl LoadSocket {
     fn open(size: usize, sending: Sending) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
         socket.connect(&Lane::target(ECHO).into())?;
         let contents = vec![0; size * BURST as usize];
-        Ok(Self { endpoint: Endpoint::new(socket)?, contents, size, sending, sent: 0, arrived: 0 })
+        Ok(Self { endpoint: BatchSocket::new(socket)?, contents, size, sending, sent: 0, arrived: 0 })
     }
 
     /// Sends as much as may be on its way.
@@ -156,7 +156,7 @@ impl Flow {
             for (number, datagram) in (self.sent..).zip(self.contents.chunks_exact_mut(self.size)) {
                 datagram[..8].copy_from_slice(&number.to_ne_bytes());
             }
-            let Endpoint { socket, state } = &self.endpoint;
+            let BatchSocket { socket, state } = &self.endpoint;
             match self.sending {
                 Sending::Together => state.try_send(
                     socket.into(),
@@ -190,8 +190,8 @@ impl Flow {
     }
 }
 
-fn send(mut flows: Vec<Flow>, stop: &AtomicBool) -> io::Result<()> {
-    flows.iter_mut().try_for_each(Flow::send)?;
+fn send(mut flows: Vec<LoadSocket>, stop: &AtomicBool) -> io::Result<()> {
+    flows.iter_mut().try_for_each(LoadSocket::send)?;
     while !stop.load(Relaxed) {
         let mut sockets: Vec<_> =
             flows.iter().map(|flow| PollFd::new(&flow.endpoint.socket, PollFlags::IN)).collect();

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use hyper::Method;
 use tproxy::{config::Config, instance::Changes};
 
-use super::{Instance, say};
+use super::{InstanceArgs, say};
 use crate::control::{
     Checked,
     client::{Client, ClientError},
@@ -14,14 +14,14 @@ use crate::control::{
 
 /// `tproxy check`
 #[derive(Debug, clap::Args)]
-pub struct Check {
+pub struct CheckArgs {
     /// The file
     pub file: PathBuf,
     #[command(flatten)]
-    instance: Instance,
+    instance: InstanceArgs,
 }
 
-impl Check {
+impl CheckArgs {
     /// Says how much the file holds, and what a reload of it would change, where an instance runs that can be asked.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets::NOTHING};
 use tproxy::flows::ShownFlow;
 
 use super::{age, bytes};
-use crate::control::{Counts, FlowEvent, Rule, Status};
+use crate::control::{Counts, FlowEvent, ShownRule, Status};
 
 pub(super) fn status(status: &Status) -> String {
     let hooks: Vec<_> =
@@ -41,7 +41,7 @@ fn counts(counts: &Counts) -> String {
     if words.is_empty() { "none".into() } else { words.join(" ") }
 }
 
-pub(super) fn rules(rules: &[Rule]) -> String {
+pub(super) fn rules(rules: &[ShownRule]) -> String {
     let mut table = table(&["RULE", "SCOPE", "PROTOCOLS", "ACTION", "HITS", "LIVE"], &[4, 5]);
     for rule in rules {
         let protocols: Vec<_> = rule.protocols.iter().map(|protocol| protocol.name()).collect();

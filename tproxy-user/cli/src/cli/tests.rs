@@ -5,7 +5,7 @@ use super::*;
 fn config(line: &str) -> Result<Config, String> {
     let parsed = Cli::try_parse_from(line.split(' ')).map_err(|error| one_line(&error))?;
     match parsed.command {
-        Command::Run(run) => run.flags.into_config().map_err(|mistakes| mistakes.0.join("\n")),
+        Subcommand::Run(run) => run.flags.into_config().map_err(|mistakes| mistakes.0.join("\n")),
         other => panic!("{other:?} is not a run"),
     }
 }

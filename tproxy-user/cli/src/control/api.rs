@@ -33,7 +33,7 @@ pub struct Status {
     /// Since it was ready.
     pub uptime_seconds: f64,
     /// Whether it takes new flows.
-    pub state: State,
+    pub state: ShownState,
     /// The bits of the packet mark that are its own.
     pub mark: String,
     /// Its routing table.
@@ -54,12 +54,12 @@ pub struct Status {
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub lost: Vec<String>,
     /// Where it sees packets, besides at the listener lookup.
-    pub hooks: Vec<Hook>,
+    pub hooks: Vec<ShownHook>,
     /// Where Prometheus can ask.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub metrics: Option<SocketAddr>,
     /// Flows at the moment.
-    pub live: Live,
+    pub live: ShownLive,
     /// What was counted about TCP.
     pub connections: Counts,
     /// What was counted about UDP.
@@ -71,14 +71,14 @@ pub struct Status {
 /// Whether new flows are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum ShownState {
     /// They are.
     Running,
     /// They are not any more; the process ends with the last live one.
     Draining,
 }
 
-impl State {
+impl ShownState {
     /// The word for it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -91,7 +91,7 @@ impl State {
 
 /// A tc hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hook {
+pub struct ShownHook {
     /// Of the interface.
     pub interface: String,
     /// Which of its two.
@@ -100,7 +100,7 @@ pub struct Hook {
 
 /// Flows at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Live {
+pub struct ShownLive {
     /// TCP.
     pub connections: u64,
     /// UDP.
@@ -109,7 +109,7 @@ pub struct Live {
 
 /// One of `GET /rules`, in the order in which they are tried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rule {
+pub struct ShownRule {
     /// Its name.
     pub name: String,
     /// Which traffic it looks at.
@@ -150,7 +150,7 @@ pub struct Closed {
 
 /// `POST /drain`
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Draining {
+pub struct ShownDraining {
     /// Flows that are live.
     pub live: usize,
     /// How long they have.
@@ -191,7 +191,7 @@ pub struct Failure {
 
 impl Status {
     pub(super) fn of(look: &Look, shown: &Shown) -> Self {
-        let hook = |(interface, direction): &(String, Direction)| Hook {
+        let hook = |(interface, direction): &(String, Direction)| ShownHook {
             interface: interface.clone(),
             direction: *direction,
         };
@@ -201,7 +201,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: shown.started.elapsed().as_millis() as f64 / 1000.0,
-            state: if look.draining { State::Draining } else { State::Running },
+            state: if look.draining { ShownState::Draining } else { ShownState::Running },
             mark: look.identity.mark.to_string(),
             table: look.identity.table,
             workers: look.workers,
@@ -212,7 +212,7 @@ impl Status {
             lost: look.losses.iter().map(ToString::to_string).collect(),
             hooks: look.hooks.iter().map(hook).collect(),
             metrics: shown.metrics,
-            live: Live { connections: look.tcp.active(), sessions: look.udp.active() },
+            live: ShownLive { connections: look.tcp.active(), sessions: look.udp.active() },
             connections: counts(look.tcp.iter()),
             datagrams: counts(look.udp.iter()),
             packets: counts(packets),
@@ -220,7 +220,7 @@ impl Status {
     }
 }
 
-impl Rule {
+impl ShownRule {
     pub(super) fn all(look: &Look, live: &[Arc<LiveFlow>]) -> Vec<Self> {
         let mut by_name: HashMap<&str, u64> = HashMap::new();
         for flow in live {

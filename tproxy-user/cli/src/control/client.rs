@@ -34,7 +34,7 @@ pub enum ClientError {
         /// Where.
         path: PathBuf,
         /// Who else could be.
-        others: Others,
+        others: RunningInstances,
     },
     /// The socket is not for this user.
     #[error("{}: {source}; ask as root, or as the user that tproxy runs as", path.display())]
@@ -59,9 +59,9 @@ pub enum ClientError {
 
 /// The instances that run.
 #[derive(Debug)]
-pub struct Others(Vec<InstanceName>);
+pub struct RunningInstances(Vec<InstanceName>);
 
-impl std::fmt::Display for Others {
+impl std::fmt::Display for RunningInstances {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.0.is_empty() {
             return f.write_str("none runs, `tproxy run` starts one");
@@ -166,7 +166,7 @@ impl Client {
     }
 
     fn not_running(&self) -> ClientError {
-        let others = Others(control_socket::living());
+        let others = RunningInstances(control_socket::living());
         ClientError::NotRunning { name: self.name.clone(), path: self.path.clone(), others }
     }
 

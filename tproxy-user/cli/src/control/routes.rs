@@ -21,7 +21,8 @@ use tproxy::{
 };
 
 use super::{
-    Access, Checked, Closed, Confirmed, Draining, Failure, FlowEvent, Reloaded, Rule, Status, server::Shown,
+    Access, Checked, Closed, Confirmed, Failure, FlowEvent, Reloaded, ShownDraining, ShownRule, Status,
+    server::Shown,
 };
 use crate::{
     metrics,
@@ -243,7 +244,7 @@ async fn carry_out(asked: Asked, shown: &Shown) -> Result<Response<Body>, Refusa
         Asked::Rules => {
             let look = look().await?;
             let live = shown.flows.select(&Filter::default());
-            Ok(json(&Rule::all(&look, &live)))
+            Ok(json(&ShownRule::all(&look, &live)))
         }
         Asked::Flows(filter) => {
             let now = Instant::now();
@@ -270,7 +271,7 @@ async fn carry_out(asked: Asked, shown: &Shown) -> Result<Response<Body>, Refusa
         }
         Asked::Drain => {
             let draining = ask(shown, |reply| Command::Drain { reply }).await?;
-            Ok(json(&Draining { live: draining.live, limit_seconds: draining.limit.as_secs_f64() }))
+            Ok(json(&ShownDraining { live: draining.live, limit_seconds: draining.limit.as_secs_f64() }))
         }
     }
 }

@@ -87,7 +87,7 @@ impl Server {
     /// # Errors
     /// When the socket cannot be watched.
     pub fn at_socket(listener: StdUnixListener, shown: Arc<Shown>) -> io::Result<Self> {
-        Ok(Self::at(Listener::Socket(UnixListener::from_std(listener)?), shown))
+        Ok(Self::at(ControlListener::Socket(UnixListener::from_std(listener)?), shown))
     }
 
     /// At an address, metrics only. To be called inside a runtime.
@@ -95,10 +95,10 @@ impl Server {
     /// # Errors
     /// When the socket cannot be watched.
     pub fn at_address(listener: std::net::TcpListener, shown: Arc<Shown>) -> io::Result<Self> {
-        Ok(Self::at(Listener::Address(TcpListener::from_std(listener)?), shown))
+        Ok(Self::at(ControlListener::Address(TcpListener::from_std(listener)?), shown))
     }
 
-    fn at(listener: Listener, shown: Arc<Shown>) -> Self {
+    fn at(listener: ControlListener, shown: Arc<Shown>) -> Self {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let task = tokio::spawn(serve(listener, Arc::clone(&places), shown));
         Self { places, _task: AbortOnDropHandle::new(task) }
@@ -111,7 +111,7 @@ impl Server {
     }
 }
 
-enum Listener {
+enum ControlListener {
     Socket(UnixListener),
     Address(TcpListener),
 }
@@ -120,7 +120,7 @@ trait Stream: AsyncRead + AsyncWrite + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 
-impl Listener {
+impl ControlListener {
     async fn accept(&self) -> io::Result<(Access, Pin<Box<dyn Stream>>)> {
         match self {
             Self::Socket(listener) => {
@@ -144,7 +144,7 @@ fn access(stream: &UnixStream) -> Access {
     }
 }
 
-async fn serve(listener: Listener, places: Arc<Semaphore>, shown: Arc<Shown>) -> Infallible {
+async fn serve(listener: ControlListener, places: Arc<Semaphore>, shown: Arc<Shown>) -> Infallible {
     let mut served: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let (access, stream) = match listener.accept().await {

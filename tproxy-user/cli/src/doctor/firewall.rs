@@ -12,8 +12,8 @@ mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use programs::{Filter, IptablesKind, iptables_programs, output};
-use steered::{LOOPBACK, Packet, STRANGER, Steered, named};
+use programs::{FilterProgram, IptablesKind, iptables_programs, output};
+use steered::{FirstPacket, LOOPBACK, STRANGER, Steered, named};
 use tproxy::{
     config::{Config, Rule, Source},
     family::Family,
@@ -30,13 +30,13 @@ pub(super) const CHECK: &str = "firewall";
 /// What stands in the way of steered packets, or does not any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Obstacle {
-    kind: Kind,
+    kind: ObstacleKind,
     /// Where it is, and how it is written.
     place: String,
     /// Whom it concerns.
-    packets: BTreeSet<Packet>,
+    packets: BTreeSet<FirstPacket>,
     /// All that meet it.
-    of: BTreeSet<Packet>,
+    of: BTreeSet<FirstPacket>,
     /// The command that has steered packets get by, or what to do.
     cure: String,
     /// What would have them accepted there.
@@ -52,7 +52,7 @@ impl Obstacle {
 
 /// What an obstacle does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ObstacleKind {
     /// Steered packets that no other rule accepts are discarded at INPUT.
     Discards,
     /// The steer mark is overwritten before the packet is routed by it.
@@ -65,7 +65,7 @@ enum Kind {
     IsBypassed,
 }
 
-impl Kind {
+impl ObstacleKind {
     const fn breaks(self) -> &'static str {
         match self {
             Self::Discards => {
@@ -89,16 +89,16 @@ impl Kind {
 
 /// Where a chain is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hook {
+enum ChainHook {
     Prerouting,
     Input,
     Forward,
     Output,
 }
 
-impl Hook {
+impl ChainHook {
     /// What arrives by `lo` is this host's own, and not forwarded; of what leaves, only that is taken.
-    fn sees(self, packet: &Packet) -> bool {
+    fn sees(self, packet: &FirstPacket) -> bool {
         match self {
             Self::Prerouting | Self::Input => true,
             Self::Forward => packet.interface != LOOPBACK,
@@ -129,7 +129,7 @@ impl Hook {
 struct Base<'a> {
     chains: &'a Chains,
     name: &'a str,
-    hook: Hook,
+    hook: ChainHook,
     /// As it is written where it discards what goes through.
     drops: Option<&'static str>,
 }
@@ -138,48 +138,48 @@ struct Base<'a> {
 #[derive(Debug, Clone, Copy)]
 struct View<'a> {
     mark: Mark,
-    steered: &'a BTreeSet<Packet>,
+    steered: &'a BTreeSet<FirstPacket>,
 }
 
 /// What a chain does: the kind, how that is written, and to whom.
-struct Found {
-    kind: Kind,
+struct ChainEffect {
+    kind: ObstacleKind,
     what: String,
-    packets: BTreeSet<Packet>,
+    packets: BTreeSet<FirstPacket>,
 }
 
 impl Base<'_> {
     /// `seen` are the packets that the chain sees.
-    fn look(&self, mark: Mark, seen: &BTreeSet<Packet>) -> Vec<Found> {
+    fn look(&self, mark: Mark, seen: &BTreeSet<FirstPacket>) -> Vec<ChainEffect> {
         let mut found = Gathered::default();
         for packet in seen {
             let marked = Marked { of: packet, value: self.hook.mark(mark), known: mark.mask() };
             let rules = met(self.chains, self.name, &marked);
             let unmarks = match self.hook {
-                Hook::Prerouting => Some(Kind::Unmarks),
-                Hook::Output => Some(Kind::UnmarksOwn),
-                Hook::Input | Hook::Forward => None,
+                ChainHook::Prerouting => Some(ObstacleKind::Unmarks),
+                ChainHook::Output => Some(ObstacleKind::UnmarksOwn),
+                ChainHook::Input | ChainHook::Forward => None,
             };
             if let Some(kind) = unmarks {
                 for rule in rules.iter().filter(|rule| marked.is_changed_by(rule)) {
                     found.add(kind, &rule.text, packet);
                 }
             }
-            if self.hook == Hook::Input {
+            if self.hook == ChainHook::Input {
                 match (fate(self.chains, self.name, &marked), self.drops) {
-                    (Fate::Discarded(what), _) => found.add(Kind::Discards, &what, packet),
-                    (Fate::GoesOn, Some(policy)) => found.add(Kind::Discards, policy, packet),
+                    (Fate::Discarded(what), _) => found.add(ObstacleKind::Discards, &what, packet),
+                    (Fate::GoesOn, Some(policy)) => found.add(ObstacleKind::Discards, policy, packet),
                     (Fate::GoesOn, None) | (Fate::Accepted, _) => {}
                 }
             }
-            if self.hook == Hook::Forward {
+            if self.hook == ChainHook::Forward {
                 let goes_on = fate(self.chains, self.name, &marked) == Fate::GoesOn;
                 let discarding = rules.iter().find(|rule| rule.is_policy()).map(|rule| &*rule.text);
                 if let Some(what) = self.drops.filter(|_| goes_on).or(discarding) {
-                    found.add(Kind::IsBypassed, what, packet);
+                    found.add(ObstacleKind::IsBypassed, what, packet);
                 }
             } else if let Some(rule) = rules.iter().find(|rule| rule.discards_invalid()) {
-                found.add(Kind::DiscardsInvalid, &rule.text, packet);
+                found.add(ObstacleKind::DiscardsInvalid, &rule.text, packet);
             }
         }
         found.by_kind()
@@ -188,10 +188,10 @@ impl Base<'_> {
 
 /// Findings in a chain, which has one cure for each kind.
 #[derive(Default)]
-struct Gathered(Vec<(Kind, Vec<String>, BTreeSet<Packet>)>);
+struct Gathered(Vec<(ObstacleKind, Vec<String>, BTreeSet<FirstPacket>)>);
 
 impl Gathered {
-    fn add(&mut self, kind: Kind, what: &str, packet: &Packet) {
+    fn add(&mut self, kind: ObstacleKind, what: &str, packet: &FirstPacket) {
         let at = self.0.iter().position(|(known, ..)| *known == kind).unwrap_or_else(|| {
             self.0.push((kind, Vec::new(), BTreeSet::new()));
             self.0.len() - 1
@@ -203,22 +203,22 @@ impl Gathered {
         packets.insert(packet.clone());
     }
 
-    fn by_kind(self) -> Vec<Found> {
+    fn by_kind(self) -> Vec<ChainEffect> {
         let found = self.0.into_iter().map(|(kind, texts, packets)| {
             let more = texts.len() - 1;
             let rest = if more == 0 { String::new() } else { format!(", and {more} more") };
-            Found { kind, what: format!("{}{rest}", texts[0]), packets }
+            ChainEffect { kind, what: format!("{}{rest}", texts[0]), packets }
         });
         found.collect()
     }
 }
 
 /// What is left out of `all`, as a remark behind a place.
-fn whom(packets: &BTreeSet<Packet>, all: &BTreeSet<Packet>) -> String {
+fn whom(packets: &BTreeSet<FirstPacket>, all: &BTreeSet<FirstPacket>) -> String {
     fn narrowed<T: Ord>(
-        packets: &BTreeSet<Packet>,
-        all: &BTreeSet<Packet>,
-        of: impl Fn(&Packet) -> T,
+        packets: &BTreeSet<FirstPacket>,
+        all: &BTreeSet<FirstPacket>,
+        of: impl Fn(&FirstPacket) -> T,
     ) -> Option<BTreeSet<T>> {
         let [these, every]: [BTreeSet<T>; 2] =
             [packets, all].map(|packets| packets.iter().map(&of).collect());
@@ -232,10 +232,10 @@ fn whom(packets: &BTreeSet<Packet>, all: &BTreeSet<Packet>) -> String {
         words.extend(families.iter().map(ToString::to_string));
     }
     // Hardly any firewall has something against the host's own: that says nothing of who arrives.
-    let is_own = |packet: &&Packet| {
+    let is_own = |packet: &&FirstPacket| {
         all.iter().any(|other| other.interface == STRANGER) && packet.interface == LOOPBACK
     };
-    let [of_others, all_others]: [BTreeSet<Packet>; 2] =
+    let [of_others, all_others]: [BTreeSet<FirstPacket>; 2] =
         [packets, all].map(|packets| packets.iter().filter(|packet| !is_own(packet)).cloned().collect());
     if let Some(interfaces) = narrowed(&of_others, &all_others, |packet| packet.interface.clone())
         && !interfaces.is_empty()
@@ -255,7 +255,7 @@ pub(super) fn examine(mark: Mark, config: Option<&Config>) -> Vec<Finding> {
     let (mut obstacles, unread) = obstacles(View { mark, steered: steered.packets() });
     let keeps_port = |rule: &Rule| rule.treatment.is_spoofed() && rule.treatment.source == Source::ClientPort;
     if config.is_some_and(|config| !config.rules.iter().any(keeps_port)) {
-        obstacles.retain(|found| found.kind != Kind::DiscardsInvalid);
+        obstacles.retain(|found| found.kind != ObstacleKind::DiscardsInvalid);
     }
     let mut findings: Vec<_> = unread.iter().map(|error| Finding::unknown(CHECK, error)).collect();
     let (lets_in, obstacles) = sift(&steered, obstacles);
@@ -277,8 +277,8 @@ pub(super) fn examine(mark: Mark, config: Option<&Config>) -> Vec<Finding> {
 /// which of them packets are steered, that is said, and no reason to warn; what they discard by its name is.
 fn sift(steered: &Steered, obstacles: Vec<Obstacle>) -> (Option<String>, Vec<Obstacle>) {
     let Steered::Among(all) = steered else { return (None, obstacles) };
-    let is_lost = |packet: &Packet| {
-        obstacles.iter().any(|found| found.kind == Kind::Discards && found.packets.contains(packet))
+    let is_lost = |packet: &FirstPacket| {
+        obstacles.iter().any(|found| found.kind == ObstacleKind::Discards && found.packets.contains(packet))
     };
     let is_no_one = |interface: &str| matches!(interface, STRANGER | LOOPBACK);
     let mut trusted: BTreeMap<&str, bool> = BTreeMap::new();
@@ -286,8 +286,8 @@ fn sift(steered: &Steered, obstacles: Vec<Obstacle>) -> (Option<String>, Vec<Obs
         *trusted.entry(&packet.interface).or_insert(true) &= !is_lost(packet);
     }
     let is_trusting = trusted.values().any(|is| *is);
-    let like_strangers = |packet: &Packet| {
-        let stranger = Packet { interface: STRANGER.to_owned(), ..packet.clone() };
+    let like_strangers = |packet: &FirstPacket| {
+        let stranger = FirstPacket { interface: STRANGER.to_owned(), ..packet.clone() };
         is_lost(&stranger)
     };
     let [those, others] = [true, false].map(|wanted| {
@@ -296,8 +296,8 @@ fn sift(steered: &Steered, obstacles: Vec<Obstacle>) -> (Option<String>, Vec<Obs
     });
     let (mut left, mut untrusted) = (Vec::new(), BTreeSet::new());
     for mut found in obstacles.iter().cloned() {
-        if found.kind == Kind::Discards && is_trusting {
-            let by_default = |packet: &Packet| like_strangers(packet) || is_no_one(&packet.interface);
+        if found.kind == ObstacleKind::Discards && is_trusting {
+            let by_default = |packet: &FirstPacket| like_strangers(packet) || is_no_one(&packet.interface);
             untrusted.extend(found.packets.iter().filter(|packet| by_default(packet)).cloned());
             found.packets.retain(|packet| !by_default(packet));
         }
@@ -320,8 +320,8 @@ pub(crate) fn remarks(config: &Config) -> Vec<String> {
     }
     let (obstacles, unread) = obstacles(View { mark: config.mark, steered: &steered });
     let matters = |found: &Obstacle| match found.kind {
-        Kind::Discards | Kind::Unmarks | Kind::UnmarksOwn => true,
-        Kind::DiscardsInvalid | Kind::IsBypassed => false,
+        ObstacleKind::Discards | ObstacleKind::Unmarks | ObstacleKind::UnmarksOwn => true,
+        ObstacleKind::DiscardsInvalid | ObstacleKind::IsBypassed => false,
     };
     let said = |found: Obstacle| {
         format!("firewall: {}: {}; cure: {}", found.shown(), found.kind.breaks(), found.cure)
@@ -341,11 +341,11 @@ pub(super) struct Tried {
 pub(super) fn to_be_tried(mark: Mark, config: Option<&Config>) -> Tried {
     let steered = config.map_or_else(|| Steered::on_this_host(mark), Steered::by);
     let (obstacles, _) = obstacles(View { mark, steered: steered.packets() });
-    let is_lost = |packet: &Packet| {
-        let discards = |kind| matches!(kind, Kind::Discards | Kind::Unmarks);
+    let is_lost = |packet: &FirstPacket| {
+        let discards = |kind| matches!(kind, ObstacleKind::Discards | ObstacleKind::Unmarks);
         obstacles.iter().any(|found| discards(found.kind) && found.packets.contains(packet))
     };
-    let is_of_others = |packet: &&Packet| !matches!(&*packet.interface, STRANGER | LOOPBACK);
+    let is_of_others = |packet: &&FirstPacket| !matches!(&*packet.interface, STRANGER | LOOPBACK);
     let tried = steered
         .packets()
         .iter()
@@ -365,15 +365,17 @@ pub(crate) fn admissions(config: &Config) -> Vec<Admission> {
     }
     // What cannot be read is said where the firewall is looked at.
     let (obstacles, _) = obstacles(View { mark: config.mark, steered: &steered });
-    let discarding = obstacles.into_iter().filter(|found| found.kind == Kind::Discards);
+    let discarding = obstacles.into_iter().filter(|found| found.kind == ObstacleKind::Discards);
     discarding.map(|found| found.admission).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// What discards steered packets of one kind, or takes their mark away, with its cure.
 pub(super) fn obstacle(mark: Mark, interface: &str, family: Family, protocol: Protocol) -> Option<String> {
-    let packet = Packet { interface: interface.to_owned(), family, protocol };
+    let packet = FirstPacket { interface: interface.to_owned(), family, protocol };
     let (obstacles, _) = obstacles(View { mark, steered: &BTreeSet::from([packet]) });
-    let found = obstacles.into_iter().find(|found| matches!(found.kind, Kind::Discards | Kind::Unmarks))?;
+    let found = obstacles
+        .into_iter()
+        .find(|found| matches!(found.kind, ObstacleKind::Discards | ObstacleKind::Unmarks))?;
     Some(format!("likely because of the firewall: {}; cure: {}", found.place, found.cure))
 }
 
@@ -396,11 +398,11 @@ fn obstacles(view: View<'_>) -> (Vec<Obstacle>, Vec<String>) {
         None
     });
     let listed = listed.unwrap_or_default();
-    let is_nft = |(_, iptables): &&(String, Filter)| iptables.kind == IptablesKind::Nft;
+    let is_nft = |(_, iptables): &&(String, FilterProgram)| iptables.kind == IptablesKind::Nft;
     let left = saved.iter().filter(is_nft).map(|(_, iptables)| iptables.family).collect();
     let ruleset = nft::Ruleset::new(&listed, left);
     let mut obstacles = Vec::new();
-    for (text, Filter { program, family, kind }) in &saved {
+    for (text, FilterProgram { program, family, kind }) in &saved {
         let is_left = |table: &str| *kind == IptablesKind::Legacy || !ruleset.reads(*family, table);
         obstacles.extend(iptables::obstacles(text, *program, *family, view, is_left));
     }

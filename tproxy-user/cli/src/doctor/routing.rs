@@ -2,7 +2,7 @@
 
 use tproxy::host::{
     HostError, Identity, OnRecord, Standing, on_record,
-    policy::{self, Rule, route_in},
+    policy::{self, RoutingRule, route_in},
 };
 
 use super::{Finding, running};
@@ -44,7 +44,7 @@ pub(super) fn examine(identity: &Identity) -> Vec<Finding> {
     findings
 }
 
-pub(super) fn is_on_record(rule: &Rule, known: &[OnRecord]) -> bool {
+pub(super) fn is_on_record(rule: &RoutingRule, known: &[OnRecord]) -> bool {
     known.iter().any(|instance| rule.change(&instance.identity).is_some())
 }
 
@@ -82,7 +82,7 @@ fn instances(known: &[OnRecord], wanted: &Identity) -> Vec<Finding> {
     findings
 }
 
-fn marks(foreign: &[Rule], identity: &Identity) -> Vec<Finding> {
+fn marks(foreign: &[RoutingRule], identity: &Identity) -> Vec<Finding> {
     let mark = identity.mark;
     let mut findings: Vec<_> = foreign
         .iter()
@@ -104,11 +104,11 @@ fn marks(foreign: &[Rule], identity: &Identity) -> Vec<Finding> {
 
 /// Rules that are asked before ours, and may send steered packets elsewhere.
 pub(super) fn before(
-    foreign: &[Rule],
+    foreign: &[RoutingRule],
     identity: &Identity,
     leads_anywhere: impl Fn(u32) -> bool,
 ) -> Vec<Finding> {
-    let takes = |rule: &&Rule| {
+    let takes = |rule: &&RoutingRule| {
         rule.priority < identity.priority
             && rule.may_take(identity.mark)
             && rule.table.is_none_or(|table| table != LOCAL && leads_anywhere(table))
@@ -155,8 +155,8 @@ mod tests {
     use crate::doctor::Level;
     use tproxy::family::Family;
 
-    fn rule(priority: u32, mark: Option<(u32, u32)>, table: u32) -> Rule {
-        Rule {
+    fn rule(priority: u32, mark: Option<(u32, u32)>, table: u32) -> RoutingRule {
+        RoutingRule {
             family: Family::V4,
             priority,
             iif: None,
@@ -193,7 +193,11 @@ mod tests {
         assert_eq!(level(rule(200, None, 7)), Level::Ok, "after ours");
         assert_eq!(level(rule(50, Some((1, 1)), 7)), Level::Ok, "another mark");
         assert_eq!(level(rule(50, None, 7)), Level::Warn);
-        assert_eq!(level(Rule { inverted: true, ..rule(50, Some((1, 1)), 7) }), Level::Warn, "wg-quick");
+        assert_eq!(
+            level(RoutingRule { inverted: true, ..rule(50, Some((1, 1)), 7) }),
+            Level::Warn,
+            "wg-quick"
+        );
         let nowhere = before(&[rule(50, None, 7)], &Identity::DEFAULT, |_| false);
         assert_eq!(worst(&nowhere), Level::Ok, "an empty table decides nothing");
     }

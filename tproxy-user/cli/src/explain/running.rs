@@ -10,7 +10,7 @@ use tproxy::{
 };
 use tproxy_common::rule::RuleIndex;
 
-use super::{Case, ExplainError, Explanation, Step, packet, steps};
+use super::{Case, ExplainError, ExplainStep, Explanation, packet, steps};
 
 /// Of the instances with these processes, in the order in which they see a packet: all that let it pass, and the first
 /// that does not.
@@ -49,7 +49,7 @@ fn ask(case: &Case, instance: &Running) -> Result<Explanation, ExplainError> {
     let (Some(link), Some(hook)) = (&case.link, case.hook()) else {
         let how =
             "the kernel runs no sk_lookup program on request, so its policy was asked, over the very maps";
-        steps.insert(0, Step { step: "program", found: how.into() });
+        steps.insert(0, ExplainStep { step: "program", found: how.into() });
         return Ok(Explanation::new(by_tables, case, steps, verdict.reason(), rule));
     };
     let (id, name) = match instance.program(link, hook) {
@@ -68,18 +68,18 @@ fn ask(case: &Case, instance: &Running) -> Result<Explanation, ExplainError> {
             "{name} (id {id}) cannot be run on request for {}, which has no Ethernet address",
             link.name
         );
-        steps.insert(0, Step { step: "program", found });
+        steps.insert(0, ExplainStep { step: "program", found });
         return Ok(Explanation::new(by_tables, case, steps, verdict.reason(), rule));
     };
     let packet = packet::first(case.flow.protocol, case.source, case.destination, mac);
     let Answer { reason, rule: decided, worker } =
         instance.ask(link, hook, &packet, &case.flow.tuple, case.flow.uid)?;
     if !tables.deciding {
-        steps.push(Step { step: "draining", found: "it takes no new flow any more".into() });
+        steps.push(ExplainStep { step: "draining", found: "it takes no new flow any more".into() });
     } else if reason != verdict.reason() {
         let found =
             format!("the rules alone say {}; the program knows more of the flow", verdict.reason().name());
-        steps.push(Step { step: "program", found });
+        steps.push(ExplainStep { step: "program", found });
     }
     let asked = format!("{name} (id {id}) at {hook} of {}, of {of}", link.name);
     let mut explanation = Explanation::new(asked, case, steps, reason, decided);
@@ -88,8 +88,8 @@ fn ask(case: &Case, instance: &Running) -> Result<Explanation, ExplainError> {
 }
 
 /// The instance does not see the flow at all.
-fn unhooked(asked: String, case: &Case, mut steps: Vec<Step>, found: String) -> Explanation {
-    steps.push(Step { step: "program", found });
+fn unhooked(asked: String, case: &Case, mut steps: Vec<ExplainStep>, found: String) -> Explanation {
+    steps.push(ExplainStep { step: "program", found });
     Explanation {
         asked,
         scope: case.scope.into(),

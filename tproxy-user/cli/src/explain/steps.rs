@@ -6,7 +6,7 @@ use tproxy_common::{
     verdict::Verdict,
 };
 
-use super::{Case, Step};
+use super::{Case, ExplainStep};
 
 /// Ranges of rules that are written out.
 const SHOWN: usize = 8;
@@ -16,10 +16,10 @@ pub(super) fn walk<L: Lookups>(
     case: &Case,
     tables: &L,
     name: &dyn Fn(RuleIndex) -> Option<String>,
-) -> (Vec<Step>, Verdict, Option<RuleIndex>) {
+) -> (Vec<ExplainStep>, Verdict, Option<RuleIndex>) {
     let verdict = decide(case.scope, &case.flow, tables);
     let mut steps = Vec::new();
-    let mut step = |step, found: String| steps.push(Step { step, found });
+    let mut step = |step, found: String| steps.push(ExplainStep { step, found });
     let (source, destination) = (case.source.ip(), case.destination.ip());
     if is_never_intercepted(&case.flow) {
         step(

@@ -6,12 +6,12 @@ use tproxy::{
 };
 
 use super::*;
-use crate::cli::{Cli, Command, one_line};
+use crate::cli::{Cli, Subcommand, one_line};
 
 fn parse(line: &str) -> Result<Args, String> {
     let words: Vec<_> = line.split(' ').collect();
     match Cli::try_parse_from(words).map_err(|error| one_line(&error))?.command {
-        Command::Explain(args) => Ok(args),
+        Subcommand::Explain(args) => Ok(args),
         _ => panic!("not explain"),
     }
 }
@@ -110,7 +110,7 @@ proptest! {
                     prop_assert!(!one_line(&error).contains('\n') && !one_line(&error).is_empty());
                 }
             }
-            Ok(Cli { command: Command::Explain(args), .. }) => match case(&args, &links(), &local()) {
+            Ok(Cli { command: Subcommand::Explain(args), .. }) => match case(&args, &links(), &local()) {
                 Ok(case) => {
                     let surroundings = Surroundings { links: links(), routed: [3].into(), families: Vec::new() };
                     let explained = of_rules(&case, &rules(), &surroundings, &local()).unwrap();

@@ -17,7 +17,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// Counts warnings and errors, and holds back those that are too many.
 #[derive(Debug, Default)]
-pub(super) struct Limit(Mutex<HashMap<Identifier, Flood>>);
+pub(super) struct FloodLimit(Mutex<HashMap<Identifier, Flood>>);
 
 /// What was told for one reason.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ struct Flood {
 
 /// What becomes of a line.
 #[derive(Debug, PartialEq, Eq)]
-enum Fate {
+enum LineFate {
     /// It is written; so many like it were not, before.
     Written { held_back: u64 },
     /// It is written, and is the last one for a while.
@@ -43,7 +43,7 @@ impl Flood {
         Self { since: now, lines: 0, held_back: 0 }
     }
 
-    fn one_more(&mut self, now: Instant) -> Fate {
+    fn one_more(&mut self, now: Instant) -> LineFate {
         let mut held_back = 0;
         if now.duration_since(self.since) >= WINDOW {
             held_back = self.held_back;
@@ -51,17 +51,17 @@ impl Flood {
         }
         self.lines = self.lines.saturating_add(1);
         if self.lines < LINES {
-            return Fate::Written { held_back };
+            return LineFate::Written { held_back };
         }
         if self.lines == LINES {
-            return Fate::Last;
+            return LineFate::Last;
         }
         self.held_back += 1;
-        Fate::HeldBack
+        LineFate::HeldBack
     }
 }
 
-impl<S: Subscriber> Layer<S> for Limit {
+impl<S: Subscriber> Layer<S> for FloodLimit {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let metadata = event.metadata();
         // The order of levels is that of verbosity. What is said below about others does not count itself.
@@ -74,16 +74,16 @@ impl<S: Subscriber> Layer<S> for Limit {
             reasons.entry(metadata.callsite()).or_insert_with(|| Flood::nothing(now)).one_more(now)
         };
         match fate {
-            Fate::Written { held_back: 0 } => true,
-            Fate::Written { held_back } => {
+            LineFate::Written { held_back: 0 } => true,
+            LineFate::Written { held_back } => {
                 tracing::warn!(held_back, "lines like the following were held back");
                 true
             }
-            Fate::Last => {
+            LineFate::Last => {
                 tracing::warn!(limit = LINES, time = ?WINDOW, "more lines like the following are held back for a while");
                 true
             }
-            Fate::HeldBack => false,
+            LineFate::HeldBack => false,
         }
     }
 }
@@ -97,10 +97,10 @@ mod tests {
         let start = Instant::now();
         let mut told = Flood::nothing(start);
         let fates: Vec<_> = (0..100).map(|_| told.one_more(start)).collect();
-        assert!(fates[..9].iter().all(|fate| *fate == Fate::Written { held_back: 0 }));
-        assert_eq!(fates[9], Fate::Last);
-        assert!(fates[10..].iter().all(|fate| *fate == Fate::HeldBack));
-        assert_eq!(told.one_more(start + WINDOW), Fate::Written { held_back: 90 });
-        assert_eq!(told.one_more(start + WINDOW), Fate::Written { held_back: 0 });
+        assert!(fates[..9].iter().all(|fate| *fate == LineFate::Written { held_back: 0 }));
+        assert_eq!(fates[9], LineFate::Last);
+        assert!(fates[10..].iter().all(|fate| *fate == LineFate::HeldBack));
+        assert_eq!(told.one_more(start + WINDOW), LineFate::Written { held_back: 90 });
+        assert_eq!(told.one_more(start + WINDOW), LineFate::Written { held_back: 0 });
     }
 }

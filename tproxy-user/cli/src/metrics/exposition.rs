@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 use tproxy::latency::{BOUNDS, Latencies};
 
-use super::{Kind, METRICS, Metric, Observed, Sample, Unit, Value};
+use super::{METRICS, Metric, MetricKind, MetricSample, MetricValue, Observed, Unit};
 
 /// Of the answer.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -26,7 +26,7 @@ pub fn encode(observed: &Observed<'_>) -> String {
     answer
 }
 
-struct Families(Vec<(&'static Metric, Vec<Sample>)>);
+struct Families(Vec<(&'static Metric, Vec<MetricSample>)>);
 
 impl fmt::Debug for Families {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -53,11 +53,13 @@ impl Collector for Families {
     }
 }
 
-fn number(encoder: &mut MetricEncoder<'_>, kind: Kind, value: &Value) -> fmt::Result {
+fn number(encoder: &mut MetricEncoder<'_>, kind: MetricKind, value: &MetricValue) -> fmt::Result {
     match (value, kind) {
-        (Value::Latencies(latencies), _) => histogram(encoder, latencies),
-        (Value::Number(number), Kind::Counter) => encoder.encode_counter::<NoLabelSet, _, f64>(number, None),
-        (Value::Number(number), _) => encoder.encode_gauge(number),
+        (MetricValue::Latencies(latencies), _) => histogram(encoder, latencies),
+        (MetricValue::Number(number), MetricKind::Counter) => {
+            encoder.encode_counter::<NoLabelSet, _, f64>(number, None)
+        }
+        (MetricValue::Number(number), _) => encoder.encode_gauge(number),
     }
 }
 
@@ -68,11 +70,11 @@ fn histogram(encoder: &mut MetricEncoder<'_>, latencies: &Latencies) -> fmt::Res
     encoder.encode_histogram::<NoLabelSet>(sum, latencies.count(), &buckets, None)
 }
 
-const fn kind(kind: Kind) -> MetricType {
+const fn kind(kind: MetricKind) -> MetricType {
     match kind {
-        Kind::Counter => MetricType::Counter,
-        Kind::Gauge => MetricType::Gauge,
-        Kind::Histogram => MetricType::Histogram,
+        MetricKind::Counter => MetricType::Counter,
+        MetricKind::Gauge => MetricType::Gauge,
+        MetricKind::Histogram => MetricType::Histogram,
     }
 }
 

@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 use tproxy::{arrivals::Entrance, flows::FlowProtocol, instance::Loss, latency::Latencies};
 use tproxy_common::verdict::Reason;
 
-use super::{Kind, Metric, Observed, Sample, Unit, Value};
+use super::{Metric, MetricKind, MetricSample, MetricValue, Observed, Unit};
 use crate::run::Reloads;
 
 /// All of them.
 pub const METRICS: &[Metric] = &[
     Metric {
         name: "tproxy_build_info",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: None,
         labels: &["version"],
         help: "Always 1; the version is in the label",
@@ -20,17 +20,17 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_uptime",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: Some(Unit::Seconds),
         labels: &[],
         help: "Time since steering was in place",
         samples: |observed| {
-            vec![Sample { labels: vec![], value: Value::Number(observed.uptime.as_secs_f64()) }]
+            vec![MetricSample { labels: vec![], value: MetricValue::Number(observed.uptime.as_secs_f64()) }]
         },
     },
     Metric {
         name: "tproxy_draining",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: None,
         labels: &[],
         help: "1 while no new flow is taken because the instance is about to stop, otherwise 0",
@@ -38,7 +38,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_missing",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: None,
         labels: &["error"],
         help: "1 for each thing that the rules need and the host does not give, until it does",
@@ -46,7 +46,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_failures",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: None,
         labels: &[],
         help: "How often something that the rules need could not be had",
@@ -54,7 +54,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_restored",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: None,
         labels: &[],
         help: "How often something was put back that others had taken away: routing rules, routes, sysctls, hooks",
@@ -62,7 +62,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_lost",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: None,
         labels: &["interface", "family", "protocol"],
         help: "1 where flows are steered and none arrives: a firewall or routing on this host takes them",
@@ -76,7 +76,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_connections_accepted",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: None,
         labels: &[],
         help: "TCP connections taken off a listener",
@@ -84,7 +84,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_connections",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: None,
         labels: &[],
         help: "TCP connections that are live",
@@ -92,7 +92,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_connections_ended",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: None,
         labels: &["end"],
         help: "TCP connections by how they ended, which names the error if it was one",
@@ -102,7 +102,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_connections",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: Some(Unit::Bytes),
         labels: &["direction"],
         help: "Bytes of TCP connections: up is from clients, down is to clients",
@@ -110,7 +110,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_accept_latency",
-        kind: Kind::Histogram,
+        kind: MetricKind::Histogram,
         unit: Some(Unit::Seconds),
         labels: &[],
         help: "Time from a connection's first packet to its accept, the handshake with the client included",
@@ -118,7 +118,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_connect_latency",
-        kind: Kind::Histogram,
+        kind: MetricKind::Histogram,
         unit: Some(Unit::Seconds),
         labels: &[],
         help: "Time from a connection's accept to its upstream's answer",
@@ -126,7 +126,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_sessions_begun",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: None,
         labels: &[],
         help: "UDP sessions begun",
@@ -134,7 +134,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_sessions",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: None,
         labels: &[],
         help: "UDP sessions that are live",
@@ -142,7 +142,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_sessions_ended",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: None,
         labels: &["end"],
         help: "UDP sessions by how they ended",
@@ -152,7 +152,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_datagrams",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: None,
         labels: &["direction"],
         help: "UDP datagrams: up is to upstreams, down is to clients",
@@ -160,7 +160,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_sessions",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: Some(Unit::Bytes),
         labels: &["direction"],
         help: "Bytes of UDP datagrams: up is to upstreams, down is to clients",
@@ -168,7 +168,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_errors",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: None,
         labels: &["protocol", "reason"],
         help: "What went wrong or had to be done in another way, besides the ends of connections and sessions",
@@ -176,7 +176,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_packets",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: None,
         labels: &["verdict", "reason"],
         help: "Packets that the datapath saw, by what it decided, and why",
@@ -190,7 +190,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_rule_hits",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: None,
         labels: &["rule"],
         help: "Flows that the datapath decided by each rule, rules that are no more included",
@@ -198,7 +198,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_rules",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: None,
         labels: &[],
         help: "Rules in force",
@@ -206,7 +206,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_reloads",
-        kind: Kind::Counter,
+        kind: MetricKind::Counter,
         unit: None,
         labels: &["result"],
         help: "Reloads that were applied or refused, and those that were rolled back since nobody confirmed them",
@@ -219,7 +219,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_map_entries",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: None,
         labels: &["map"],
         help: "Entries of the datapath's maps",
@@ -227,7 +227,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "tproxy_map_capacity",
-        kind: Kind::Gauge,
+        kind: MetricKind::Gauge,
         unit: None,
         labels: &["map"],
         help: "Entries that the datapath's maps can hold",
@@ -235,7 +235,7 @@ pub const METRICS: &[Metric] = &[
     },
 ];
 
-fn errors(observed: &Observed<'_>) -> Vec<Sample> {
+fn errors(observed: &Observed<'_>) -> Vec<MetricSample> {
     let (tcp, udp) = (&observed.look.tcp, &observed.look.udp);
     let counted = [
         ("tcp", "source_fallbacks", tcp.source_fallbacks),
@@ -254,20 +254,20 @@ fn errors(observed: &Observed<'_>) -> Vec<Sample> {
     counted.into_iter().map(|(protocol, reason, count)| labelled([protocol, reason], count)).collect()
 }
 
-fn plain(count: u64) -> Sample {
+fn plain(count: u64) -> MetricSample {
     labelled([], count)
 }
 
-fn labelled<const N: usize>(labels: [&str; N], count: u64) -> Sample {
-    Sample { labels: labels.map(str::to_owned).into(), value: Value::Number(count as f64) }
+fn labelled<const N: usize>(labels: [&str; N], count: u64) -> MetricSample {
+    MetricSample { labels: labels.map(str::to_owned).into(), value: MetricValue::Number(count as f64) }
 }
 
-fn both(up: u64, down: u64) -> Vec<Sample> {
+fn both(up: u64, down: u64) -> Vec<MetricSample> {
     vec![labelled(["up"], up), labelled(["down"], down)]
 }
 
-fn latencies(latencies: Latencies) -> Sample {
-    Sample { labels: vec![], value: Value::Latencies(latencies) }
+fn latencies(latencies: Latencies) -> MetricSample {
+    MetricSample { labels: vec![], value: MetricValue::Latencies(latencies) }
 }
 
 /// `docs/metrics.md`
@@ -282,9 +282,9 @@ pub fn documentation() -> String {
     );
     for metric in METRICS {
         let kind = match metric.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+            MetricKind::Histogram => "histogram",
         };
         let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
         writeln!(text, "| `{}` | {kind} | {} | {} |", metric.full_name(), labels.join(", "), metric.help)

@@ -29,8 +29,8 @@ fn every_metric_is_scraped_with_its_kind_unit_and_labels() {
             assert!(text.contains(&format!("# UNIT {family} {unit}\n")), "{family}\n{text}");
         }
         let sample = match metric.kind {
-            Kind::Histogram => format!("{family}_bucket"),
-            Kind::Counter | Kind::Gauge => metric.full_name(),
+            MetricKind::Histogram => format!("{family}_bucket"),
+            MetricKind::Counter | MetricKind::Gauge => metric.full_name(),
         };
         let is_sample = |line: &str| {
             let Some(rest) = line.strip_prefix(&*sample) else { return false };
@@ -83,8 +83,10 @@ fn the_dashboard_asks_for_metrics_that_there_are() {
     let mut known = BTreeSet::new();
     for metric in METRICS {
         match metric.kind {
-            Kind::Histogram => known.extend(["_bucket", "_sum", "_count"].map(|it| metric.full_name() + it)),
-            Kind::Counter | Kind::Gauge => drop(known.insert(metric.full_name())),
+            MetricKind::Histogram => {
+                known.extend(["_bucket", "_sum", "_count"].map(|it| metric.full_name() + it))
+            }
+            MetricKind::Counter | MetricKind::Gauge => drop(known.insert(metric.full_name())),
         }
     }
     let mut asked = BTreeSet::new();

@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, io, mem::MaybeUninit, path::PathBuf, sync::Arc};
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tproxy::socket::Readable;
+use tproxy::socket::ReadableFd;
 
 /// Directories that are watched. What a process of another cgroup namespace makes the kernel does not tell here, and is
 /// found when the instance looks around anyway.
 pub(super) struct CgroupWatch {
-    inotify: Readable,
+    inotify: ReadableFd,
     watched: BTreeSet<PathBuf>,
 }
 
@@ -19,7 +19,7 @@ impl CgroupWatch {
     /// When the system has no inotify instance left.
     pub(super) fn new() -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        Ok(Self { inotify: Readable::new(Arc::new(inotify))?, watched: BTreeSet::new() })
+        Ok(Self { inotify: ReadableFd::new(Arc::new(inotify))?, watched: BTreeSet::new() })
     }
 
     /// Watches these directories from now on. Whether what was known of them may be too old.

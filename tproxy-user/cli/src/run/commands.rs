@@ -109,13 +109,13 @@ impl fmt::Display for Refused {
 
 /// Whether to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Course {
+pub(super) enum Further {
     GoOn,
     Stop,
 }
 
 /// What was begun before and waits to be gone on with.
-pub(super) enum Prepared {
+pub(super) enum Underway {
     /// A file has been read.
     Read(Box<Read>),
     /// It is too late to confirm a reload.
@@ -142,7 +142,7 @@ impl Executor {
         Self { file, loads: Loads::default(), unconfirmed: None, reloads: Reloads::default() }
     }
 
-    pub(super) fn carry_out(&mut self, command: Command, instance: &mut Instance) -> Course {
+    pub(super) fn carry_out(&mut self, command: Command, instance: &mut Instance) -> Further {
         // That nobody waits for a reply is no failure.
         match command {
             Command::Reload { confirm, reply } => self.begin_reload(confirm, reply),
@@ -150,13 +150,13 @@ impl Executor {
             Command::Confirm { reply } => drop(reply.send(self.confirm())),
             Command::Drain { .. } => {
                 self.answer(command, instance);
-                return Course::Stop;
+                return Further::Stop;
             }
             Command::Look { .. } | Command::Reloads { .. } | Command::Maps { .. } => {
                 self.answer(command, instance)
             }
         }
-        Course::GoOn
+        Further::GoOn
     }
 
     /// Answers what needs no change, which is all that is done once no new flow is taken.
@@ -178,7 +178,7 @@ impl Executor {
     }
 
     /// Completes when there is something to be done that was begun before; never while there is nothing.
-    pub(super) async fn prepared(&mut self) -> Prepared {
+    pub(super) async fn prepared(&mut self) -> Underway {
         let too_late = async {
             match &self.unconfirmed {
                 Some(unconfirmed) => sleep_until(unconfirmed.until).await,
@@ -186,8 +186,8 @@ impl Executor {
             }
         };
         tokio::select! {
-            () = too_late => Prepared::TooLate,
-            read = self.loads.next() => Prepared::Read(Box::new(read)),
+            () = too_late => Underway::TooLate,
+            read = self.loads.next() => Underway::Read(Box::new(read)),
         }
     }
 
@@ -324,7 +324,7 @@ mod tests {
             Self { net, runtime, file, executor, instance: Some(instance) }
         }
 
-        fn carry_out(&mut self, command: Command) -> Course {
+        fn carry_out(&mut self, command: Command) -> Further {
             let instance = self.instance.as_mut().unwrap();
             self.net.gateway.enter(|| self.executor.carry_out(command, instance))
         }
@@ -332,7 +332,7 @@ mod tests {
         fn reload(&mut self, text: &str, confirm: Option<Duration>) -> Result<Changes, Refused> {
             fs::write(&self.file, answering(text)).unwrap();
             let (reply, replied) = oneshot::channel();
-            assert_eq!(self.carry_out(Command::Reload { confirm, reply }), Course::GoOn);
+            assert_eq!(self.carry_out(Command::Reload { confirm, reply }), Further::GoOn);
             if self.executor.loads.is_reading() {
                 self.go_on();
             }
@@ -344,14 +344,14 @@ mod tests {
             let instance = self.instance.as_mut().unwrap();
             let prepared = self.runtime.block_on(self.executor.prepared());
             self.net.gateway.enter(|| match prepared {
-                Prepared::Read(read) => self.executor.go_on(*read, instance),
-                Prepared::TooLate => self.executor.roll_back(instance),
+                Underway::Read(read) => self.executor.go_on(*read, instance),
+                Underway::TooLate => self.executor.roll_back(instance),
             });
         }
 
         fn confirm(&mut self) -> Result<(), Refused> {
             let (reply, replied) = oneshot::channel();
-            assert_eq!(self.carry_out(Command::Confirm { reply }), Course::GoOn);
+            assert_eq!(self.carry_out(Command::Confirm { reply }), Further::GoOn);
             replied.blocking_recv().unwrap()
         }
 
@@ -394,7 +394,7 @@ mod tests {
         // What the rules before name is a port by now, with which no reload would be taken.
         rig.net.gateway.ip("link add br0 type bridge\nlink set lan master br0").unwrap();
         let prepared = rig.runtime.block_on(rig.executor.prepared());
-        assert!(matches!(prepared, Prepared::TooLate));
+        assert!(matches!(prepared, Underway::TooLate));
         rig.net.gateway.enter(|| rig.executor.roll_back(rig.instance.as_mut().unwrap()));
         assert_eq!(rig.executor.reloads.rolled_back, 1);
         rig.net.gateway.ip("link set lan nomaster").unwrap();
@@ -424,9 +424,9 @@ mod tests {
         let mut rig = Rig::new();
         let (reply, mut changes) = oneshot::channel();
         fs::write(&rig.file, answering("second")).unwrap();
-        assert_eq!(rig.carry_out(Command::Reload { confirm: None, reply }), Course::GoOn);
+        assert_eq!(rig.carry_out(Command::Reload { confirm: None, reply }), Further::GoOn);
         let (reply, looked) = oneshot::channel();
-        assert_eq!(rig.carry_out(Command::Look { reply }), Course::GoOn);
+        assert_eq!(rig.carry_out(Command::Look { reply }), Further::GoOn);
         assert_eq!(looked.blocking_recv().unwrap().unwrap().generation, 0);
         assert!(changes.try_recv().is_err(), "nothing was waited for");
         rig.go_on();
@@ -442,7 +442,7 @@ mod tests {
         assert!(refused.to_string().contains("--config FILE"), "{refused}");
         assert_eq!(rig.told(), "first");
         let (reply, replied) = oneshot::channel();
-        assert_eq!(rig.carry_out(Command::Drain { reply }), Course::Stop);
+        assert_eq!(rig.carry_out(Command::Drain { reply }), Further::Stop);
         let limit = rig.instance.as_ref().unwrap().drain_limit();
         // Whether what was told is still live depends on who was faster.
         assert_eq!(replied.blocking_recv().unwrap().unwrap().limit, limit);

@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
-use tproxy::socket::Readable;
+use tproxy::socket::ReadableFd;
 
 /// As many links as the kernel follows (`MAXSYMLINKS`).
 const MOST_LINKS: usize = 40;
@@ -20,7 +20,7 @@ const MOST_LINKS: usize = 40;
 /// Files that are watched.
 pub(super) struct FileWatch {
     file: PathBuf,
-    inotify: Readable,
+    inotify: ReadableFd,
     seen: Vec<Option<Version>>,
 }
 
@@ -39,7 +39,7 @@ impl FileWatch {
     /// When the system has no inotify instance left.
     pub(super) fn new(file: PathBuf) -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        let inotify = Readable::new(Arc::new(inotify))?;
+        let inotify = ReadableFd::new(Arc::new(inotify))?;
         let mut watch = Self { file, inotify, seen: Vec::new() };
         watch.look();
         Ok(watch)

@@ -8,19 +8,19 @@ use std::{
 
 use tproxy::flows::{FlowId, ShownFlow};
 
-use crate::control::{Counts, Rule, Status};
+use crate::control::{Counts, ShownRule, Status};
 
 /// One look at an instance.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
     pub(super) status: Status,
-    pub(super) rules: Vec<Rule>,
+    pub(super) rules: Vec<ShownRule>,
     pub(super) flows: Vec<ShownFlow>,
 }
 
 /// How much a second.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct Rates {
+pub(super) struct ByteRates {
     pub(super) up: f64,
     pub(super) down: f64,
 }
@@ -28,9 +28,9 @@ pub(super) struct Rates {
 /// A rule, with how it is used.
 #[derive(Debug)]
 pub(super) struct RatedRule {
-    pub(super) rule: Rule,
+    pub(super) rule: ShownRule,
     pub(super) hits: f64,
-    pub(super) bytes: Rates,
+    pub(super) bytes: ByteRates,
 }
 
 /// A client address, with what it uses.
@@ -38,14 +38,14 @@ pub(super) struct RatedRule {
 pub(super) struct RatedClient {
     pub(super) address: IpAddr,
     pub(super) flows: usize,
-    pub(super) bytes: Rates,
+    pub(super) bytes: ByteRates,
 }
 
 /// A flow, with what it moves.
 #[derive(Debug)]
 pub(super) struct RatedFlow {
     pub(super) flow: ShownFlow,
-    pub(super) bytes: Rates,
+    pub(super) bytes: ByteRates,
 }
 
 /// All that is shown of the latest look, compared with the one before.
@@ -54,7 +54,7 @@ pub(super) struct Picture {
     pub(super) status: Status,
     pub(super) accepted: f64,
     pub(super) sessions: f64,
-    pub(super) bytes: Rates,
+    pub(super) bytes: ByteRates,
     pub(super) rules: Vec<RatedRule>,
     pub(super) clients: Vec<RatedClient>,
     pub(super) flows: Vec<RatedFlow>,
@@ -78,7 +78,7 @@ impl Picture {
         Self {
             accepted: growth(|status| &status.connections, "accepted"),
             sessions: growth(|status| &status.datagrams, "sessions"),
-            bytes: Rates { up: bytes("bytes_up"), down: bytes("bytes_down") },
+            bytes: ByteRates { up: bytes("bytes_up"), down: bytes("bytes_down") },
             rules: rated_rules(before, now.rules, &flows, &rate),
             clients: rated_clients(&flows),
             flows,
@@ -96,7 +96,10 @@ fn rated_flows(
         before.into_iter().flat_map(|before| &before.flows).map(|flow| (flow.id, flow)).collect();
     let rated = |flow: ShownFlow| {
         let (up, down) = known.get(&flow.id).map_or((0, 0), |before| (before.bytes_up, before.bytes_down));
-        RatedFlow { bytes: Rates { up: rate(flow.bytes_up, up), down: rate(flow.bytes_down, down) }, flow }
+        RatedFlow {
+            bytes: ByteRates { up: rate(flow.bytes_up, up), down: rate(flow.bytes_down, down) },
+            flow,
+        }
     };
     flows.into_iter().map(rated).collect()
 }
@@ -104,17 +107,17 @@ fn rated_flows(
 /// The busiest first; rules that nothing happens to in their own order.
 fn rated_rules(
     before: Option<&Sample>,
-    rules: Vec<Rule>,
+    rules: Vec<ShownRule>,
     flows: &[RatedFlow],
     rate: &impl Fn(u64, u64) -> f64,
 ) -> Vec<RatedRule> {
     let known: HashMap<&str, u64> =
         before.into_iter().flat_map(|before| &before.rules).map(|rule| (&*rule.name, rule.hits)).collect();
-    let mut bytes: HashMap<&str, Rates> = HashMap::new();
+    let mut bytes: HashMap<&str, ByteRates> = HashMap::new();
     for flow in flows {
         bytes.entry(&flow.flow.rule).or_default().add(flow.bytes);
     }
-    let rated = |rule: Rule| RatedRule {
+    let rated = |rule: ShownRule| RatedRule {
         hits: rate(rule.hits, known.get(&*rule.name).copied().unwrap_or_default()),
         bytes: bytes.get(&*rule.name).copied().unwrap_or_default(),
         rule,
@@ -130,7 +133,7 @@ fn rated_clients(flows: &[RatedFlow]) -> Vec<RatedClient> {
     for RatedFlow { flow, bytes } in flows {
         let address = flow.client.ip();
         let client =
-            clients.entry(address).or_insert(RatedClient { address, flows: 0, bytes: Rates::default() });
+            clients.entry(address).or_insert(RatedClient { address, flows: 0, bytes: ByteRates::default() });
         client.flows += 1;
         client.bytes.add(*bytes);
     }
@@ -139,7 +142,7 @@ fn rated_clients(flows: &[RatedFlow]) -> Vec<RatedClient> {
     clients
 }
 
-impl Rates {
+impl ByteRates {
     fn add(&mut self, more: Self) {
         self.up += more.up;
         self.down += more.down;

@@ -8,7 +8,7 @@ use ratatui::{
 use tproxy::flows::{FlowProtocol, FlowScope, FlowState, ShownFlow};
 
 use super::{app::Prompt, *};
-use crate::control::{Counts, Live, Rule, State, Status};
+use crate::control::{Counts, ShownLive, ShownRule, ShownState, Status};
 
 fn flow(id: u64, client: &str, dst: &str, rule: &str, bytes: (u64, u64), age_seconds: f64) -> ShownFlow {
     let dst = dst.parse().unwrap();
@@ -28,8 +28,8 @@ fn flow(id: u64, client: &str, dst: &str, rule: &str, bytes: (u64, u64), age_sec
     }
 }
 
-fn rule(name: &str, action: &str, hits: u64, live: u64) -> Rule {
-    Rule {
+fn rule(name: &str, action: &str, hits: u64, live: u64) -> ShownRule {
+    ShownRule {
         name: name.into(),
         scope: FlowScope::Forwarded,
         protocols: vec![FlowProtocol::Tcp, FlowProtocol::Udp],
@@ -50,7 +50,7 @@ fn sample_after(seconds: u64) -> Sample {
             version: "0.1.0".into(),
             pid: 4711,
             uptime_seconds: seconds as f64,
-            state: State::Running,
+            state: ShownState::Running,
             mark: "0x20000000/0x30000000".into(),
             table: 29_808,
             workers: 2,
@@ -61,7 +61,7 @@ fn sample_after(seconds: u64) -> Sample {
             lost: Vec::new(),
             hooks: vec![],
             metrics: None,
-            live: Live { connections: 3, sessions: 1 },
+            live: ShownLive { connections: 3, sessions: 1 },
             connections: counts(&[("accepted", 12), ("bytes_up", 50_000), ("bytes_down", 3_000_000)]),
             datagrams: counts(&[("sessions", 2), ("bytes_up", 100), ("bytes_down", 1_000)]),
             packets: counts(&[("steer_rule", 14)]),

@@ -10,7 +10,7 @@ use ratatui::{
 
 use super::{
     app::{App, Prompt},
-    sample::{Picture, RatedClient, RatedFlow, RatedRule, Rates},
+    sample::{ByteRates, Picture, RatedClient, RatedFlow, RatedRule},
 };
 use crate::ask::{age, bytes};
 
@@ -84,12 +84,12 @@ fn rule_table(rules: &[RatedRule], area: Rect) -> Table<'_> {
         Constraint::Length(10),
     ];
     let head = [
-        ("rule", Side::Left),
-        ("action", Side::Left),
-        ("hits/s", Side::Right),
-        ("hits", Side::Right),
-        ("live", Side::Right),
-        ("bytes/s", Side::Right),
+        ("rule", Aligned::Left),
+        ("action", Aligned::Left),
+        ("hits/s", Aligned::Right),
+        ("hits", Aligned::Right),
+        ("live", Aligned::Right),
+        ("bytes/s", Aligned::Right),
     ];
     Table::new(rules.iter().take(area.height.into()).map(row), widths)
         .header(header(&head))
@@ -98,7 +98,7 @@ fn rule_table(rules: &[RatedRule], area: Rect) -> Table<'_> {
 
 fn client_table(clients: &[RatedClient], area: Rect) -> Table<'_> {
     let row = |rated: &RatedClient| {
-        let Rates { up, down } = rated.bytes;
+        let ByteRates { up, down } = rated.bytes;
         Row::new([
             Cell::from(rated.address.to_string()),
             number(rated.flows.to_string()),
@@ -107,8 +107,12 @@ fn client_table(clients: &[RatedClient], area: Rect) -> Table<'_> {
         ])
     };
     let widths = [Constraint::Fill(1), Constraint::Length(6), Constraint::Length(10), Constraint::Length(10)];
-    let head =
-        [("client", Side::Left), ("flows", Side::Right), ("up/s", Side::Right), ("down/s", Side::Right)];
+    let head = [
+        ("client", Aligned::Left),
+        ("flows", Aligned::Right),
+        ("up/s", Aligned::Right),
+        ("down/s", Aligned::Right),
+    ];
     Table::new(clients.iter().take(area.height.into()).map(row), widths)
         .header(header(&head))
         .block(titled("clients"))
@@ -143,16 +147,16 @@ fn flow_table(app: &App, flows: &[RatedFlow]) -> Table<'static> {
         Constraint::Length(10),
     ];
     let head = [
-        ("id", Side::Right),
-        ("proto", Side::Left),
-        ("client", Side::Left),
-        ("original destination", Side::Left),
-        ("upstream", Side::Left),
-        ("rule", Side::Left),
-        ("up/s", Side::Right),
-        ("down/s", Side::Right),
-        ("age", Side::Right),
-        ("state", Side::Left),
+        ("id", Aligned::Right),
+        ("proto", Aligned::Left),
+        ("client", Aligned::Left),
+        ("original destination", Aligned::Left),
+        ("upstream", Aligned::Left),
+        ("rule", Aligned::Left),
+        ("up/s", Aligned::Right),
+        ("down/s", Aligned::Right),
+        ("age", Aligned::Right),
+        ("state", Aligned::Left),
     ];
     let mut title = format!("flows: {}, by {}", flows.len(), app.order.name());
     if app.reversed {
@@ -186,15 +190,15 @@ fn last_line(app: &App) -> Line<'_> {
 }
 
 #[derive(Clone, Copy)]
-enum Side {
+enum Aligned {
     Left,
     Right,
 }
 
-fn header(head: &[(&'static str, Side)]) -> Row<'static> {
-    let cell = |(name, side): &(&'static str, Side)| match side {
-        Side::Left => Cell::from(*name),
-        Side::Right => number((*name).to_owned()),
+fn header(head: &[(&'static str, Aligned)]) -> Row<'static> {
+    let cell = |(name, side): &(&'static str, Aligned)| match side {
+        Aligned::Left => Cell::from(*name),
+        Aligned::Right => number((*name).to_owned()),
     };
     Row::new(head.iter().map(cell)).style(Style::from(Modifier::DIM))
 }

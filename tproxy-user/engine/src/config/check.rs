@@ -86,9 +86,9 @@ impl Form {
 /// # Errors
 /// All that is wrong.
 pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> {
-    let mut check = Check { form, mark: draft.mark, complaints: Vec::new() };
+    let mut check = Checker { form, mark: draft.mark, complaints: Vec::new() };
     check.numbers(&draft);
-    let sets = Sets {
+    let sets = NamedSets {
         prefixes: check.sets("sets.prefixes", draft.sets.prefixes),
         ports: check.sets("sets.ports", draft.sets.ports),
     };
@@ -155,19 +155,19 @@ fn default_connections_per_client() -> usize {
     maximum.map_or(MOST_CONNECTIONS, |maximum| maximum as usize / 2).div_ceil(4).clamp(1, MOST_CONNECTIONS)
 }
 
-struct Check {
+struct Checker {
     form: Form,
     mark: Mark,
     complaints: Vec<Complaint>,
 }
 
 /// The sets that rules can name.
-struct Sets {
+struct NamedSets {
     prefixes: ByName<IpNet>,
     ports: ByName<std::ops::RangeInclusive<u16>>,
 }
 
-impl Sets {
+impl NamedSets {
     /// Names of those that no rule holds by now.
     fn unused(&self) -> Vec<Arc<str>> {
         fn unused<T>(sets: &ByName<T>) -> impl Iterator<Item = Arc<str>> {
@@ -180,7 +180,7 @@ impl Sets {
 
 type ByName<T> = BTreeMap<String, Arc<NamedSet<T>>>;
 
-impl Check {
+impl Checker {
     fn complain(&mut self, about: impl IntoIterator<Item = Path>, text: impl Into<String>) {
         self.complaints.push(Complaint { about: about.into_iter().collect(), text: text.into() });
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use super::{
     Accept, Action, Nat, OnExit, Protocols, RuleEgress, RuleLimits, RuleTimeouts, Scope, Source, Steer,
     Timeouts,
-    path::{Path, Step},
+    path::{Path, PathStep},
     values::{self, Item, Text},
 };
 use crate::{host::InstanceName, mark::Mark};
@@ -64,11 +64,11 @@ pub(crate) struct Draft {
     pub(crate) timeouts: Timeouts,
     /// How much there may be at once
     #[command(flatten)]
-    pub(crate) limits: Limits,
+    pub(crate) limits: DraftLimits,
     /// Prefixes and ports by name
     #[arg(skip)]
-    #[serde(skip_serializing_if = "Sets::is_empty")]
-    pub(crate) sets: Sets,
+    #[serde(skip_serializing_if = "DraftSets::is_empty")]
+    pub(crate) sets: DraftSets,
     /// In the order in which they are tried; the first match wins
     #[arg(skip)]
     pub(crate) rules: Vec<DraftRule>,
@@ -92,8 +92,8 @@ impl Default for Draft {
             admit: false,
             workers: None,
             timeouts: Timeouts::default(),
-            limits: Limits::default(),
-            sets: Sets::default(),
+            limits: DraftLimits::default(),
+            sets: DraftSets::default(),
             rules: Vec::new(),
         }
     }
@@ -102,7 +102,8 @@ impl Default for Draft {
 /// How much there may be at once.
 #[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Limits {
+#[schemars(rename = "Limits")]
+pub(crate) struct DraftLimits {
     /// Most UDP sessions at once; each takes two descriptors (default: as many as a quarter of the descriptors allows)
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,7 +130,8 @@ pub(crate) struct Limits {
 /// Sets that rules name as `@NAME`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Sets {
+#[schemars(rename = "Sets")]
+pub(crate) struct DraftSets {
     /// For from, to and except
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) prefixes: BTreeMap<String, Members<IpNet>>,
@@ -138,14 +140,16 @@ pub(crate) struct Sets {
     pub(crate) ports: BTreeMap<String, Members<RangeInclusive<u16>>>,
 }
 
-impl Sets {
+impl DraftSets {
     pub(super) fn is_empty(&self) -> bool {
         self.prefixes.is_empty() && self.ports.is_empty()
     }
 
     /// Makes sure that the set that `path` is in exists.
     pub(super) fn add_empty(&mut self, path: &Path) {
-        let [Step::Key(sets), Step::Key(kind), Step::Key(name), ..] = path.steps() else { return };
+        let [PathStep::Key(sets), PathStep::Key(kind), PathStep::Key(name), ..] = path.steps() else {
+            return;
+        };
         match (&**sets, &**kind) {
             ("sets", "prefixes") => _ = self.prefixes.entry(name.clone()).or_insert_with(|| vec![].into()),
             ("sets", "ports") => _ = self.ports.entry(name.clone()).or_insert_with(|| vec![].into()),

@@ -4,11 +4,11 @@ use std::fmt;
 
 /// Steps from the root of the document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Path(Vec<Step>);
+pub(super) struct Path(Vec<PathStep>);
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum PathStep {
     Key(String),
     Index(usize),
 }
@@ -25,19 +25,19 @@ impl Path {
 
     /// Below this one; `keys` may be dotted.
     pub(super) fn key(&self, keys: &str) -> Self {
-        keys.split('.').fold(self.clone(), |path, key| path.then(Step::Key(key.to_owned())))
+        keys.split('.').fold(self.clone(), |path, key| path.then(PathStep::Key(key.to_owned())))
     }
 
     /// Below this one, by a key that the user chose.
     pub(super) fn named(&self, name: &str) -> Self {
-        self.clone().then(Step::Key(name.to_owned()))
+        self.clone().then(PathStep::Key(name.to_owned()))
     }
 
     pub(super) fn index(&self, index: usize) -> Self {
-        self.clone().then(Step::Index(index))
+        self.clone().then(PathStep::Index(index))
     }
 
-    pub(super) fn then(mut self, step: Step) -> Self {
+    pub(super) fn then(mut self, step: PathStep) -> Self {
         self.0.push(step);
         self
     }
@@ -46,14 +46,14 @@ impl Path {
         Self(self.0.iter().chain(&below.0).cloned().collect())
     }
 
-    pub(super) fn steps(&self) -> &[Step] {
+    pub(super) fn steps(&self) -> &[PathStep] {
         &self.0
     }
 
     /// Whether one of the two is in the other. An entry of a list stands for all of it, but not a rule for all rules.
     pub(super) fn touches(&self, other: &Self) -> bool {
         let list = |path: &Self| match path.0.split_last() {
-            Some((Step::Index(_), list)) if list.len() > 1 => list.to_vec(),
+            Some((PathStep::Index(_), list)) if list.len() > 1 => list.to_vec(),
             _ => path.0.clone(),
         };
         let (one, other) = (list(self), list(other));
@@ -66,9 +66,9 @@ impl fmt::Display for Path {
         for (position, step) in self.0.iter().enumerate() {
             let dot = if position == 0 { "" } else { "." };
             match step {
-                Step::Index(index) => write!(f, "[{index}]")?,
-                Step::Key(key) if is_bare(key) => write!(f, "{dot}{key}")?,
-                Step::Key(key) => write!(f, "{dot}{key:?}")?,
+                PathStep::Index(index) => write!(f, "[{index}]")?,
+                PathStep::Key(key) if is_bare(key) => write!(f, "{dot}{key}")?,
+                PathStep::Key(key) => write!(f, "{dot}{key:?}")?,
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     Config, Firewall, Listed, NamedSet, Rule, Scope, Selector, Treatment,
-    draft::{Draft, DraftRule, Limits, Members, Sets, by_name},
+    draft::{Draft, DraftLimits, DraftRule, DraftSets, Members, by_name},
     values::{Item, Text},
 };
 
@@ -68,13 +68,13 @@ impl From<&Config> for Draft {
             admit: config.firewall == Firewall::Opened,
             workers: Some(config.workers),
             timeouts: config.timeouts,
-            limits: Limits {
+            limits: DraftLimits {
                 udp_sessions: Some(config.sessions.total),
                 udp_sessions_per_client: Some(config.sessions.per_client),
                 connections: Some(config.connections.total),
                 connections_per_client: Some(config.connections.per_client),
             },
-            sets: Sets {
+            sets: DraftSets {
                 prefixes: used(selectors().flat_map(prefixes)),
                 ports: used(selectors().map(|selector| &selector.ports)),
             },

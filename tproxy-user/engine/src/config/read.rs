@@ -16,7 +16,7 @@ use self::{
 };
 use super::{
     Complaint, Config, Form, check,
-    draft::{Draft, DraftRule, Members, MembersFile, Sets},
+    draft::{Draft, DraftRule, DraftSets, Members, MembersFile},
     path::Path,
     values::{Item, Text},
 };
@@ -58,17 +58,17 @@ pub fn parse(file: &FilePath, bytes: &[u8]) -> Result<Config, Errors> {
             return Err(vec![problem].into());
         }
     };
-    Reader { source: FileText { file, text }, problems: Vec::new(), broken: Vec::new() }.read()
+    FileReader { source: FileText { file, text }, problems: Vec::new(), broken: Vec::new() }.read()
 }
 
-struct Reader<'a> {
+struct FileReader<'a> {
     source: FileText<'a>,
     problems: Vec<Problem>,
     /// What could not be read and was left out. Complaints about it would be our own fault.
     broken: Vec<Path>,
 }
 
-impl Reader<'_> {
+impl FileReader<'_> {
     fn read(mut self) -> Result<Config, Errors> {
         let (table, errors) = DeTable::parse_recoverable(self.source.text);
         for error in &errors {
@@ -133,7 +133,7 @@ impl Reader<'_> {
 
     /// Replaces the files of sets by their members, and sets that could not be read by empty ones, since they are not
     /// unknown.
-    fn read_members(&mut self, document: &Document<'_>, sets: &mut Sets) {
+    fn read_members(&mut self, document: &Document<'_>, sets: &mut DraftSets) {
         for path in self.broken.clone() {
             sets.add_empty(&path);
         }

@@ -71,9 +71,9 @@ pub(super) const CLASSIFIERS: [&str; 6] = [
 
 /// Links by interface index and hook; dropping one detaches.
 #[derive(Default)]
-pub(super) struct Links(pub(super) BTreeMap<(u32, Direction), (Link, SchedClassifierLink)>);
+pub(super) struct TcxLinks(pub(super) BTreeMap<(u32, Direction), (Link, SchedClassifierLink)>);
 
-impl Links {
+impl TcxLinks {
     pub(super) fn detach_all(&mut self) {
         self.0.clear();
     }

@@ -34,11 +34,11 @@ pub(super) struct RuleTables {
     sets: Array<MapData, RuleSet>,
     actions: Array<MapData, u8>,
     /// What each slot holds, to be removed before it is filled again.
-    held: StdHashMap<u32, Held>,
+    held: StdHashMap<u32, FilledSlot>,
 }
 
 /// Rules in a slot.
-struct Held {
+struct FilledSlot {
     rules: Compiled,
     filled: Filled,
 }
@@ -86,7 +86,7 @@ impl RuleTables {
 
     fn fill(&mut self, slot: u32, rules: &Compiled) -> Result<(), DatapathError> {
         // First, so that what a failure leaves is removed as well.
-        self.held.insert(slot, Held { rules: rules.clone(), filled: Filled::InPart });
+        self.held.insert(slot, FilledSlot { rules: rules.clone(), filled: Filled::InPart });
         for (id, set) in (0..).zip(&rules.sets) {
             self.sets.set(abi::set_index(slot, id), set, 0).map_err(in_map(map::SETS))?;
         }
@@ -119,7 +119,7 @@ impl RuleTables {
         for (cgroup, set) in &rules.cgroups {
             insert(&mut self.cgroups, CgroupKey { id: cgroup.id(), slot: slot.into() }, *set, map::CGROUPS)?;
         }
-        self.held.insert(slot, Held { rules: rules.clone(), filled: Filled::Whole });
+        self.held.insert(slot, FilledSlot { rules: rules.clone(), filled: Filled::Whole });
         Ok(())
     }
 
@@ -129,7 +129,7 @@ impl RuleTables {
     }
 
     fn clear(&mut self, slot: u32) -> Result<(), DatapathError> {
-        let Some(Held { rules: held, .. }) = self.held.remove(&slot) else { return Ok(()) };
+        let Some(FilledSlot { rules: held, .. }) = self.held.remove(&slot) else { return Ok(()) };
         for prefix in held.sources.keys() {
             gone(self.sources.remove(&slot_prefix(slot, prefix))).map_err(in_map(map::SOURCES))?;
         }

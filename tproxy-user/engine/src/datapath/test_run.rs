@@ -8,7 +8,7 @@ use crate::host::{Direction, links::Link};
 
 /// A packet as a tc hook sees it.
 #[derive(Debug, Clone, Copy)]
-pub struct Seen<'a> {
+pub struct HookPacket<'a> {
     /// From its link-layer header on, if the interface has one. The kernel takes the first 14 bytes for an Ethernet
     /// header in any case: it wants as many, and a whole IP header after an EtherType that promises it, and tells by
     /// the destination whether the packet is for this host.
@@ -23,7 +23,7 @@ pub struct Seen<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ran {
     /// What becomes of it.
-    pub course: Course,
+    pub course: PacketCourse,
     /// Its mark after.
     pub mark: u32,
     /// Its bytes after.
@@ -32,7 +32,7 @@ pub struct Ran {
 
 /// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Course {
+pub enum PacketCourse {
     /// Left alone.
     Passed,
     /// Bears the steer mark, so that it is delivered locally.
@@ -63,7 +63,7 @@ impl Datapath {
     ///
     /// # Errors
     /// When the kernel cannot run it: too short or too long a packet, no such interface.
-    pub fn test_run(&self, link: &Link, hook: Direction, seen: Seen<'_>) -> Result<Ran, DatapathError> {
+    pub fn test_run(&self, link: &Link, hook: Direction, seen: HookPacket<'_>) -> Result<Ran, DatapathError> {
         const NEXT: i32 = -1;
         const SHOT: i32 = 2;
         const REDIRECT: i32 = 7;
@@ -82,14 +82,16 @@ impl Datapath {
         let (result, mark) = self.run_once(name, seen.packet, &fields, &mut packet)?;
         packet.truncate(result.data_size_out as usize);
         let course = match result.return_value as i32 {
-            NEXT if hook == Direction::Ingress && self.settings.mark.is_steered(mark) => Course::Steered,
-            NEXT => Course::Passed,
+            NEXT if hook == Direction::Ingress && self.settings.mark.is_steered(mark) => {
+                PacketCourse::Steered
+            }
+            NEXT => PacketCourse::Passed,
             // An answer is redirected, too; but a packet that is steered stays as it is.
             REDIRECT if packet == seen.packet || packet.get(ETHERNET..) == Some(seen.packet) => {
-                Course::Steered
+                PacketCourse::Steered
             }
-            REDIRECT => Course::Answered,
-            SHOT => Course::Dropped,
+            REDIRECT => PacketCourse::Answered,
+            SHOT => PacketCourse::Dropped,
             unknown => unreachable!("{name} returned {unknown}"),
         };
         Ok(Ran { course, mark, packet })

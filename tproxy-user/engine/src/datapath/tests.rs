@@ -276,7 +276,7 @@ impl Rig {
             if !can_be_run(&packet) {
                 continue;
             }
-            let seen = Seen { packet: &packet, mark, ingress_ifindex };
+            let seen = HookPacket { packet: &packet, mark, ingress_ifindex };
             let to_us = frame.to_us || link.layer == Layer::Ip;
             let mut expected = reference.sees(&link, hook, to_us, seen);
             expected.reasons.sort_by_key(|reason| *reason as u32);
@@ -288,9 +288,9 @@ impl Rig {
             let did = Expected { course: ran.course, mark: ran.mark, reasons };
             prop_assert_eq!(&did, &expected, "(program, reference) for {:#?}\n{:02x?}", sighting, packet);
             match ran.course {
-                Course::Passed => prop_assert_eq!(ran.packet, packet),
-                Course::Steered => prop_assert!(ran.packet.ends_with(&packet)),
-                Course::Answered | Course::Dropped => {}
+                PacketCourse::Passed => prop_assert_eq!(ran.packet, packet),
+                PacketCourse::Steered => prop_assert!(ran.packet.ends_with(&packet)),
+                PacketCourse::Answered | PacketCourse::Dropped => {}
             }
         }
         prop_assert_eq!(&self.decisions(), &reference.decisions);
@@ -345,7 +345,7 @@ fn connections_that_come_in_on_one_cpu_are_shared_out() {
             tcp.sport = sport;
             let syn = Frame::of(syn).bytes(mac);
             rig.datapath
-                .test_run(&link, Direction::Ingress, Seen { packet: &syn, mark: 0, ingress_ifindex: 0 })
+                .test_run(&link, Direction::Ingress, HookPacket { packet: &syn, mark: 0, ingress_ifindex: 0 })
                 .unwrap();
         }
         let mut shares = [0; WORKERS as usize];
@@ -364,21 +364,21 @@ fn nothing_is_taken_whose_listener_is_gone() {
         let syn = Frame::of(Ip::syn("8.0.0.1".parse().unwrap(), "9.0.0.1".parse().unwrap())).bytes(mac);
         let see = |rig: &Rig| {
             let before = rig.datapath.counters().unwrap();
-            let seen = Seen { packet: &syn, mark: 0, ingress_ifindex: 0 };
+            let seen = HookPacket { packet: &syn, mark: 0, ingress_ifindex: 0 };
             let ran = rig.datapath.test_run(&link, Direction::Ingress, seen).unwrap();
             (ran.course, rig.counted_since(&before))
         };
-        assert_eq!(see(&rig), (Course::Steered, vec![Reason::RuleSteer]));
+        assert_eq!(see(&rig), (PacketCourse::Steered, vec![Reason::RuleSteer]));
         rig.sockets.clear();
         // A process that is being started elsewhere has a copy of them for a moment.
         let begun = Instant::now();
-        while see(&rig).0 == Course::Steered && begun.elapsed() < PATIENCE {
+        while see(&rig).0 == PacketCourse::Steered && begun.elapsed() < PATIENCE {
             std::thread::yield_now();
         }
         // Decided before, and new: each is told of once.
-        assert_eq!(see(&rig), (Course::Passed, vec![Reason::ListenerGone]));
+        assert_eq!(see(&rig), (PacketCourse::Passed, vec![Reason::ListenerGone]));
         rig.install(&everything, &[], true);
-        assert_eq!(see(&rig), (Course::Passed, vec![Reason::ListenerGone]));
+        assert_eq!(see(&rig), (PacketCourse::Passed, vec![Reason::ListenerGone]));
     });
 }
 
@@ -395,16 +395,16 @@ fn a_refused_syn_is_answered_with_a_proper_reset() {
             let (refused, answer) = (Frame::of(ip), Frame::of(answer));
             for hook in [Direction::Ingress, Direction::Egress] {
                 let frame = refused.bytes(mac);
-                let seen = Seen { packet: &frame, mark: 5, ingress_ifindex: 0 };
+                let seen = HookPacket { packet: &frame, mark: 5, ingress_ifindex: 0 };
                 let mut turned = answer.bytes(mac);
                 turned[..6].copy_from_slice(&frame[6..12]);
                 turned[6..12].copy_from_slice(&frame[..6]);
-                let expected = Ran { course: Course::Answered, mark: 5, packet: turned };
+                let expected = Ran { course: PacketCourse::Answered, mark: 5, packet: turned };
                 prop_assert_eq!(rig.datapath.test_run(&ethernet, hook, seen).unwrap(), expected);
             }
             let packet = refused.packet();
-            let seen = Seen { packet: &packet, mark: 5, ingress_ifindex: 0 };
-            let expected = Ran { course: Course::Answered, mark: 5, packet: answer.packet() };
+            let seen = HookPacket { packet: &packet, mark: 5, ingress_ifindex: 0 };
+            let expected = Ran { course: PacketCourse::Answered, mark: 5, packet: answer.packet() };
             prop_assert_eq!(rig.datapath.test_run(&bare, Direction::Egress, seen).unwrap(), expected);
             Ok(())
         });

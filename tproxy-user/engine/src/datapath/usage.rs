@@ -40,11 +40,11 @@ pub(super) fn capacities(ebpf: &Ebpf) -> Result<Capacities, DatapathError> {
 #[derive(Default)]
 pub struct Filling {
     known: Vec<MapUse>,
-    to_count: Vec<(MapUse, Count)>,
+    to_count: Vec<(MapUse, Counting)>,
 }
 
 /// Counts the entries of a map, so many at most.
-type Count = Box<dyn FnOnce(u64) -> u64 + Send>;
+type Counting = Box<dyn FnOnce(u64) -> u64 + Send>;
 
 impl Filling {
     /// Counts what is to be counted.
@@ -90,7 +90,7 @@ impl Datapath {
     fn counting<K: Pod + Send + 'static, V: Pod + Send + 'static>(
         &self,
         name: &'static str,
-    ) -> Result<Count, DatapathError> {
+    ) -> Result<Counting, DatapathError> {
         let map = self.share::<K, V>(name)?;
         Ok(Box::new(move |most| map.keys().take(most as usize).map_while(Result::ok).count() as u64))
     }

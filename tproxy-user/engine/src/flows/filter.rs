@@ -31,15 +31,15 @@ pub struct Filter {
     /// Flows of this client: ADDR, PREFIX, ADDR:PORT or :PORT
     #[arg(long, value_name = "ENDPOINT")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub client: Option<Endpoint>,
+    pub client: Option<EndpointFilter>,
     /// Flows to this original destination, in the same forms
     #[arg(long, value_name = "ENDPOINT")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub dst: Option<Endpoint>,
+    pub dst: Option<EndpointFilter>,
     /// Flows that lead to this upstream, in the same forms
     #[arg(long, value_name = "ENDPOINT")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub upstream: Option<Endpoint>,
+    pub upstream: Option<EndpointFilter>,
     /// Flows in this state
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,12 +76,12 @@ fn holds<T>(wanted: Option<&T>, holds: impl FnOnce(&T) -> bool) -> bool {
 
 /// One side of a flow: any address of a prefix, a port, or both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct EndpointFilter {
     prefix: Option<IpNet>,
     port: Option<u16>,
 }
 
-impl Endpoint {
+impl EndpointFilter {
     /// Whether it is this one.
     #[must_use]
     pub fn includes(&self, addr: SocketAddr) -> bool {
@@ -97,7 +97,7 @@ impl Endpoint {
 )]
 pub struct BadEndpoint(String);
 
-impl FromStr for Endpoint {
+impl FromStr for EndpointFilter {
     type Err = BadEndpoint;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -114,7 +114,7 @@ impl FromStr for Endpoint {
     }
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for EndpointFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.prefix, self.port) {
             (Some(prefix), Some(port)) => SocketAddr::new(prefix.addr(), port).fmt(f),
@@ -124,13 +124,13 @@ impl fmt::Display for Endpoint {
     }
 }
 
-impl Serialize for Endpoint {
+impl Serialize for EndpointFilter {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Endpoint {
+impl<'de> Deserialize<'de> for EndpointFilter {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }

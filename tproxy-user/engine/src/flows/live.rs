@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 use tproxy_common::{flow::Protocol, rule::Scope};
 
-use super::Table;
+use super::FlowTable;
 use crate::flow::{ClientAddr, OriginalDst};
 
 /// Names a flow of an instance; not used again.
@@ -171,7 +171,7 @@ impl LiveFlow {
         self.closing.load(SeqCst)
     }
 
-    /// A connection is reset on both sides; a session waits for [`Table::closing`].
+    /// A connection is reset on both sides; a session waits for [`FlowTable::closing`].
     pub(super) fn close(&self) {
         self.closing.store(true, SeqCst);
         if let Some(task) = &*self.serving() {
@@ -217,14 +217,14 @@ impl LiveFlow {
 
 /// A flow's place in the table, which it leaves when this is dropped.
 #[derive(Debug)]
-pub struct Live {
+pub struct LiveEntry {
     flow: Arc<LiveFlow>,
     place: usize,
-    table: Arc<Table>,
+    table: Arc<FlowTable>,
 }
 
-impl Live {
-    pub(super) const fn new(flow: Arc<LiveFlow>, place: usize, table: Arc<Table>) -> Self {
+impl LiveEntry {
+    pub(super) const fn new(flow: Arc<LiveFlow>, place: usize, table: Arc<FlowTable>) -> Self {
         Self { flow, place, table }
     }
 
@@ -234,7 +234,7 @@ impl Live {
     }
 }
 
-impl Deref for Live {
+impl Deref for LiveEntry {
     type Target = LiveFlow;
 
     fn deref(&self) -> &LiveFlow {
@@ -242,7 +242,7 @@ impl Deref for Live {
     }
 }
 
-impl Drop for Live {
+impl Drop for LiveEntry {
     fn drop(&mut self) {
         self.table.leave(self.place);
     }

@@ -217,7 +217,7 @@ fn is_alive(path: &Path) -> bool {
 }
 
 /// As long as it is held, nobody else claims or removes a socket.
-fn lock(directory: &Path) -> Result<directory::Locked, HostError> {
+fn lock(directory: &Path) -> Result<directory::LockedDirectory, HostError> {
     directory::lock(directory, directory).map_err(failed("lock", directory))
 }
 

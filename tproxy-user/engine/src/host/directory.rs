@@ -15,14 +15,14 @@ const TRIES: usize = 1_000;
 /// A directory that nobody else locks or removes. When dropped, it is removed if nothing is in it, and so are those above
 /// it up to `top`.
 #[derive(Debug)]
-pub(super) struct Locked {
+pub(super) struct LockedDirectory {
     path: PathBuf,
     top: PathBuf,
     file: File,
 }
 
 /// Makes `path`, and `top` above it, if need be, and waits until nobody else has it locked.
-pub(super) fn lock(path: &Path, top: &Path) -> io::Result<Locked> {
+pub(super) fn lock(path: &Path, top: &Path) -> io::Result<LockedDirectory> {
     loop {
         make(path)?;
         if let Some(locked) = lock_existing(path, top)? {
@@ -45,7 +45,7 @@ pub(super) fn remove_if_empty(path: &Path, top: &Path) {
     drop(lock_existing(path, top));
 }
 
-fn lock_existing(path: &Path, top: &Path) -> io::Result<Option<Locked>> {
+fn lock_existing(path: &Path, top: &Path) -> io::Result<Option<LockedDirectory>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
@@ -55,17 +55,17 @@ fn lock_existing(path: &Path, top: &Path) -> io::Result<Option<Locked>> {
     // What was removed while we waited is not what the next one will lock.
     let is_current =
         fs::metadata(path).is_ok_and(|now| (now.ino(), now.dev()) == (locked.ino(), locked.dev()));
-    Ok(is_current.then(|| Locked { path: path.to_owned(), top: top.to_owned(), file }))
+    Ok(is_current.then(|| LockedDirectory { path: path.to_owned(), top: top.to_owned(), file }))
 }
 
-impl Locked {
+impl LockedDirectory {
     /// Waits until it is on disk what is in it.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
 }
 
-impl Drop for Locked {
+impl Drop for LockedDirectory {
     fn drop(&mut self) {
         // Fails while something is in it, as it should.
         let removed = fs::remove_dir(&self.path).is_ok();

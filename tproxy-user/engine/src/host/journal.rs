@@ -14,7 +14,7 @@ use super::{
     directory::release,
     fault, lingering,
     local_table::LocalTable,
-    policy::{self, Seen},
+    policy::{self, SeenRouting},
 };
 use crate::mark::Mark;
 
@@ -26,9 +26,9 @@ pub use change::Change;
 use change::Entry;
 #[cfg(test)]
 pub(super) use reclaim::cleanup_in;
-pub use reclaim::{Report, cleanup};
+pub use reclaim::{Reclaimed, cleanup};
 pub(super) use store::namespace_inode;
-use store::{Found, Locked, Record, Store};
+use store::{FoundJournal, LockedStore, Record, Store};
 
 /// Where all journals are.
 pub(super) const ROOT: &str = "/run/tproxy";
@@ -80,7 +80,7 @@ impl Journal {
         let locked = store.lock()?;
         for report in reclaim::dead(&locked)? {
             tracing::info!("left over from an earlier run: {report}");
-            if let Report::NotUndone { error, .. } = report {
+            if let Reclaimed::NotUndone { error, .. } = report {
                 return Err(error);
             }
         }
@@ -140,7 +140,7 @@ impl Journal {
     /// Makes what is on record again where it is there no more.
     fn restore(&self, known: &[Change], ensured: &mut Ensured) {
         let identity = &self.record.identity;
-        let seen = match Seen::take(identity) {
+        let seen = match SeenRouting::take(identity) {
             Ok(seen) => seen,
             Err(error) => return ensured.failures.push(error),
         };
@@ -336,35 +336,38 @@ pub fn on_record() -> Result<Vec<OnRecord>, HostError> {
         changes: record.changes.iter().map(|entry| entry.change().clone()).collect(),
     };
     let known = locked.journals()?.into_iter().filter_map(|found| match found {
-        Found::Living(record) => Some(seen(Standing::Lives, record)),
-        Found::Held(record) => Some(seen(Standing::Held, record)),
-        Found::Dead(record) => Some(seen(Standing::LeftOver, record)),
-        Found::Elsewhere(_) | Found::Strange(_) | Found::Unreadable(..) => None,
+        FoundJournal::Living(record) => Some(seen(Standing::Lives, record)),
+        FoundJournal::Held(record) => Some(seen(Standing::Held, record)),
+        FoundJournal::Dead(record) => Some(seen(Standing::LeftOver, record)),
+        FoundJournal::Elsewhere(_) | FoundJournal::Strange(_) | FoundJournal::Unreadable(..) => None,
     });
     Ok(known.collect())
 }
 
 /// Refuses what another instance owns, and finds the one that left the same to be taken over.
-fn refuse_shared(locked: &Locked<'_>, identity: &Identity) -> Result<Option<Record>, HostError> {
+fn refuse_shared(locked: &LockedStore<'_>, identity: &Identity) -> Result<Option<Record>, HostError> {
     let mut inherited = None;
     for found in locked.journals()? {
         match found {
-            Found::Living(other) => {
+            FoundJournal::Living(other) => {
                 if let Some(what) = shared(identity, &other.identity) {
                     return Err(HostError::InUse { pid: other.pid, what });
                 }
             }
-            Found::Held(other) if other.identity == *identity => inherited = Some(other),
-            Found::Held(other) => {
+            FoundJournal::Held(other) if other.identity == *identity => inherited = Some(other),
+            FoundJournal::Held(other) => {
                 if let Some(what) = shared(identity, &other.identity) {
                     return Err(HostError::Held { pid: other.pid, what });
                 }
             }
             // It is named by its mark, which is all that is known of it.
-            Found::Strange(path) if locked.is_journal_of(&path, identity.mark) => {
+            FoundJournal::Strange(path) if locked.is_journal_of(&path, identity.mark) => {
                 return Err(HostError::Strange { mark: identity.mark });
             }
-            Found::Dead(_) | Found::Elsewhere(_) | Found::Strange(_) | Found::Unreadable(..) => {}
+            FoundJournal::Dead(_)
+            | FoundJournal::Elsewhere(_)
+            | FoundJournal::Strange(_)
+            | FoundJournal::Unreadable(..) => {}
         }
     }
     Ok(inherited)

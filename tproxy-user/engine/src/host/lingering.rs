@@ -136,7 +136,7 @@ fn ours(netlink: &Netlink, mark: Mark) -> Result<Vec<(u8, InetResponseHeader)>, 
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
         netlink
-            .dump(Selection { family, mark, states: connected() }, |answer: SockDiagMessage| {
+            .dump(OwnSockets { family, mark, states: connected() }, |answer: SockDiagMessage| {
                 if let SockDiagMessage::InetResponse(socket) = answer {
                     found.push((family, socket.header));
                 }
@@ -155,7 +155,7 @@ pub fn listens(mark: Mark) -> Result<bool, HostError> {
     let netlink = Netlink::open(NETLINK_SOCK_DIAG).map_err(cannot_list)?;
     let mut found = false;
     for family in [AF_INET, AF_INET6] {
-        let selection = Selection { family, mark, states: StateFlags::LISTEN };
+        let selection = OwnSockets { family, mark, states: StateFlags::LISTEN };
         netlink
             .dump(selection, |answer: SockDiagMessage| {
                 found |= matches!(answer, SockDiagMessage::InetResponse(_));
@@ -183,7 +183,7 @@ fn request(family: u8, socket_id: SocketId) -> InetRequest {
 /// A dump of the sockets that bear the own mark. The kernel compares: it knows the mark of TIME_WAIT and
 /// request sockets too (Linux 5.14), and a busy host need not copy all its sockets.
 #[derive(Debug, Clone)]
-struct Selection {
+struct OwnSockets {
     family: u8,
     mark: Mark,
     states: StateFlags,
@@ -193,7 +193,7 @@ struct Selection {
 const INET_DIAG_REQ_BYTECODE: u16 = 1;
 const INET_DIAG_BC_MARK_COND: u8 = 10;
 
-impl Selection {
+impl OwnSockets {
     fn socket(&self) -> InetRequest {
         let anybody = if self.family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
         InetRequest { states: self.states.clone(), ..request(self.family, anybody) }
@@ -211,7 +211,7 @@ impl Selection {
     }
 }
 
-impl NetlinkSerializable for Selection {
+impl NetlinkSerializable for OwnSockets {
     fn message_type(&self) -> u16 {
         SOCK_DIAG_BY_FAMILY
     }

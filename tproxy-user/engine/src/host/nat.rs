@@ -10,14 +10,14 @@ const PREROUTING: u32 = 0;
 
 /// What is known of it.
 #[derive(Debug, Default)]
-pub(crate) struct Nat {
+pub(crate) struct KnownNat {
     /// Of nftables, when its chains were listed.
     generation: Option<u32>,
     is_in_nftables: bool,
     is_in_iptables: bool,
 }
 
-impl Nat {
+impl KnownNat {
     /// As it is now.
     pub(crate) fn found() -> Self {
         let mut nat = Self::default();

@@ -43,9 +43,9 @@ impl NetlinkSerializable for Question {
 /// # Errors
 /// [`HostError::Netlink`] where the kernel has no nftables.
 pub fn generation() -> Result<u32, HostError> {
-    let ask = || Netlink::open(NETLINK_NETFILTER)?.get::<_, Generation>(Question::Generation);
+    let ask = || Netlink::open(NETLINK_NETFILTER)?.get::<_, RulesetGeneration>(Question::Generation);
     match ask() {
-        Ok(Some(Generation(number))) => Ok(number),
+        Ok(Some(RulesetGeneration(number))) => Ok(number),
         Ok(None) => Ok(0),
         Err(source) => {
             Err(HostError::Netlink { action: "ask for the generation of nftables".into(), source })
@@ -63,9 +63,9 @@ pub(super) fn has_rules_in(kind: &str, hook: u32) -> io::Result<bool> {
 }
 
 #[derive(Debug)]
-struct Generation(u32);
+struct RulesetGeneration(u32);
 
-impl NetlinkDeserializable for Generation {
+impl NetlinkDeserializable for RulesetGeneration {
     type Error = io::Error;
 
     fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {

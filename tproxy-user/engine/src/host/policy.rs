@@ -145,7 +145,7 @@ pub(super) fn local_route(deed: Deed, identity: &Identity, family: Family) -> io
 /// Refuses a mark or a table that somebody uses, and finds what is exactly ours: to be called when nothing of our own is on
 /// record, and nobody lives who has it on a record of their own.
 pub(super) fn refuse_foreign(identity: &Identity) -> Result<Vec<Change>, HostError> {
-    let seen = Seen::take(identity)?;
+    let seen = SeenRouting::take(identity)?;
     let mut ours = Vec::new();
     for rule in seen.rules.iter().filter(|rule| rule.selects_by(identity.mark)) {
         match rule.change(identity) {
@@ -162,15 +162,15 @@ pub(super) fn refuse_foreign(identity: &Identity) -> Result<Vec<Change>, HostErr
 
 /// What the kernel says about rules and routes that may be ours.
 #[derive(Debug)]
-pub(super) struct Seen {
-    rules: Vec<Rule>,
+pub(super) struct SeenRouting {
+    rules: Vec<RoutingRule>,
     /// Families whose `local default` of ours is there.
     routes: BTreeSet<Family>,
     /// Any other route of the table, as `ip route` writes it.
     foreign_route: Option<String>,
 }
 
-impl Seen {
+impl SeenRouting {
     pub(super) fn take(identity: &Identity) -> Result<Self, HostError> {
         let mut seen = Self { rules: rules()?, routes: BTreeSet::new(), foreign_route: None };
         routes(
@@ -242,7 +242,7 @@ pub(super) fn selectors(mark: Mark) -> [(u32, u32); 2] {
 ///
 /// # Errors
 /// [`HostError::Netlink`].
-pub fn rules() -> Result<Vec<Rule>, HostError> {
+pub fn rules() -> Result<Vec<RoutingRule>, HostError> {
     let mut found = Vec::new();
     let mut dump = || -> io::Result<()> {
         let netlink = Netlink::open(NETLINK_ROUTE)?;
@@ -253,7 +253,7 @@ pub fn rules() -> Result<Vec<Rule>, HostError> {
                 if let RouteNetlinkMessage::NewRule(rule) = answer
                     && rule.header.family == family.into()
                 {
-                    let rule = Rule::read(family, &rule);
+                    let rule = RoutingRule::read(family, &rule);
                     if !found.contains(&rule) {
                         found.push(rule);
                     }
@@ -273,7 +273,7 @@ pub fn rules() -> Result<Vec<Rule>, HostError> {
 
 /// An `ip rule`, as far as it matters to us.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub struct RoutingRule {
     /// Of the packets.
     pub family: Family,
     /// Its preference; rules are tried in that order.
@@ -302,7 +302,7 @@ pub struct Rule {
     pub by_kernel: bool,
 }
 
-impl Rule {
+impl RoutingRule {
     fn read(family: Family, message: &RuleMessage) -> Self {
         let mut rule = Self {
             family,
@@ -427,7 +427,7 @@ impl Rule {
     }
 }
 
-impl fmt::Display for Rule {
+impl fmt::Display for RoutingRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} pref {}", self.family, self.priority)?;
         if self.inverted {
@@ -467,10 +467,10 @@ impl Discernment {
     #[must_use]
     ///
     /// Where a rule of ours chooses a way (`chosen`), all tables that others' rules name may be it.
-    pub fn of(rules: &[Rule], family: Family, mark: Mark, chosen: bool) -> Self {
+    pub fn of(rules: &[RoutingRule], family: Family, mark: Mark, chosen: bool) -> Self {
         let rules: Vec<_> =
             rules.iter().filter(|rule| rule.family == family && !rule.is_of_the_system()).collect();
-        let any = |tells: &dyn Fn(&Rule) -> bool| rules.iter().any(|rule| tells(rule));
+        let any = |tells: &dyn Fn(&RoutingRule) -> bool| rules.iter().any(|rule| tells(rule));
         let (clients, processes) =
             (any(&|rule| rule.tells_clients(mark)), any(&|rule| rule.tells_processes(mark)));
         let mut tables = BTreeSet::new();
@@ -507,7 +507,7 @@ mod tests {
 
     #[test]
     fn a_rule_is_ours_only_if_all_of_it_is() {
-        let ours = Rule {
+        let ours = RoutingRule {
             family: Family::V6,
             priority: 100,
             iif: Some("lan".into()),
@@ -522,32 +522,32 @@ mod tests {
             idle: false,
             by_kernel: true,
         };
-        let change = |rule: &Rule| rule.change(&Identity::DEFAULT);
+        let change = |rule: &RoutingRule| rule.change(&Identity::DEFAULT);
         assert_eq!(change(&ours), Some(Change::Rule { family: Family::V6, iif: "lan".into() }));
-        let all = Rule { iif: None, ..ours.clone() };
+        let all = RoutingRule { iif: None, ..ours.clone() };
         assert_eq!(change(&all), Some(Change::CommonRule { family: Family::V6, rule: Common::All }));
-        let past = Rule { iif: Some("lo".into()), table: None, goto: Some(101), ..ours.clone() };
+        let past = RoutingRule { iif: Some("lo".into()), table: None, goto: Some(101), ..ours.clone() };
         assert_eq!(
             change(&past),
             Some(Change::CommonRule { family: Family::V6, rule: Common::PastLoopback })
         );
-        let landing = Rule { idle: true, table: None, priority: 101, ..all.clone() };
+        let landing = RoutingRule { idle: true, table: None, priority: 101, ..all.clone() };
         assert_eq!(change(&landing), Some(Change::CommonRule { family: Family::V6, rule: Common::Landing }));
         let own = (Mark::DEFAULT.own(), Mark::DEFAULT.mask());
         let uid = uid_for(77).unwrap();
-        let way = Rule { mark: Some(own), uids: Some((uid, uid)), table: Some(77), ..all.clone() };
+        let way = RoutingRule { mark: Some(own), uids: Some((uid, uid)), table: Some(77), ..all.clone() };
         assert_eq!(change(&way), Some(Change::Way { family: Family::V6, table: 77 }));
         let others = [
-            Rule { priority: 99, ..ours.clone() },
-            Rule { mark: Some((OURS.0, u32::MAX)), ..ours.clone() },
-            Rule { inverted: true, ..ours.clone() },
-            Rule { narrowed: true, ..ours.clone() },
-            Rule { table: Some(100), ..ours.clone() },
-            Rule { by_kernel: false, ..ours },
-            Rule { goto: Some(200), ..past },
-            Rule { table: Some(78), ..way.clone() },
-            Rule { uids: None, ..way.clone() },
-            Rule { mark: Some(OURS), ..way },
+            RoutingRule { priority: 99, ..ours.clone() },
+            RoutingRule { mark: Some((OURS.0, u32::MAX)), ..ours.clone() },
+            RoutingRule { inverted: true, ..ours.clone() },
+            RoutingRule { narrowed: true, ..ours.clone() },
+            RoutingRule { table: Some(100), ..ours.clone() },
+            RoutingRule { by_kernel: false, ..ours },
+            RoutingRule { goto: Some(200), ..past },
+            RoutingRule { table: Some(78), ..way.clone() },
+            RoutingRule { uids: None, ..way.clone() },
+            RoutingRule { mark: Some(OURS), ..way },
         ];
         for rule in &others {
             assert_eq!(change(rule), None, "{rule}");

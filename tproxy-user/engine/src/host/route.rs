@@ -17,7 +17,7 @@ use crate::family::Family;
 
 /// What routing rules can know of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Packet {
+pub(crate) struct RoutedPacket {
     /// The interface that it comes in by; 0, if a process of this host sends it.
     pub(crate) iif: u32,
     /// The only interface that it may leave by; 0 is any.
@@ -43,7 +43,7 @@ impl Asker {
     ///
     /// # Errors
     /// The kernel's: there is no route, or one that says so.
-    pub(crate) fn table_of(&mut self, packet: &Packet) -> io::Result<Option<u32>> {
+    pub(crate) fn table_of(&mut self, packet: &RoutedPacket) -> io::Result<Option<u32>> {
         let netlink = match self.0.take() {
             Some(netlink) => netlink,
             None => Netlink::open(NETLINK_ROUTE)?,
@@ -59,7 +59,7 @@ impl Asker {
     }
 }
 
-impl Packet {
+impl RoutedPacket {
     fn question(&self) -> RouteMessage {
         let family = Family::of(self.to.ip());
         let length = if family == Family::V4 { 32 } else { 128 };

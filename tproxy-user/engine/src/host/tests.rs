@@ -19,7 +19,7 @@ use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    Change, Direction, HostError, Identity, Journal, Report,
+    Change, Direction, HostError, Identity, Journal, Reclaimed,
     journal::cleanup_in,
     lingering,
     links::{self, Layer, Monitor},
@@ -81,7 +81,7 @@ impl Root {
         Journal::begin_in(&self.0, IDENTITY)
     }
 
-    fn cleanup(&self) -> Vec<Report> {
+    fn cleanup(&self) -> Vec<Reclaimed> {
         cleanup_in(&self.0).unwrap()
     }
 
@@ -270,13 +270,18 @@ fn kill_9_is_made_good_by_cleanup() {
         let victim = Victim::start(&root);
         let pid = victim.pid();
         let running = root.cleanup();
-        assert!(matches!(running[..], [Report::Running { pid: named, .. }] if named == pid), "{running:?}");
+        assert!(
+            matches!(running[..], [Reclaimed::Running { pid: named, .. }] if named == pid),
+            "{running:?}"
+        );
         drop(victim);
         assert_ne!(host(), before);
         let undone = root.cleanup();
         assert_eq!(undone.len(), changes().len(), "{undone:?}");
         assert!(
-            undone.iter().all(|report| matches!(report, Report::Undone { pid: named, .. } if *named == pid))
+            undone
+                .iter()
+                .all(|report| matches!(report, Reclaimed::Undone { pid: named, .. } if *named == pid))
         );
         assert_eq!(host(), before);
         assert!(root.cleanup().is_empty());
@@ -352,7 +357,7 @@ fn a_journal_that_is_not_understood_is_put_aside_and_what_is_exactly_ours_is_ado
             let text = fs::read(&file).unwrap();
             fs::write(file.with_extension("new"), "{").unwrap();
             let reports = root.cleanup();
-            let [Report::Unreadable { path, .. }] = &reports[..] else { panic!("{reports:?}") };
+            let [Reclaimed::Unreadable { path, .. }] = &reports[..] else { panic!("{reports:?}") };
             assert_eq!(fs::read(path).unwrap(), text);
             assert!(!file.exists());
             assert!(root.cleanup().is_empty(), "it is told once");

@@ -43,7 +43,7 @@ impl std::fmt::Display for Loss {
 
 /// What is watched of an entrance that has, or had, flows of which no worker has heard.
 #[derive(Debug)]
-struct Watched {
+struct WatchedEntrance {
     /// How many flows had arrived when it was looked last.
     arrived: u64,
     /// When there were more of them than before, if ever: what was seen earlier says nothing any more.
@@ -58,12 +58,12 @@ struct Watched {
 pub(super) struct Losses {
     /// First packets that had been steered when it was looked last.
     steered: u64,
-    watched: BTreeMap<Entrance, Watched>,
+    watched: BTreeMap<Entrance, WatchedEntrance>,
 }
 
 /// What a look has found.
 #[derive(Debug, Default)]
-struct Found {
+struct LossesFound {
     /// Entrances from which nothing arrives, with the number of flows.
     lost: Vec<(Entrance, usize)>,
     /// Those from which something does again.
@@ -86,16 +86,16 @@ impl Losses {
         unheard: &[Unheard],
         arrived: impl Fn(&Entrance) -> u64,
         mut is_lost: impl FnMut(&[&Unheard]) -> bool,
-    ) -> Found {
+    ) -> LossesFound {
         for flow in unheard {
-            self.watched.entry(flow.entrance).or_insert_with(|| Watched {
+            self.watched.entry(flow.entrance).or_insert_with(|| WatchedEntrance {
                 arrived: arrived(&flow.entrance),
                 arrived_at: None,
                 waiting: None,
                 loss: None,
             });
         }
-        let mut found = Found::default();
+        let mut found = LossesFound::default();
         for (entrance, watched) in &mut self.watched {
             let count = arrived(entrance);
             if watched.arrived != count {
@@ -217,7 +217,7 @@ mod tests {
             Unheard::of(ifindex, Protocol::Tcp, address("10.0.0.1:1"), address("10.0.0.2:80"), at(seen))
         };
         let mut look = |seconds, unheard: &[Unheard]| {
-            let Found { lost, again } =
+            let LossesFound { lost, again } =
                 losses.look(at(seconds), unheard, |_| arrived.get(), |_| is_lost.get());
             for (entrance, flows) in &lost {
                 let loss = Loss { entrance: *entrance, interface: "lan".into(), flows: *flows, reason: None };

@@ -12,10 +12,10 @@ use crate::{
 
 /// The connections of an instance, over all workers.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Clients(Arc<Mutex<Counts>>);
+pub(super) struct Clients(Arc<Mutex<ClientCounts>>);
 
 #[derive(Debug, Default)]
-struct Counts {
+struct ClientCounts {
     all: usize,
     by_network: HashMap<ClientNetwork, usize>,
 }
@@ -60,12 +60,12 @@ impl Clients {
         }
     }
 
-    fn counts(&self) -> MutexGuard<'_, Counts> {
+    fn counts(&self) -> MutexGuard<'_, ClientCounts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Counts {
+impl ClientCounts {
     fn most(&self) -> Option<(ClientNetwork, usize)> {
         self.by_network.iter().map(|(network, count)| (*network, *count)).max_by_key(|(_, count)| *count)
     }

@@ -60,7 +60,7 @@ pub enum CgroupError {
 
 /// What there is at the moment of what a rule names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Found {
+pub struct FoundCgroups {
     /// The cgroups; none may be there yet.
     pub cgroups: Vec<Cgroup>,
     /// The directories in which others may appear, or these disappear.
@@ -115,7 +115,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`CgroupError`] for what can never be one.
-    pub fn find(named: &Path) -> Result<Found, CgroupError> {
+    pub fn find(named: &Path) -> Result<FoundCgroups, CgroupError> {
         let mount = mount_point().ok_or(CgroupError::NotMounted)?;
         let below = named.strip_prefix(&mount).unwrap_or(named);
         let text = below.to_string_lossy();
@@ -135,7 +135,7 @@ impl Cgroup {
             }
             _ => {}
         }
-        let mut found = Found::default();
+        let mut found = FoundCgroups::default();
         search(&mount, &mut Vec::new(), &sought, &mut found);
         found.cgroups.sort_unstable();
         Ok(found)
@@ -221,7 +221,7 @@ impl Cgroup {
 }
 
 /// Looks below a cgroup, whose ids are `path`. What vanishes meanwhile is not there.
-fn search(directory: &Path, path: &mut Vec<u64>, sought: &Sought<'_>, found: &mut Found) {
+fn search(directory: &Path, path: &mut Vec<u64>, sought: &Sought<'_>, found: &mut FoundCgroups) {
     if path.len() == MAX_DEPTH {
         return;
     }

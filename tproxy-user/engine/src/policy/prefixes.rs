@@ -23,16 +23,16 @@ struct Saying {
 impl Saying {
     const NOTHING: Self = Self { named: RuleSet::EMPTY, excepted: RuleSet::EMPTY };
 
-    fn side(&mut self, side: Side) -> &mut RuleSet {
+    fn side(&mut self, side: Naming) -> &mut RuleSet {
         match side {
-            Side::Named => &mut self.named,
-            Side::Excepted => &mut self.excepted,
+            Naming::Named => &mut self.named,
+            Naming::Excepted => &mut self.excepted,
         }
     }
 }
 
 #[derive(Clone, Copy)]
-enum Side {
+enum Naming {
     Named,
     Excepted,
 }
@@ -44,7 +44,7 @@ struct Lists<'a> {
 }
 
 impl<'a> Lists<'a> {
-    fn add(&mut self, rule: RuleIndex, side: Side, listed: &'a Listed<IpNet>) {
+    fn add(&mut self, rule: RuleIndex, side: Naming, listed: &'a Listed<IpNet>) {
         let mut saying = Saying::NOTHING;
         saying.side(side).insert(rule);
         self.lists.push((&listed.own, saying));
@@ -103,10 +103,10 @@ pub(super) fn compile<'a>(
         if named.is_any() {
             lists.lists[0].1.named.insert(rule);
         } else {
-            lists.add(rule, Side::Named, named);
+            lists.add(rule, Naming::Named, named);
         }
         if let Some(excepted) = excepted {
-            lists.add(rule, Side::Excepted, excepted);
+            lists.add(rule, Naming::Excepted, excepted);
         }
     }
     let are_destinations = rules.first().is_some_and(|rule| of(&rule.selector).1.is_some());

@@ -11,12 +11,12 @@ const HEADER: usize = size_of::<usize>() + 2 * size_of::<i32>();
 const ROOM: usize = 104;
 
 /// Whence a datagram is to be sent, and with which traffic class.
-pub(super) struct Control {
+pub(super) struct SendControl {
     bytes: [u8; ROOM],
     used: usize,
 }
 
-impl Control {
+impl SendControl {
     /// Nothing but the class of what is sent to `to`.
     pub(super) fn of_class(to: IpAddr, class: TrafficClass) -> Self {
         let mut control = Self { bytes: [0; ROOM], used: 0 };

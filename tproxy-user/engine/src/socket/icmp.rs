@@ -9,7 +9,7 @@ use socket2::{Protocol, Socket};
 
 use super::{
     SocketError,
-    control::Control,
+    control::SendControl,
     message::TrafficClass,
     raw::{checksum, raw, send},
 };
@@ -148,7 +148,7 @@ impl IcmpSender {
             header[2..4].copy_from_slice(&sum.to_be_bytes());
         }
         let parts = [IoSlice::new(&header), IoSlice::new(packet)];
-        send(&self.0, client.0.ip(), &Control::new(reporter, TrafficClass::default()), &parts)
+        send(&self.0, client.0.ip(), &SendControl::new(reporter, TrafficClass::default()), &parts)
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use socket2::{MsgHdr, SockAddr, SockRef};
 
-use super::control::Control;
+use super::control::SendControl;
 
 /// DSCP and ECN: IPv4's TOS, IPv6's traffic class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,7 +93,7 @@ pub struct Outgoing<'a> {
 /// # Errors
 /// As sendmsg(2).
 pub fn send_message(socket: &impl AsFd, outgoing: &Outgoing<'_>) -> io::Result<()> {
-    let mut control = Control::of_class(outgoing.to.ip(), outgoing.class);
+    let mut control = SendControl::of_class(outgoing.to.ip(), outgoing.class);
     if let Some(size) = outgoing.segment {
         control.segment(size);
     }
@@ -110,7 +110,7 @@ pub fn send_message(socket: &impl AsFd, outgoing: &Outgoing<'_>) -> io::Result<(
 
 /// Control messages: an address, a class, a TTL, and two numbers, with their headers (cmsg(3)).
 #[repr(C, align(8))]
-struct Room([u8; 192]);
+struct ControlRoom([u8; 192]);
 
 /// Receives messages that are there, each into its part of `memory`, of which all are `each` bytes long, and says how many.
 ///
@@ -123,7 +123,7 @@ pub fn receive_messages<const N: usize>(
     messages: &mut [Message; N],
 ) -> io::Result<usize> {
     let mut names = [const { mem::MaybeUninit::<libc::sockaddr_storage>::uninit() }; N];
-    let mut rooms = [const { mem::MaybeUninit::<Room>::uninit() }; N];
+    let mut rooms = [const { mem::MaybeUninit::<ControlRoom>::uninit() }; N];
     let mut chunks = memory.chunks_exact_mut(each);
     let mut buffers: [libc::iovec; N] = std::array::from_fn(|_| {
         let chunk = chunks.next().unwrap_or_default();
@@ -137,7 +137,7 @@ pub fn receive_messages<const N: usize>(
         header.msg_hdr.msg_iov = &raw mut buffers[index];
         header.msg_hdr.msg_iovlen = 1;
         header.msg_hdr.msg_control = rooms[index].as_mut_ptr().cast();
-        header.msg_hdr.msg_controllen = size_of::<Room>() as _;
+        header.msg_hdr.msg_controllen = size_of::<ControlRoom>() as _;
         header
     });
     let socket = socket.as_fd().as_raw_fd();

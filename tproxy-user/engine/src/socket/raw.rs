@@ -7,7 +7,9 @@ use std::{
 
 use socket2::{MsgHdr, Protocol, Socket, Type};
 
-use super::{SocketError, control::Control, discard_all, message::TrafficClass, os, privileged, transparent};
+use super::{
+    SocketError, control::SendControl, discard_all, message::TrafficClass, os, privileged, transparent,
+};
 use crate::{
     family::Family,
     flow::{ClientAddr, OriginalDst},
@@ -48,7 +50,7 @@ impl RawSender {
         let sum = checksum([&pseudo_header(from.0.ip(), to.0.ip(), UDP, length)[..], &header, payload]);
         // Zero would say that there is none (RFC 768).
         header[6..].copy_from_slice(&(if sum == 0 { !0 } else { sum }).to_be_bytes());
-        let control = Control::new(from.0.ip(), class);
+        let control = SendControl::new(from.0.ip(), class);
         send(&self.0, to.0.ip(), &control, &[IoSlice::new(&header), IoSlice::new(payload)])
     }
 }
@@ -72,7 +74,12 @@ pub(super) fn raw(family: Family, protocol: Protocol, mark: Mark) -> Result<Sock
     Ok(socket)
 }
 
-pub(super) fn send(socket: &Socket, to: IpAddr, control: &Control, parts: &[IoSlice<'_>]) -> io::Result<()> {
+pub(super) fn send(
+    socket: &Socket,
+    to: IpAddr,
+    control: &SendControl,
+    parts: &[IoSlice<'_>],
+) -> io::Result<()> {
     // The port would have to be that of the protocol.
     let to = SocketAddr::new(to, 0).into();
     let message = MsgHdr::new().with_addr(&to).with_buffers(parts).with_control(control.bytes());

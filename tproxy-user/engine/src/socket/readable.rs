@@ -8,9 +8,9 @@ use tokio::io::{
 };
 
 /// A descriptor that the runtime watches for being readable.
-pub struct Readable(AsyncFd<Arc<OwnedFd>>);
+pub struct ReadableFd(AsyncFd<Arc<OwnedFd>>);
 
-impl Readable {
+impl ReadableFd {
     /// To be called inside a runtime.
     ///
     /// # Errors

@@ -31,15 +31,15 @@ pub struct Datagram<'a> {
 /// Receives from listeners. One datagram takes one call: what arrives here is the beginning of flows, and no two datagrams
 /// of different flows can be received as one anyway.
 #[derive(Debug)]
-pub struct Receiver(Box<[u8]>);
+pub struct DatagramReceiver(Box<[u8]>);
 
-impl Default for Receiver {
+impl Default for DatagramReceiver {
     fn default() -> Self {
         Self(vec![0; LONGEST].into())
     }
 }
 
-impl Receiver {
+impl DatagramReceiver {
     /// Hands datagrams to `each`, in order, until there are no more, but not for ever. Says how many there were; with none,
     /// the listener is empty.
     ///

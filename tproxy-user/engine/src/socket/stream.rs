@@ -179,21 +179,22 @@ pub fn has_data(socket: &impl AsFd) -> bool {
 pub fn receive(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     /// A control message with an `int`, cmsg(3).
     #[repr(C)]
-    struct Control {
+    struct WaitingControl {
         header: libc::cmsghdr,
         waiting: libc::c_int,
     }
     let mut bytes = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    let mut control = MaybeUninit::<Control>::zeroed();
+    let mut control = MaybeUninit::<WaitingControl>::zeroed();
     // SAFETY: all of its fields are numbers and pointers, for which zero is a value.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     (message.msg_iov, message.msg_iovlen) = (&raw mut bytes, 1);
-    (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of::<Control>() as _);
+    (message.msg_control, message.msg_controllen) =
+        (control.as_mut_ptr().cast(), size_of::<WaitingControl>() as _);
     // SAFETY: `message` names two pieces of memory that outlive the call, with their lengths.
     let length = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, 0) };
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: zeroed, and numbers all; the kernel overwrites a part of it.
-    let Control { header, waiting } = unsafe { control.assume_init() };
+    let WaitingControl { header, waiting } = unsafe { control.assume_init() };
     let told = message.msg_controllen > 0 && header.cmsg_type == TCP_INQ;
     // Of the end of the data, the kernel says that one byte is waiting.
     Ok(Received { length, rest: if told && waiting == 0 { Rest::Nothing } else { Rest::Something } })

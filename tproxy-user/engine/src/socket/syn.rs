@@ -11,7 +11,7 @@ use tproxy_common::packet::tcp_flag;
 
 use super::{
     IcmpError, IcmpSender, SocketError,
-    control::Control,
+    control::SendControl,
     message::TrafficClass,
     privileged,
     raw::{checksum, pseudo_header, raw, send},
@@ -102,7 +102,7 @@ impl SynSender {
         let mark = self.mark;
         let make = |family| raw(family, Protocol::from(libc::IPPROTO_RAW), mark);
         // The way is that of the header's source, which the kernel does not take from there.
-        let control = Control::new(dst.0.ip(), TrafficClass::default());
+        let control = SendControl::new(dst.0.ip(), TrafficClass::default());
         let socket = made(&mut self.resets, Family::of(client.0.ip()), make)?;
         send(socket, client.0.ip(), &control, &[IoSlice::new(&packet)])
     }

@@ -14,7 +14,7 @@ use tproxy_common::{abi::Origin, flow::Protocol};
 use super::{End, pipe::Pipe, service::Shared};
 use crate::{
     flow::{ClientAddr, OriginalDst},
-    flows::{Live, Selection},
+    flows::{LiveEntry, Selection},
     generation::{ChosenRule, KeptRule},
     limits::Place,
     socket::TrafficClass,
@@ -24,7 +24,7 @@ use crate::{
 /// says how, or it was cut off: by somebody who asked for it, or by a stop.
 pub(super) struct Connection {
     pub(super) shared: Rc<Shared>,
-    pub(super) live: Live,
+    pub(super) live: LiveEntry,
     /// client → upstream
     pub(super) up: Pipe,
     /// upstream → client

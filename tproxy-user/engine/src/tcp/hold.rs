@@ -31,7 +31,7 @@ use crate::{
     family::Family,
     flow::{ClientAddr, OriginalDst},
     generation::RuleNumber,
-    socket::{self, IcmpError, Readable, SynSender, TrafficClass},
+    socket::{self, IcmpError, ReadableFd, SynSender, TrafficClass},
 };
 
 /// First packets that a worker has at once; further connections are accepted at once.
@@ -139,7 +139,7 @@ async fn take_from(
     workers: &[mpsc::Sender<Syn>],
     shared: &Shared,
 ) -> io::Result<Infallible> {
-    let readable = Readable::new(Arc::new(source.descriptor()?))?;
+    let readable = ReadableFd::new(Arc::new(source.descriptor()?))?;
     loop {
         let mut ready = readable.ready().await?;
         while let Some(syn) = source.next() {

@@ -54,7 +54,7 @@ enum Phase {
 
 /// Which of the two sockets failed, and how.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum PipeFailure {
     Source(io::Error),
     Sink(io::Error),
 }
@@ -69,10 +69,10 @@ impl Pipe {
         sink: &TcpStream,
         buffers: &Buffers,
         mut chunks: u32,
-    ) -> Poll<Result<(), Failure>> {
+    ) -> Poll<Result<(), PipeFailure>> {
         loop {
             while self.remainder.is_some() {
-                ready!(sink.poll_write_ready(cx)).map_err(Failure::Sink)?;
+                ready!(sink.poll_write_ready(cx)).map_err(PipeFailure::Sink)?;
                 self.flush(sink, buffers)?;
             }
             match self.phase {
@@ -82,7 +82,7 @@ impl Pipe {
                     return Poll::Pending;
                 }
                 Phase::Open => {
-                    ready!(source.poll_read_ready(cx)).map_err(Failure::Source)?;
+                    ready!(source.poll_read_ready(cx)).map_err(PipeFailure::Source)?;
                     chunks -= 1;
                     self.fill(source, buffers)?;
                     self.flush(sink, buffers)?;
@@ -143,7 +143,7 @@ impl Pipe {
     }
 
     /// One read; leaves no remainder when there was nothing to read.
-    fn fill(&mut self, source: &TcpStream, buffers: &Buffers) -> Result<(), Failure> {
+    fn fill(&mut self, source: &TcpStream, buffers: &Buffers) -> Result<(), PipeFailure> {
         if self.full_reads >= MANY
             && let Some(conduit) = buffers.conduits.take()
         {
@@ -153,7 +153,12 @@ impl Pipe {
         if self.remainder.is_none() { self.copy(source, buffers) } else { Ok(()) }
     }
 
-    fn splice(&mut self, source: &TcpStream, mut conduit: Conduit, buffers: &Buffers) -> Result<(), Failure> {
+    fn splice(
+        &mut self,
+        source: &TcpStream,
+        mut conduit: Conduit,
+        buffers: &Buffers,
+    ) -> Result<(), PipeFailure> {
         match conduit.fill(source) {
             Ok(length @ 1..) => {
                 self.note(length);
@@ -162,7 +167,7 @@ impl Pipe {
             }
             Err(error) if !is_transient(&error) => {
                 buffers.conduits.give_back(conduit);
-                return Err(Failure::Source(error));
+                return Err(PipeFailure::Source(error));
             }
             _ => {}
         }
@@ -183,7 +188,7 @@ impl Pipe {
     /// Reads what there is into a buffer of the worker, as far as it has room; leaves no remainder when that was nothing.
     ///
     /// When that was all, the runtime is told at once that the source is no longer readable, instead of by another read.
-    fn copy(&mut self, source: &TcpStream, buffers: &Buffers) -> Result<(), Failure> {
+    fn copy(&mut self, source: &TcpStream, buffers: &Buffers) -> Result<(), PipeFailure> {
         let mut buffer = buffers.take();
         let (mut length, mut phase) = (0, Phase::Open);
         let result = source.try_io(Interest::READABLE, || {
@@ -209,13 +214,13 @@ impl Pipe {
             buffers.give_back(buffer);
         }
         match result {
-            Err(error) if !is_transient(&error) => Err(Failure::Source(error)),
+            Err(error) if !is_transient(&error) => Err(PipeFailure::Source(error)),
             _ => Ok(()),
         }
     }
 
     /// One write of the remainder, whose buffer or conduit goes back when nothing is left of it.
-    fn flush(&mut self, sink: &TcpStream, buffers: &Buffers) -> Result<(), Failure> {
+    fn flush(&mut self, sink: &TcpStream, buffers: &Buffers) -> Result<(), PipeFailure> {
         let (result, is_done) = match &mut self.remainder {
             None => return Ok(()),
             Some(Remainder::Copied { buffer, unwritten }) => {
@@ -235,7 +240,7 @@ impl Pipe {
         match result {
             Ok(length) => self.written += length as u64,
             Err(error) if is_transient(&error) => {}
-            Err(error) => return Err(Failure::Sink(error)),
+            Err(error) => return Err(PipeFailure::Sink(error)),
         }
         if is_done {
             self.abandon(buffers);

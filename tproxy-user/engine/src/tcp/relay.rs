@@ -18,14 +18,14 @@ use super::{
     End,
     connection::{Connection, Ended, client_failed, pending_error, upstream_failed},
     keepalive::KeepAlive,
-    pipe::Failure,
+    pipe::PipeFailure,
 };
 /// Reads of one direction before other connections of the worker have their turn.
 const CHUNKS_PER_TURN: u32 = 8;
 
 /// Relays until both sides have ended, one of them fails, or nothing moves for too long.
 pub(super) async fn relay(client: &TcpStream, upstream: &TcpStream, connection: &mut Connection) -> Ended {
-    let (mut client_error, mut upstream_error) = (Watch::default(), Watch::default());
+    let (mut client_error, mut upstream_error) = (ErrorWatch::default(), ErrorWatch::default());
     // One timer a connection: moving bytes only notes the time, and the timer looks at it when it fires.
     let limit = connection.idle_timeout();
     let mut last_moved = Instant::now();
@@ -70,9 +70,9 @@ pub(super) async fn relay(client: &TcpStream, upstream: &TcpStream, connection: 
 /// stuck, or because its end of data was seen long ago. Few connections are ever in that state, so it costs them no memory
 /// before.
 #[derive(Default)]
-struct Watch<'a>(Option<LocalBoxFuture<'a, io::Result<Ready>>>);
+struct ErrorWatch<'a>(Option<LocalBoxFuture<'a, io::Result<Ready>>>);
 
-impl<'a> Watch<'a> {
+impl<'a> ErrorWatch<'a> {
     fn poll(&mut self, cx: &mut Context<'_>, stream: &'a TcpStream) -> Poll<()> {
         let ready = self.0.get_or_insert_with(|| Box::pin(stream.ready(Interest::ERROR)));
         ready.as_mut().poll(cx).map(drop)
@@ -90,10 +90,12 @@ fn move_bytes(
     let up = up.poll(cx, client, upstream, &shared.buffers, CHUNKS_PER_TURN);
     let down = down.poll(cx, upstream, client, &shared.buffers, CHUNKS_PER_TURN);
     match (up, down) {
-        (Poll::Ready(Err(Failure::Source(error))), _) | (_, Poll::Ready(Err(Failure::Sink(error)))) => {
+        (Poll::Ready(Err(PipeFailure::Source(error))), _)
+        | (_, Poll::Ready(Err(PipeFailure::Sink(error)))) => {
             Err(client_died(client, upstream, error, connection))
         }
-        (Poll::Ready(Err(Failure::Sink(error))), _) | (_, Poll::Ready(Err(Failure::Source(error)))) => {
+        (Poll::Ready(Err(PipeFailure::Sink(error))), _)
+        | (_, Poll::Ready(Err(PipeFailure::Source(error)))) => {
             Err(upstream_died(client, upstream, error, connection))
         }
         (up, down) => Ok([up.map(drop), down.map(drop)]),

@@ -11,9 +11,9 @@ use super::{
     hold::{self, Holding},
 };
 use crate::{
-    flows::Table,
+    flows::FlowTable,
     generation::Generations,
-    live::Live,
+    live::LiveCount,
     mark::Mark,
     way::{Routing, Ways},
 };
@@ -37,20 +37,20 @@ pub struct Setup {
     /// First packets that are held, where the datapath hands them over.
     pub syns: Option<Syns>,
     /// Where its connections are while they live.
-    pub flows: Arc<Table>,
+    pub flows: Arc<FlowTable>,
 }
 
 /// The TCP side of a worker, ready to be moved to its thread.
 pub(crate) struct Service {
     setup: Setup,
     listeners: Vec<TcpListener>,
-    live: Live,
+    live: LiveCount,
     affinity: Affinity,
 }
 
 impl Service {
     /// To be called inside the worker's runtime.
-    pub(crate) fn new(mut setup: Setup, live: Live, affinity: Affinity) -> io::Result<Self> {
+    pub(crate) fn new(mut setup: Setup, live: LiveCount, affinity: Affinity) -> io::Result<Self> {
         let register = |socket: Socket| TcpListener::from_std(socket.into());
         let listeners = setup.listeners.drain(..).map(register).collect::<io::Result<_>>()?;
         Ok(Self { setup, listeners, live, affinity })
@@ -77,15 +77,15 @@ pub(super) struct Shared {
     pub(super) ways: RefCell<Ways>,
     pub(super) decisions: RefCell<Box<dyn Decisions>>,
     pub(super) counters: Arc<TcpCounters>,
-    pub(super) flows: Arc<Table>,
-    pub(super) live: Live,
+    pub(super) flows: Arc<FlowTable>,
+    pub(super) live: LiveCount,
     pub(super) affinity: Affinity,
     pub(super) buffers: Buffers,
     pub(super) holding: RefCell<Holding>,
 }
 
 impl Shared {
-    pub(super) fn new(setup: Setup, live: Live, affinity: Affinity) -> Rc<Self> {
+    pub(super) fn new(setup: Setup, live: LiveCount, affinity: Affinity) -> Rc<Self> {
         Rc::new(Self {
             bound: setup.bound,
             generations: setup.generations,

@@ -7,7 +7,7 @@ use socket2::Socket;
 use super::{relay::Relay, table::SessionId};
 use crate::{
     family::Family,
-    socket::{Datagram, Receiver},
+    socket::{Datagram, DatagramReceiver},
 };
 
 /// Receive calls in one go; then other sockets have their turn.
@@ -20,7 +20,7 @@ const LEAST: usize = 512;
 pub(super) struct Listener {
     family: Family,
     socket: Socket,
-    receiver: Receiver,
+    receiver: DatagramReceiver,
     queue: Queue,
 }
 
@@ -44,7 +44,7 @@ impl Listener {
             family,
             queue: Queue { room: socket.recv_buffer_size()? as u64, read: 0, waiting: VecDeque::new() },
             socket,
-            receiver: Receiver::default(),
+            receiver: DatagramReceiver::default(),
         })
     }
 

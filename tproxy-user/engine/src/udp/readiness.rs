@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::table::SessionId;
-use crate::{family::Family, socket::Readable};
+use crate::{family::Family, socket::ReadableFd};
 use rustix::{
     event::{
         Timespec,
@@ -63,7 +63,7 @@ impl Token {
 
 /// The sockets, with what was answered last.
 pub(super) struct Readiness {
-    epoll: Readable,
+    epoll: ReadableFd,
     named: Vec<(Token, Told)>,
 }
 
@@ -71,7 +71,7 @@ impl Readiness {
     /// To be called inside the worker's runtime.
     pub(super) fn new() -> io::Result<Self> {
         let epoll = Arc::new(epoll::create(CreateFlags::CLOEXEC)?);
-        Ok(Self { epoll: Readable::new(epoll)?, named: Vec::with_capacity(EVENTS) })
+        Ok(Self { epoll: ReadableFd::new(epoll)?, named: Vec::with_capacity(EVENTS) })
     }
 
     /// By which sockets are added.

@@ -30,7 +30,7 @@ use crate::{
     flow::{ClientAddr, OriginalDst},
     flows,
     generation::Generations,
-    live::Live,
+    live::LiveCount,
     mark::Mark,
     socket::{IcmpSender, RawSender},
     way::Ways,
@@ -62,7 +62,7 @@ pub(super) struct Relay {
     pub(super) looks: u32,
     pub(super) memory: Box<dyn Memory>,
     pub(super) counters: Arc<UdpCounters>,
-    pub(super) flows: Arc<flows::Table>,
+    pub(super) flows: Arc<flows::FlowTable>,
     pub(super) table: Table<Session>,
     pub(super) mappings: Mappings,
     pub(super) raw: RawReplies,
@@ -76,14 +76,14 @@ pub(super) struct Relay {
     pub(super) answered: Vec<SessionId>,
     /// What the kernel gave to the wrong session, just now.
     pub(super) strays: Vec<Stray>,
-    live: Live,
+    live: LiveCount,
 }
 
 impl Relay {
     pub(super) fn new(
         setup: Setup,
         senders: Vec<(Family, RawSender, IcmpSender)>,
-        live: Live,
+        live: LiveCount,
         watch: Watch,
     ) -> Self {
         let (raw, icmp) =

@@ -24,9 +24,9 @@ use super::{
 };
 use crate::{
     family::Family,
-    flows::Table,
+    flows::FlowTable,
     generation::Generations,
-    live::Live,
+    live::LiveCount,
     mark::Mark,
     socket::{self, IcmpSender, RawSender, SocketError},
     way::Routing,
@@ -62,7 +62,7 @@ pub struct Setup {
     /// Where this worker counts.
     pub counters: Arc<UdpCounters>,
     /// Where its sessions are while they live.
-    pub flows: Arc<Table>,
+    pub flows: Arc<FlowTable>,
 }
 
 /// The sockets of one address family that all sessions of a worker have in common.
@@ -111,7 +111,7 @@ pub(crate) struct Service {
 
 impl Service {
     /// To be called inside the worker's runtime.
-    pub(crate) fn new(mut setup: Setup, live: Live, draining: CancellationToken) -> io::Result<Self> {
+    pub(crate) fn new(mut setup: Setup, live: LiveCount, draining: CancellationToken) -> io::Result<Self> {
         let readiness = Readiness::new()?;
         let watch = readiness.watch();
         let (mut listeners, mut senders) = (Vec::new(), Vec::new());

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     family::Family,
-    flows::{FlowState, Live},
+    flows::{FlowState, LiveEntry},
     generation::ChosenRule,
     socket::{self, Egress, Pieces},
 };
@@ -28,7 +28,7 @@ pub(super) struct Session {
     /// The socket towards the client is not read yet.
     pub(super) waits_for: Option<Place>,
     pub(super) record: Record,
-    pub(super) live: Live,
+    pub(super) live: LiveEntry,
 }
 
 /// What is left to say of a session when its sockets are closed.
@@ -136,7 +136,7 @@ impl Session {
         reply: Reply,
         upstream: Upstream,
         travel: Travel,
-        live: Live,
+        live: LiveEntry,
         now: Instant,
     ) -> Self {
         let (up, down) = (Traffic::default(), Traffic::default());

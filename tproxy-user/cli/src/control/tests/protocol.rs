@@ -4,17 +4,17 @@ use hyper::{Method, StatusCode};
 use proptest::prelude::*;
 use tproxy::{
     flow::{ClientAddr, OriginalDst},
-    flows::{Filter, Live, Selection, ShownFlow},
+    flows::{Filter, LiveEntry, Selection, ShownFlow},
 };
 use tproxy_common::{flow::Protocol, rule::Scope};
 
 use super::rig::*;
 use crate::control::{
-    FlowEvent, Rule, Status,
+    FlowEvent, ShownRule, Status,
     routes::{Asked, understand},
 };
 
-fn enter(rig: &Rig, client: &str) -> Live {
+fn enter(rig: &Rig, client: &str) -> LiveEntry {
     rig.flows.table(0).enter(Selection {
         protocol: Protocol::Tcp,
         scope: Scope::Forwarded,
@@ -47,7 +47,7 @@ fn answers_are_what_the_client_side_understands() {
     assert_eq!((status.name.to_string().as_str(), status.live.connections), ("test", 4));
     assert_eq!(status.connections.get("connect_refused"), Some(&2));
     let live = enter(&rig, "10.0.0.1:1000");
-    let rules: Vec<Rule> = serde_json::from_value(rig.json("GET", "/rules", 200)).unwrap();
+    let rules: Vec<ShownRule> = serde_json::from_value(rig.json("GET", "/rules", 200)).unwrap();
     assert_eq!(rules.iter().map(|rule| (rule.hits, rule.live)).collect::<Vec<_>>(), [(7, 1), (5, 0)]);
     let flows: Vec<ShownFlow> =
         serde_json::from_value(rig.json("GET", "/flows?client=10.0.0.0/8", 200)).unwrap();

@@ -8,20 +8,20 @@ use tproxy::{
 };
 
 use super::{
-    Base, Found, Hook, Kind, Obstacle, Protocol, REPEAT, View,
-    walk::{About, Chains, Does, Rule, Test},
+    Base, ChainEffect, ChainHook, Obstacle, ObstacleKind, Protocol, REPEAT, View,
+    walk::{About, Chains, Does, FirewallRule, Test},
 };
 
-const HOOKS: [(&str, Hook); 4] = [
-    ("PREROUTING", Hook::Prerouting),
-    ("INPUT", Hook::Input),
-    ("FORWARD", Hook::Forward),
-    ("OUTPUT", Hook::Output),
+const HOOKS: [(&str, ChainHook); 4] = [
+    ("PREROUTING", ChainHook::Prerouting),
+    ("INPUT", ChainHook::Input),
+    ("FORWARD", ChainHook::Forward),
+    ("OUTPUT", ChainHook::Output),
 ];
 
 /// One table: its chains, and the policies of those that are built in.
 #[derive(Default)]
-struct Table {
+struct IptablesTable {
     chains: Chains,
     policies: BTreeMap<String, String>,
 }
@@ -42,12 +42,12 @@ pub(super) fn obstacles(
             let drops = is_dropping.then_some("policy DROP");
             let base = Base { chains: &table.chains, name: chain, hook, drops };
             let seen_there: BTreeSet<_> = seen.iter().filter(|packet| hook.sees(packet)).cloned().collect();
-            for Found { kind, what, packets } in base.look(view.mark, &seen_there) {
+            for ChainEffect { kind, what, packets } in base.look(view.mark, &seen_there) {
                 let called = program.name();
                 let place = format!("{called}, table {name}, chain {chain}: {what}");
                 let of_table = if name == "filter" { String::new() } else { format!("-t {name} ") };
                 let cure = match kind {
-                    Kind::IsBypassed => REPEAT.to_owned(),
+                    ObstacleKind::IsBypassed => REPEAT.to_owned(),
                     _ => format!(
                         "{called} {of_table}-I {chain} -m mark --mark {:#x}/{:#x} -j ACCEPT",
                         hook.accepted(view.mark),
@@ -62,8 +62,8 @@ pub(super) fn obstacles(
     obstacles
 }
 
-fn tables(save: &str) -> BTreeMap<String, Table> {
-    let mut tables: BTreeMap<String, Table> = BTreeMap::new();
+fn tables(save: &str) -> BTreeMap<String, IptablesTable> {
+    let mut tables: BTreeMap<String, IptablesTable> = BTreeMap::new();
     let mut current = None;
     for line in save.lines() {
         if let Some(name) = line.strip_prefix('*') {
@@ -79,7 +79,7 @@ fn tables(save: &str) -> BTreeMap<String, Table> {
             }
         }
         if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) {
-            let rule = Rule { text: line.to_owned(), ..read(rule) };
+            let rule = FirewallRule { text: line.to_owned(), ..read(rule) };
             table.chains.entry(chain.to_owned()).or_default().push(rule);
         }
     }
@@ -108,7 +108,7 @@ fn words(rule: &str) -> Vec<String> {
 }
 
 /// A rule, without its chain. What is not understood holds for some packets.
-fn read(rule: &str) -> Rule {
+fn read(rule: &str) -> FirewallRule {
     let words = words(rule);
     let mut rest = words.iter().map(String::as_str).peekable();
     let (mut tests, mut about, mut does) = (Vec::new(), About::Packets, Does::Nothing);
@@ -165,7 +165,7 @@ fn read(rule: &str) -> Rule {
         tests.push(test.inverted(inverted));
         inverted = false;
     }
-    Rule { when: Test::All(tests), about, does, text: String::new() }
+    FirewallRule { when: Test::All(tests), about, does, text: String::new() }
 }
 
 fn number(text: &str) -> Option<u32> {

@@ -7,18 +7,18 @@ use serde_json::Value;
 use tproxy::{family::Family, host::admission::Admission};
 
 use super::{
-    Base, Found, Hook, Kind, Obstacle, Packet, Protocol, REPEAT, View,
-    walk::{About, Chains, Does, Rule, Test},
+    Base, ChainEffect, ChainHook, FirstPacket, Obstacle, ObstacleKind, Protocol, REPEAT, View,
+    walk::{About, Chains, Does, FirewallRule, Test},
 };
 
 /// Tables, chains, rules, sets and maps.
 pub(super) struct Ruleset<'a> {
     /// But for those that are left to `iptables-save`.
-    tables: Vec<Table<'a>>,
+    tables: Vec<NftTable<'a>>,
 }
 
 /// What is in one table.
-struct Table<'a> {
+struct NftTable<'a> {
     family: &'a str,
     name: &'a str,
     chains: Vec<&'a Value>,
@@ -36,7 +36,7 @@ impl<'a> Ruleset<'a> {
             .map(|table| {
                 let [family, name] = [text(table, "family"), text(table, "name")];
                 let (chains, rules, elements) = (Vec::new(), Vec::new(), BTreeMap::new());
-                ((family, name), Table { family, name, chains, rules, elements })
+                ((family, name), NftTable { family, name, chains, rules, elements })
             })
             .collect();
         let key = |object| (text(object, "family"), text(object, "table"));
@@ -51,7 +51,7 @@ impl<'a> Ruleset<'a> {
                 table.elements.insert(text(set, "name"), list(&set["elem"]));
             });
         }
-        let is_left = |table: &Table<'_>| {
+        let is_left = |table: &NftTable<'_>| {
             table.is_of_iptables() && table.families().iter().all(|family| left.contains(family))
         };
         Self { tables: tables.into_values().filter(|table| !is_left(table)).collect() }
@@ -67,7 +67,7 @@ impl<'a> Ruleset<'a> {
     }
 }
 
-impl Table<'_> {
+impl NftTable<'_> {
     /// Of what it may see.
     fn families(&self) -> &'static [Family] {
         match self.family {
@@ -96,7 +96,7 @@ impl Table<'_> {
     }
 
     fn obstacles(&self, view: View<'_>) -> Vec<Obstacle> {
-        let is_seen = |packet: &&Packet| self.families().contains(&packet.family);
+        let is_seen = |packet: &&FirstPacket| self.families().contains(&packet.family);
         let seen: BTreeSet<_> = view.steered.iter().filter(is_seen).cloned().collect();
         let mut chains = Chains::new();
         for rule in &self.rules {
@@ -107,12 +107,12 @@ impl Table<'_> {
             let Some(base) = base(chain, &chains) else { continue };
             let seen_there: BTreeSet<_> =
                 seen.iter().filter(|packet| base.hook.sees(packet)).cloned().collect();
-            for Found { kind, what, packets } in base.look(view.mark, &seen_there) {
-                let at_hook = if base.hook == Hook::Forward { "hook forward, " } else { "" };
+            for ChainEffect { kind, what, packets } in base.look(view.mark, &seen_there) {
+                let at_hook = if base.hook == ChainHook::Forward { "hook forward, " } else { "" };
                 let place =
                     format!("nft, table {} {}, chain {}: {at_hook}{what}", self.family, self.name, base.name);
                 let cure = match kind {
-                    Kind::IsBypassed => REPEAT.to_owned(),
+                    ObstacleKind::IsBypassed => REPEAT.to_owned(),
                     _ => format!(
                         "nft insert rule {} {} {} meta mark and {:#x} == {:#x} accept",
                         self.family,
@@ -131,7 +131,7 @@ impl Table<'_> {
     }
 
     /// A rule; several where a map has a verdict for each of some values.
-    fn read(&self, rule: &Value) -> Vec<Rule> {
+    fn read(&self, rule: &Value) -> Vec<FirewallRule> {
         let expressions = list(&rule["expr"]);
         let text = format!(
             "rule {} of chain {}, which {}",
@@ -143,7 +143,7 @@ impl Table<'_> {
         let mut about = About::Packets;
         let mut rules = Vec::new();
         let mut add = |tests: &[Test], about, does| {
-            rules.push(Rule { when: Test::All(tests.to_vec()), about, does, text: text.clone() });
+            rules.push(FirewallRule { when: Test::All(tests.to_vec()), about, does, text: text.clone() });
         };
         for expression in expressions {
             if let Some(matched) = expression.get("match") {
@@ -227,10 +227,10 @@ fn plain(element: &Value) -> &Value {
 
 fn base<'a>(chain: &'a Value, chains: &'a Chains) -> Option<Base<'a>> {
     let hook = match chain["hook"].as_str()? {
-        "prerouting" => Hook::Prerouting,
-        "input" => Hook::Input,
-        "forward" => Hook::Forward,
-        "output" => Hook::Output,
+        "prerouting" => ChainHook::Prerouting,
+        "input" => ChainHook::Input,
+        "forward" => ChainHook::Forward,
+        "output" => ChainHook::Output,
         _ => return None,
     };
     let drops = (chain["policy"] == "drop").then_some("policy drop");

@@ -11,14 +11,14 @@ pub(super) enum IptablesKind {
     Nft,
 }
 
-pub(super) struct Filter {
+pub(super) struct FilterProgram {
     pub(super) program: Iptables,
     pub(super) family: Family,
     pub(super) kind: IptablesKind,
 }
 
 /// Those that may have rules. To ask iptables-legacy for them loads its modules, so it is asked only where it was used.
-pub(super) fn iptables_programs() -> Vec<Filter> {
+pub(super) fn iptables_programs() -> Vec<FilterProgram> {
     let mut programs = Vec::new();
     for (program, legacy, nft, family, tables) in [
         (Iptables::Iptables, Iptables::IptablesLegacy, Iptables::IptablesNft, Family::V4, "ip_tables_names"),
@@ -40,9 +40,9 @@ pub(super) fn iptables_programs() -> Vec<Filter> {
             (IptablesKind::Legacy, Some((nft, IptablesKind::Nft)))
         };
         if is_nft || is_used {
-            programs.push(Filter { program, family, kind });
+            programs.push(FilterProgram { program, family, kind });
         }
-        programs.extend(other.map(|(program, kind)| Filter { program, family, kind }));
+        programs.extend(other.map(|(program, kind)| FilterProgram { program, family, kind }));
     }
     programs
 }

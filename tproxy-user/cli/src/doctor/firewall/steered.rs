@@ -18,7 +18,7 @@ pub(super) const STRANGER: &str = "";
 
 /// First packets of flows, by what firewalls ask of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Packet {
+pub(super) struct FirstPacket {
     pub(super) interface: String,
     pub(super) family: Family,
     pub(super) protocol: Protocol,
@@ -36,9 +36,9 @@ pub(super) const fn named(protocol: Protocol) -> &'static str {
 #[derive(Debug, Clone)]
 pub(super) enum Steered {
     /// These.
-    Known(BTreeSet<Packet>),
+    Known(BTreeSet<FirstPacket>),
     /// Some of these, by interface.
-    Among(BTreeSet<Packet>),
+    Among(BTreeSet<FirstPacket>),
 }
 
 impl Steered {
@@ -101,16 +101,16 @@ impl Steered {
         Self::Among(interfaces.flat_map(|interface| all_by(&interface).collect::<Vec<_>>()).collect())
     }
 
-    pub(super) const fn packets(&self) -> &BTreeSet<Packet> {
+    pub(super) const fn packets(&self) -> &BTreeSet<FirstPacket> {
         match self {
             Self::Known(packets) | Self::Among(packets) => packets,
         }
     }
 }
 
-pub(super) fn all_by(interface: &str) -> impl Iterator<Item = Packet> {
+pub(super) fn all_by(interface: &str) -> impl Iterator<Item = FirstPacket> {
     Family::BOTH.into_iter().flat_map(move |family| {
-        Protocol::ALL.map(move |protocol| Packet { interface: interface.to_owned(), family, protocol })
+        Protocol::ALL.map(move |protocol| FirstPacket { interface: interface.to_owned(), family, protocol })
     })
 }
 
@@ -119,7 +119,7 @@ const fn is_taken(action: &Action) -> bool {
     !matches!(action, Action::Pass | Action::Reject | Action::Drop)
 }
 
-fn may_select(selector: &Selector, packet: &Packet) -> bool {
+fn may_select(selector: &Selector, packet: &FirstPacket) -> bool {
     let family = [&selector.from, &selector.to]
         .into_iter()
         .all(|nets| nets.is_any() || nets.iter().any(|net| Family::of(net.addr()) == packet.family));

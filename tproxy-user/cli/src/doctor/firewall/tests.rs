@@ -6,7 +6,7 @@ use super::{steered::all_by, *};
 const LAN: &str = "lan";
 const WAN: &str = "wan";
 
-fn steered(interfaces: &[&str]) -> BTreeSet<Packet> {
+fn steered(interfaces: &[&str]) -> BTreeSet<FirstPacket> {
     interfaces.iter().flat_map(|interface| all_by(interface)).collect()
 }
 
@@ -17,7 +17,7 @@ fn save(table: &str, lines: &str) -> Vec<Obstacle> {
     iptables::obstacles(&text, Iptables::Iptables, Family::V4, view, |_| true)
 }
 
-fn kinds(obstacles: &[Obstacle]) -> Vec<Kind> {
+fn kinds(obstacles: &[Obstacle]) -> Vec<ObstacleKind> {
     obstacles.iter().map(|obstacle| obstacle.kind).collect()
 }
 
@@ -49,12 +49,12 @@ fn iptables_discards_by_policy_or_by_a_rule_unless_the_mark_is_accepted_before()
          -A not-local -m comment --comment \"all \\\"-j ACCEPT\\\" the rest\" -j DROP\n",
     ] {
         let found = save("filter", discarding);
-        assert_eq!(kinds(&found), [Kind::Discards], "{discarding}");
+        assert_eq!(kinds(&found), [ObstacleKind::Discards], "{discarding}");
         assert_eq!(found[0].cure, "iptables -I INPUT -m mark --mark 0x20000000/0x30000000 -j ACCEPT");
     }
     assert_eq!(save("filter", &format!(":INPUT DROP [0:0]\n{accept}")), []);
     let late = save("filter", &format!(":INPUT ACCEPT [0:0]\n-A INPUT -j DROP\n{accept}"));
-    assert_eq!(kinds(&late), [Kind::Discards], "too late");
+    assert_eq!(kinds(&late), [ObstacleKind::Discards], "too late");
     let behind = ":INPUT DROP [0:0]\n:a - [0:0]\n:b - [0:0]\n-A INPUT -j a\n-A a -g b\n-A b -m mark --mark 0x20000000/0x30000000 -j ACCEPT\n";
     assert_eq!(save("filter", behind), []);
     let new = ":INPUT DROP [0:0]\n-A INPUT -m conntrack --ctstate NEW -j ACCEPT\n";
@@ -74,7 +74,7 @@ fn iptables_takes_the_mark_away() {
         ("-m mark --mark 0x0/0x30000000 -j MARK --set-xmark 0x1/0xffffffff", false),
     ] {
         let found = save("mangle", &format!(":PREROUTING ACCEPT [0:0]\n-A PREROUTING {rule}\n"));
-        assert_eq!(kinds(&found), if unmarks { vec![Kind::Unmarks] } else { vec![] }, "{rule}");
+        assert_eq!(kinds(&found), if unmarks { vec![ObstacleKind::Unmarks] } else { vec![] }, "{rule}");
         for obstacle in found {
             assert_eq!(
                 obstacle.cure,
@@ -90,10 +90,10 @@ fn iptables_takes_the_mark_away() {
 #[test]
 fn policies_that_are_bypassed_and_invalid_packets_are_named() {
     let forward = ":FORWARD ACCEPT [0:0]\n-A FORWARD -s 10.61.0.2/32 -j DROP\n";
-    assert_eq!(kinds(&save("filter", forward)), [Kind::IsBypassed]);
-    assert_eq!(kinds(&save("filter", ":FORWARD DROP [0:0]\n")), [Kind::IsBypassed]);
+    assert_eq!(kinds(&save("filter", forward)), [ObstacleKind::IsBypassed]);
+    assert_eq!(kinds(&save("filter", ":FORWARD DROP [0:0]\n")), [ObstacleKind::IsBypassed]);
     let invalid = ":INPUT ACCEPT [0:0]\n-A INPUT -m conntrack --ctstate INVALID -j DROP\n";
-    assert_eq!(kinds(&save("filter", invalid)), [Kind::DiscardsInvalid]);
+    assert_eq!(kinds(&save("filter", invalid)), [ObstacleKind::DiscardsInvalid]);
 }
 
 /// What a table of nft has in the way of packets from LAN and WAN.
@@ -127,7 +127,7 @@ fn nft_chains_at_input_discard_unless_the_mark_is_accepted_before() {
         {"drop": null}
     ]);
     let input = |policy| [chain("in", "input", policy)];
-    let discards = [Kind::Discards];
+    let discards = [ObstacleKind::Discards];
     assert_eq!(table(&input("accept"), &[("in", some.clone())]), []);
     assert_eq!(kinds(&table(&input("drop"), &[("in", some)])), discards);
     assert_eq!(kinds(&table(&input("accept"), &[("in", all.clone())])), discards);
@@ -151,10 +151,10 @@ fn nft_takes_the_mark_away_and_discards_what_is_forwarded() {
     let set = |value: Value| json!([{"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}]);
     let ct = json!({"ct": {"key": "mark"}});
     let kept = json!({"|": [{"&": [{"meta": {"key": "mark"}}, 0xffff_ff00_u32]}, 1]});
-    assert_eq!(kinds(&table(&prerouting, &[("pre", set(ct))])), [Kind::Unmarks]);
-    assert_eq!(kinds(&table(&prerouting, &[("pre", set(json!(1)))])), [Kind::Unmarks]);
+    assert_eq!(kinds(&table(&prerouting, &[("pre", set(ct))])), [ObstacleKind::Unmarks]);
+    assert_eq!(kinds(&table(&prerouting, &[("pre", set(json!(1)))])), [ObstacleKind::Unmarks]);
     assert_eq!(table(&prerouting, &[("pre", set(kept))]), []);
-    assert_eq!(kinds(&table(&[chain("fwd", "forward", "drop")], &[])), [Kind::IsBypassed]);
+    assert_eq!(kinds(&table(&[chain("fwd", "forward", "drop")], &[])), [ObstacleKind::IsBypassed]);
 }
 
 fn matches(left: Value, op: &str, right: Value) -> Value {
@@ -181,7 +181,7 @@ fn who_is_lost_is_told_where_it_is_not_everybody() {
         matches(json!({"payload": {"protocol": "ip", "field": "saddr"}}), "!=", json!("10.0.0.1")),
         {"accept": null}
     ]);
-    assert_eq!(kinds(&table(&input, &[("in", not)])), [Kind::Discards], "of IPv6 that says nothing");
+    assert_eq!(kinds(&table(&input, &[("in", not)])), [ObstacleKind::Discards], "of IPv6 that says nothing");
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn sets_maps_and_several_keys_at_once_are_looked_up() {
     assert_eq!(table(&input, &[("in", by_mark(mark))]), []);
     assert_eq!(
         kinds(&table(&input, &[("in", by_mark(meta("mark")))])),
-        [Kind::Discards],
+        [ObstacleKind::Discards],
         "other bits may be set"
     );
 }
@@ -242,7 +242,7 @@ fn tables_with_names_of_iptables_are_read_once() {
     let listed = json!({ "nftables": of_iptables });
     let view = View { mark: Mark::DEFAULT, steered: &steered(&[LAN]) };
     let alone = nft::Ruleset::new(&listed, BTreeSet::new()).obstacles(view);
-    assert_eq!(kinds(&alone), [Kind::Discards], "nobody else reads it");
+    assert_eq!(kinds(&alone), [ObstacleKind::Discards], "nobody else reads it");
 }
 
 #[test]
@@ -263,7 +263,11 @@ fn while_nobody_knows_what_is_steered_an_interface_that_input_trusts_is_enough()
         (None, "iptables, table filter, chain INPUT: policy DROP (from wan)".into())
     );
     let (said, rest) = found(&among, ":INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n");
-    assert_eq!((said, kinds(&rest)), (None, vec![Kind::Discards]), "nothing arrives by lo but one's own");
+    assert_eq!(
+        (said, kinds(&rest)),
+        (None, vec![ObstacleKind::Discards]),
+        "nothing arrives by lo but one's own"
+    );
     let (said, rest) = found(&among, ":INPUT ACCEPT [0:0]\n-A INPUT -i lan -j DROP\n");
     let by_name = "iptables, table filter, chain INPUT: -A INPUT -i lan -j DROP (from lan)";
     assert_eq!((said, place(&rest)), (None, by_name.into()));
@@ -278,7 +282,7 @@ fn the_mark_of_own_packets_is_taken_away_where_this_host_s_are_taken() {
     };
     let restore = "-A OUTPUT -j CONNMARK --restore-mark\n";
     let found = own(&[LOOPBACK], restore);
-    assert_eq!(kinds(&found), [Kind::UnmarksOwn]);
+    assert_eq!(kinds(&found), [ObstacleKind::UnmarksOwn]);
     assert_eq!(found[0].cure, "iptables -t mangle -I OUTPUT -m mark --mark 0x30000000/0x30000000 -j ACCEPT");
     assert_eq!(own(&[LAN], restore), []);
     let skipped = format!("-A OUTPUT -m mark --mark 0x30000000/0x30000000 -j ACCEPT\n{restore}");

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tproxy::family::Family;
 
-use super::{Packet, Protocol};
+use super::{FirstPacket, Protocol};
 
 /// Whether a rule's matches hold for every packet of a kind, for none, or for some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Test {
 /// A packet, and the bits of its mark that are known: those that are ours.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Marked<'a> {
-    pub(super) of: &'a Packet,
+    pub(super) of: &'a FirstPacket,
     pub(super) value: u32,
     pub(super) known: u32,
 }
@@ -96,7 +96,7 @@ impl Marked<'_> {
     }
 
     /// Whether a rule changes bits that are known.
-    pub(super) fn is_changed_by(&self, rule: &Rule) -> bool {
+    pub(super) fn is_changed_by(&self, rule: &FirewallRule) -> bool {
         match rule.does {
             Does::SetMark { bits, to: None } => bits & self.known != 0,
             Does::SetMark { bits, to: Some(value) } => (value ^ self.value) & bits & self.known != 0,
@@ -132,14 +132,14 @@ pub(super) enum About {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Rule {
+pub(super) struct FirewallRule {
     pub(super) when: Test,
     pub(super) about: About,
     pub(super) does: Does,
     pub(super) text: String,
 }
 
-impl Rule {
+impl FirewallRule {
     /// Whether packets are discarded by it for what they are, not for their connection's sake.
     pub(super) fn is_policy(&self) -> bool {
         self.does == Does::Discard && self.about == About::Packets
@@ -157,7 +157,7 @@ impl Rule {
     }
 }
 
-pub(super) type Chains = BTreeMap<String, Vec<Rule>>;
+pub(super) type Chains = BTreeMap<String, Vec<FirewallRule>>;
 
 /// What becomes of a packet in a chain that no rule accepts by what it is besides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,7 +189,7 @@ fn follow<'a>(
 
 fn through<'a>(
     chains: &'a Chains,
-    rules: &'a [Rule],
+    rules: &'a [FirewallRule],
     packet: &Marked<'_>,
     above: &mut BTreeSet<&'a str>,
 ) -> Fate {
@@ -210,7 +210,7 @@ fn through<'a>(
 }
 
 /// All rules that some packet of a kind matches on its way through a chain and those that it leads to, in order.
-pub(super) fn met<'a>(chains: &'a Chains, chain: &'a str, packet: &Marked<'_>) -> Vec<&'a Rule> {
+pub(super) fn met<'a>(chains: &'a Chains, chain: &'a str, packet: &Marked<'_>) -> Vec<&'a FirewallRule> {
     let mut met = Vec::new();
     collect(chains, chain, packet, &mut BTreeSet::new(), &mut met);
     met
@@ -228,7 +228,7 @@ fn collect<'a>(
     chain: &'a str,
     packet: &Marked<'_>,
     seen: &mut BTreeSet<&'a str>,
-    met: &mut Vec<&'a Rule>,
+    met: &mut Vec<&'a FirewallRule>,
 ) -> Back {
     if !seen.insert(chain) {
         return Back::Some;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{ByName, Check, Form, Sets};
+use super::{ByName, Checker, Form, NamedSets};
 use crate::config::{
     Accept, Action, Listed, Nat, Protocols, Reach, Rule, RuleEgress, Scope, Selector, Source, Treatment,
     draft::DraftRule, path::Path, remedy::nearest, values::Item,
@@ -22,9 +22,9 @@ pub(super) const KEEPALIVE: std::ops::RangeInclusive<u64> = 1..=32_767;
 /// Longest name of a rule, in bytes.
 const LONGEST_NAME: usize = 64;
 
-impl Check {
+impl Checker {
     /// The rule, unless it lacks something without which there is none.
-    pub(super) fn rule(&mut self, index: usize, draft: DraftRule, sets: &Sets) -> Option<Rule> {
+    pub(super) fn rule(&mut self, index: usize, draft: DraftRule, sets: &NamedSets) -> Option<Rule> {
         let at = Path::rule(index);
         let name = draft.name_at(index);
         // Stand-ins; without the real ones there is no rule.

@@ -9,7 +9,7 @@ use toml::{
 };
 
 use crate::config::{
-    path::{Path, Step},
+    path::{Path, PathStep},
     remedy,
 };
 
@@ -54,8 +54,8 @@ impl<'i> Document<'i> {
         let mut value = &self.0;
         for step in path.steps() {
             let below = match (step, value.get_ref()) {
-                (Step::Key(key), DeValue::Table(table)) => table.get(key.as_str()),
-                (Step::Index(index), DeValue::Array(array)) => array.get(*index),
+                (PathStep::Key(key), DeValue::Table(table)) => table.get(key.as_str()),
+                (PathStep::Index(index), DeValue::Array(array)) => array.get(*index),
                 _ => None,
             };
             let Some(below) = below else { break };
@@ -116,39 +116,40 @@ pub(super) fn lenient<T: DeserializeOwned>(original: Value<'_>) -> Lenient<T> {
 /// The path of the innermost key or value that holds `span`.
 fn find(value: &Value<'_>, span: &Range<usize>) -> Option<Path> {
     let holds = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
-    let step = |step: Step, below: Option<Path>| Path::default().then(step).join(&below.unwrap_or_default());
+    let step =
+        |step: PathStep, below: Option<Path>| Path::default().then(step).join(&below.unwrap_or_default());
     match value.get_ref() {
         DeValue::Table(table) => {
-            let key = |key: &Spanned<_>| Step::Key(AsRef::<str>::as_ref(key.get_ref()).to_owned());
+            let key = |key: &Spanned<_>| PathStep::Key(AsRef::<str>::as_ref(key.get_ref()).to_owned());
             let inner = table.iter().find_map(|(k, v)| Some(step(key(k), Some(find(v, span)?))));
             let outer = || table.iter().find(|(k, v)| holds(k.span()) || holds(v.span()));
             inner.or_else(|| outer().map(|(k, _)| step(key(k), None)))
         }
         DeValue::Array(array) => {
             let inner = array.iter().enumerate();
-            let inner = inner.clone().find_map(|(i, v)| Some(step(Step::Index(i), Some(find(v, span)?))));
+            let inner = inner.clone().find_map(|(i, v)| Some(step(PathStep::Index(i), Some(find(v, span)?))));
             inner.or_else(|| {
                 let outer = array.iter().position(|v| holds(v.span()));
-                outer.map(|i| step(Step::Index(i), None))
+                outer.map(|i| step(PathStep::Index(i), None))
             })
         }
         _ => None,
     }
 }
 
-fn remove(value: &mut Value<'_>, path: &[Step]) -> bool {
+fn remove(value: &mut Value<'_>, path: &[PathStep]) -> bool {
     match (value.get_mut(), path) {
-        (DeValue::Table(table), [Step::Key(key)]) => table.remove(key.as_str()).is_some(),
-        (DeValue::Table(table), [Step::Key(key), below @ ..]) => {
+        (DeValue::Table(table), [PathStep::Key(key)]) => table.remove(key.as_str()).is_some(),
+        (DeValue::Table(table), [PathStep::Key(key), below @ ..]) => {
             table.get_mut(key.as_str()).is_some_and(|value| remove(value, below))
         }
-        (DeValue::Array(array), [Step::Index(index)]) => {
+        (DeValue::Array(array), [PathStep::Index(index)]) => {
             let others =
                 std::mem::replace(array, DeArray::new()).into_iter().enumerate().filter(|(i, _)| i != index);
             *array = others.map(|(_, value)| value).collect();
             true
         }
-        (DeValue::Array(array), [Step::Index(index), below @ ..]) => {
+        (DeValue::Array(array), [PathStep::Index(index), below @ ..]) => {
             array.get_mut(*index).is_some_and(|value| remove(value, below))
         }
         _ => false,

@@ -14,7 +14,7 @@ use tproxy_common::{
 
 use super::frames::ETHERNET;
 use crate::{
-    datapath::{Course, Seen},
+    datapath::{HookPacket, PacketCourse},
     host::{
         Direction,
         links::{Layer, Link},
@@ -29,7 +29,7 @@ const SUPERUSER: u32 = 0;
 /// What a program has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Expected {
-    pub(super) course: Course,
+    pub(super) course: PacketCourse,
     pub(super) mark: u32,
     /// What is counted, in order.
     pub(super) reasons: Vec<Reason>,
@@ -54,7 +54,7 @@ pub(super) struct Reference<'a> {
 /// The only one.
 const WORKER: u32 = 0;
 
-type Decided = Result<(Course, Reason), Reason>;
+type Decided = Result<(PacketCourse, Reason), Reason>;
 
 impl<'a> Reference<'a> {
     pub(super) fn new(rules: HostLookups<'a>, mark: Mark, deciding: bool) -> Self {
@@ -64,7 +64,13 @@ impl<'a> Reference<'a> {
     }
 
     /// `to_us`: as the link layer says.
-    pub(super) fn sees(&mut self, link: &Link, hook: Direction, to_us: bool, seen: Seen<'_>) -> Expected {
+    pub(super) fn sees(
+        &mut self,
+        link: &Link,
+        hook: Direction,
+        to_us: bool,
+        seen: HookPacket<'_>,
+    ) -> Expected {
         self.counted.clear();
         let link_header = if link.layer == Layer::Ip { 0 } else { ETHERNET };
         let parsed = packet::parse(seen.packet, link_header);
@@ -75,7 +81,11 @@ impl<'a> Reference<'a> {
             _ if own => Err(Reason::OwnMark),
             // A first packet that was held, on its way in.
             (Direction::Egress, _) if self.mark.is_steered(seen.mark) => {
-                return Expected { course: Course::Passed, mark: seen.mark, reasons: vec![Reason::NotOurs] };
+                return Expected {
+                    course: PacketCourse::Passed,
+                    mark: seen.mark,
+                    reasons: vec![Reason::NotOurs],
+                };
             }
             _ => parsed.and_then(|parsed| match (parsed.kind, parsed.protocol) {
                 (Kind::LaterFragment, _) => self.later_fragment(link, hook, &parsed),
@@ -84,18 +94,19 @@ impl<'a> Reference<'a> {
                 (_, Protocol::Udp) => self.datagram(link, hook, &parsed, seen),
             }),
         };
-        let (course, reason) = decided.unwrap_or_else(|reason| (Course::Passed, reason));
+        let (course, reason) = decided.unwrap_or_else(|reason| (PacketCourse::Passed, reason));
         let mark = match course {
-            Course::Steered => self.unmarked(seen.mark) | self.mark.steer(),
+            PacketCourse::Steered => self.unmarked(seen.mark) | self.mark.steer(),
             _ => seen.mark,
         };
         self.counted.push(reason);
         // A packet may have come with the steer mark.
-        let course = if course == Course::Passed && hook == Direction::Ingress && self.mark.is_steered(mark) {
-            Course::Steered
-        } else {
-            course
-        };
+        let course =
+            if course == PacketCourse::Passed && hook == Direction::Ingress && self.mark.is_steered(mark) {
+                PacketCourse::Steered
+            } else {
+                course
+            };
         Expected { course, mark, reasons: self.counted.clone() }
     }
 
@@ -109,10 +120,10 @@ impl<'a> Reference<'a> {
 
     fn loopback(&mut self, own: bool, parsed: Result<Packet, Reason>, mark: u32) -> Expected {
         if self.mark.is_steered(mark) {
-            return Expected { course: Course::Steered, mark, reasons: self.counted.clone() };
+            return Expected { course: PacketCourse::Steered, mark, reasons: self.counted.clone() };
         }
         if !own {
-            return Expected { course: Course::Passed, mark, reasons: vec![] };
+            return Expected { course: PacketCourse::Passed, mark, reasons: vec![] };
         }
         let mut after = mark;
         let datagrams = self.has(Scope::Inbound, Protocol::Udp) || self.has(Scope::Outbound, Protocol::Udp);
@@ -128,11 +139,11 @@ impl<'a> Reference<'a> {
             }
             _ => {}
         }
-        Expected { course: Course::Passed, mark: after, reasons: vec![Reason::OwnMark] }
+        Expected { course: PacketCourse::Passed, mark: after, reasons: vec![Reason::OwnMark] }
     }
 
     /// SYN decides, sockets remember; and here they remember decisions only.
-    fn segment(&mut self, link: &Link, hook: Direction, parsed: &Packet, seen: Seen<'_>) -> Decided {
+    fn segment(&mut self, link: &Link, hook: Direction, parsed: &Packet, seen: HookPacket<'_>) -> Decided {
         if hook == Direction::Egress && parsed.kind == Kind::IcmpError {
             return Err(Reason::NotOurs);
         }
@@ -149,13 +160,13 @@ impl<'a> Reference<'a> {
                 }
                 self.first(link, hook, verdict, parsed, seen)
             }
-            Kind::Ack if waits_for_ack => Ok((Course::Steered, Reason::Decided)),
+            Kind::Ack if waits_for_ack => Ok((PacketCourse::Steered, Reason::Decided)),
             _ => Err(Reason::NotOurs),
         }
     }
 
     /// The first datagram decides, then the flow is remembered.
-    fn datagram(&mut self, link: &Link, hook: Direction, parsed: &Packet, seen: Seen<'_>) -> Decided {
+    fn datagram(&mut self, link: &Link, hook: Direction, parsed: &Packet, seen: HookPacket<'_>) -> Decided {
         let sent_here = hook == Direction::Ingress || seen.ingress_ifindex == 0;
         let tuple = &parsed.tuple;
         if parsed.kind == Kind::IcmpError {
@@ -179,7 +190,7 @@ impl<'a> Reference<'a> {
             Some((_, _, at)) if hook == Direction::Ingress && *at != link.index => elsewhere = true,
             Some(_) if sent_here => {
                 self.follow(parsed, FragmentCourse::Steer);
-                return Ok((Course::Steered, Reason::Decided));
+                return Ok((PacketCourse::Steered, Reason::Decided));
             }
             _ => {}
         }
@@ -205,7 +216,7 @@ impl<'a> Reference<'a> {
         course
     }
 
-    fn unreadable(&mut self, link: &Link, hook: Direction, parsed: &Packet, seen: Seen<'_>) -> Decided {
+    fn unreadable(&mut self, link: &Link, hook: Direction, parsed: &Packet, seen: HookPacket<'_>) -> Decided {
         let (protocol, tuple, scope) = (parsed.protocol, parsed.tuple, scope_of(hook));
         if !self.deciding || hook == Direction::Egress && seen.ingress_ifindex != 0 {
             return Err(Reason::Malformed);
@@ -215,7 +226,7 @@ impl<'a> Reference<'a> {
             Verdict::Pass(reason) => Err(reason),
             _ => {
                 self.follow(parsed, FragmentCourse::Drop);
-                Ok((Course::Dropped, Reason::Unreadable))
+                Ok((PacketCourse::Dropped, Reason::Unreadable))
             }
         }
     }
@@ -226,7 +237,7 @@ impl<'a> Reference<'a> {
         hook: Direction,
         verdict: Verdict,
         parsed: &Packet,
-        seen: Seen<'_>,
+        seen: HookPacket<'_>,
     ) -> Decided {
         match verdict {
             Verdict::Pass(reason) => self.leave_alone(link, parsed, reason),
@@ -237,23 +248,23 @@ impl<'a> Reference<'a> {
                 self.follow(parsed, FragmentCourse::Steer);
                 let arrival = if hook == Direction::Ingress { link.index } else { 0 };
                 self.remember(rule, parsed.protocol, &parsed.tuple, arrival);
-                Ok((Course::Steered, Reason::RuleSteer))
+                Ok((PacketCourse::Steered, Reason::RuleSteer))
             }
             Verdict::Drop => {
                 self.follow(parsed, FragmentCourse::Drop);
-                Ok((Course::Dropped, Reason::RuleDrop))
+                Ok((PacketCourse::Dropped, Reason::RuleDrop))
             }
             Verdict::Unreadable => {
                 self.follow(parsed, FragmentCourse::Drop);
-                Ok((Course::Dropped, Reason::Unreadable))
+                Ok((PacketCourse::Dropped, Reason::Unreadable))
             }
             Verdict::Reject => {
                 self.follow(parsed, FragmentCourse::Drop);
                 if can_be_answered(parsed, seen.packet) {
-                    Ok((Course::Answered, Reason::RuleReject))
+                    Ok((PacketCourse::Answered, Reason::RuleReject))
                 } else {
                     self.counted.push(Reason::RuleReject);
-                    Ok((Course::Dropped, Reason::KernelRefused))
+                    Ok((PacketCourse::Dropped, Reason::KernelRefused))
                 }
             }
         }
@@ -264,7 +275,7 @@ impl<'a> Reference<'a> {
         let is_forwarded = !(self.rules.is_host_address)(&parsed.tuple.dst);
         if parsed.kind == Kind::Datagram && course == Some(FragmentCourse::Steer) && is_forwarded {
             self.memory.insert(parsed.tuple, (CARRY, WORKER, link.index));
-            return Ok((Course::Steered, Reason::Carried));
+            return Ok((PacketCourse::Steered, Reason::Carried));
         }
         self.follow(parsed, FragmentCourse::Pass);
         Err(reason)
@@ -288,8 +299,8 @@ impl<'a> Reference<'a> {
         };
         match course {
             FragmentCourse::Pass => Err(Reason::Fragment),
-            FragmentCourse::Steer => Ok((Course::Steered, Reason::SteerFragment)),
-            FragmentCourse::Drop => Ok((Course::Dropped, Reason::DropFragment)),
+            FragmentCourse::Steer => Ok((PacketCourse::Steered, Reason::SteerFragment)),
+            FragmentCourse::Drop => Ok((PacketCourse::Dropped, Reason::DropFragment)),
         }
     }
 

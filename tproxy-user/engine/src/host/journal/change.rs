@@ -10,7 +10,7 @@ use crate::host::{
     Direction, HostError,
     admission::Admission,
     clsact, is_absent, pins,
-    policy::{self, Common, Deed, Seen, Which},
+    policy::{self, Common, Deed, SeenRouting, Which},
     sysctl::Sysctl,
 };
 
@@ -171,7 +171,7 @@ impl Entry {
     }
 
     /// Whether it is in force. `seen` is what the kernel says about rules and routes.
-    pub(super) fn stands(&self, identity: &Identity, seen: &Seen) -> Result<bool, HostError> {
+    pub(super) fn stands(&self, identity: &Identity, seen: &SeenRouting) -> Result<bool, HostError> {
         match &self.change {
             Change::Rule { .. } | Change::CommonRule { .. } | Change::Way { .. } => {
                 Ok(seen.has_rule(identity, &self.change))

@@ -4,7 +4,7 @@ use std::{fmt, path::Path};
 
 use super::{
     Change, Identity, ROOT,
-    store::{Found, Locked, Record, Store},
+    store::{FoundJournal, LockedStore, Record, Store},
 };
 use crate::{
     host::{HostError, lingering, local_table::LocalTable},
@@ -13,7 +13,7 @@ use crate::{
 
 /// What was found, and what became of it.
 #[derive(Debug)]
-pub enum Report {
+pub enum Reclaimed {
     /// A change of a dead instance was taken back.
     Undone {
         /// Of the dead instance.
@@ -63,7 +63,7 @@ pub enum Report {
     },
 }
 
-impl Report {
+impl Reclaimed {
     /// Whether something is left that somebody has to see to.
     #[must_use]
     pub const fn is_failure(&self) -> bool {
@@ -71,7 +71,7 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for Reclaimed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Undone { pid, change: change @ Change::Sysctl { .. } } => {
@@ -103,16 +103,16 @@ impl fmt::Display for Report {
 /// Nothing to do is an empty list.
 ///
 /// # Errors
-/// [`HostError::Journal`] when the journals cannot be read. What cannot be undone is a [`Report::NotUndone`].
-pub fn cleanup() -> Result<Vec<Report>, HostError> {
+/// [`HostError::Journal`] when the journals cannot be read. What cannot be undone is a [`Reclaimed::NotUndone`].
+pub fn cleanup() -> Result<Vec<Reclaimed>, HostError> {
     cleanup_in(Path::new(ROOT))
 }
 
-pub(in crate::host) fn cleanup_in(root: &Path) -> Result<Vec<Report>, HostError> {
+pub(in crate::host) fn cleanup_in(root: &Path) -> Result<Vec<Reclaimed>, HostError> {
     let store = Store::of_this_namespace(root)?;
     let locked = store.lock()?;
     let held = locked.journals()?.into_iter().filter_map(|found| match found {
-        Found::Held(record) => Some(record),
+        FoundJournal::Held(record) => Some(record),
         _ => None,
     });
     let mut reports = Vec::new();
@@ -120,27 +120,27 @@ pub(in crate::host) fn cleanup_in(root: &Path) -> Result<Vec<Report>, HostError>
         reports.extend(bury(&locked, record)?);
     }
     reports.extend(dead(&locked)?);
-    let running = |record: Record| Report::Running { pid: record.pid, mark: record.identity.mark };
+    let running = |record: Record| Reclaimed::Running { pid: record.pid, mark: record.identity.mark };
     reports.extend(locked.living()?.into_iter().map(running));
     Ok(reports)
 }
 
 /// Takes back what the dead left.
-pub(super) fn dead(locked: &Locked<'_>) -> Result<Vec<Report>, HostError> {
+pub(super) fn dead(locked: &LockedStore<'_>) -> Result<Vec<Reclaimed>, HostError> {
     let mut reports = Vec::new();
     for found in locked.journals()? {
         match found {
-            Found::Living(_) | Found::Held(_) | Found::Strange(_) => {}
-            Found::Unreadable(path, reason) => {
+            FoundJournal::Living(_) | FoundJournal::Held(_) | FoundJournal::Strange(_) => {}
+            FoundJournal::Unreadable(path, reason) => {
                 let path = locked.put_aside(&path)?;
-                reports.push(Report::Unreadable { path, reason });
+                reports.push(Reclaimed::Unreadable { path, reason });
             }
-            Found::Elsewhere(mut record) => {
+            FoundJournal::Elsewhere(mut record) => {
                 // The pins of both namespaces are in one directory, and outlive what they were attached to.
                 record.changes.retain(|entry| matches!(entry.change(), Change::Pins { .. }));
                 reports.extend(take_back(locked, record)?);
             }
-            Found::Dead(record) => reports.extend(bury(locked, record)?),
+            FoundJournal::Dead(record) => reports.extend(bury(locked, record)?),
         }
     }
     locked.sweep()?;
@@ -148,26 +148,27 @@ pub(super) fn dead(locked: &Locked<'_>) -> Result<Vec<Report>, HostError> {
 }
 
 /// Takes back what a dead instance of this namespace left, and destroys its sockets.
-fn bury(locked: &Locked<'_>, record: Record) -> Result<Vec<Report>, HostError> {
+fn bury(locked: &LockedStore<'_>, record: Record) -> Result<Vec<Reclaimed>, HostError> {
     let (pid, Identity { mark, table, .. }) = (record.pid, record.identity);
     let mut reports = take_back(locked, record)?;
     match LocalTable::load(table).and_then(|local| lingering::destroy(mark, &local)) {
         Ok(0) => {}
-        Ok(sockets) => reports.push(Report::Destroyed { pid, sockets }),
-        Err(error) => reports.push(Report::Lingering { pid, error }),
+        Ok(sockets) => reports.push(Reclaimed::Destroyed { pid, sockets }),
+        Err(error) => reports.push(Reclaimed::Lingering { pid, error }),
     }
     Ok(reports)
 }
 
-fn take_back(locked: &Locked<'_>, mut record: Record) -> Result<Vec<Report>, HostError> {
+fn take_back(locked: &LockedStore<'_>, mut record: Record) -> Result<Vec<Reclaimed>, HostError> {
     let pid = record.pid;
     let undoing = record.undo(&locked.standing_but(&record)?);
-    let mut reports: Vec<_> = undoing.gone.into_iter().map(|change| Report::Undone { pid, change }).collect();
+    let mut reports: Vec<_> =
+        undoing.gone.into_iter().map(|change| Reclaimed::Undone { pid, change }).collect();
     match undoing.failed {
         None => locked.remove(&record.identity)?,
         Some(error) => {
             locked.save(&record)?;
-            reports.push(Report::NotUndone { pid, error });
+            reports.push(Reclaimed::NotUndone { pid, error });
         }
     }
     Ok(reports)

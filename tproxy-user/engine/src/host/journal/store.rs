@@ -36,7 +36,7 @@ pub(super) struct Record {
     #[serde(default)]
     format: u32,
     pub(super) pid: u32,
-    pub(super) place: Place,
+    pub(super) place: Whereabouts,
     pub(super) identity: Identity,
     /// The changes stand when the instance is gone, until one with the same identity takes over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -47,13 +47,13 @@ pub(super) struct Record {
 /// What was changed: a network namespace, and with it all that was changed there, is gone at the end of its boot at the
 /// latest, but the journal may be found by another that has its inode number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Place {
+pub(super) struct Whereabouts {
     boot: String,
     /// [`namespace_cookie`]
     namespace: u64,
 }
 
-impl Place {
+impl Whereabouts {
     /// Where the calling thread is.
     fn here() -> Result<Self, HostError> {
         let namespace = namespace_cookie().map_err(failed("ask for the cookie of", Path::new(NAMESPACE)))?;
@@ -73,7 +73,7 @@ impl Record {
         Ok(Self {
             format: FORMAT,
             pid: std::process::id(),
-            place: Place::here()?,
+            place: Whereabouts::here()?,
             identity,
             held: false,
             changes: Vec::new(),
@@ -134,10 +134,10 @@ impl Store {
     }
 
     /// Waits until no other instance of the namespace works on the directory or the host.
-    pub(super) fn lock(&self) -> Result<Locked<'_>, HostError> {
+    pub(super) fn lock(&self) -> Result<LockedStore<'_>, HostError> {
         let directory =
             directory::lock(&self.directory, &self.root).map_err(failed("lock", &self.directory))?;
-        Ok(Locked { store: self, directory })
+        Ok(LockedStore { store: self, directory })
     }
 
     fn record(&self, mark: Mark) -> PathBuf {
@@ -151,14 +151,14 @@ impl Store {
 
 /// The directory while nobody else changes it; it disappears with the last journal.
 #[derive(Debug)]
-pub(super) struct Locked<'a> {
+pub(super) struct LockedStore<'a> {
     store: &'a Store,
-    directory: directory::Locked,
+    directory: directory::LockedDirectory,
 }
 
 /// A journal in the directory, of an instance alive or dead.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum FoundJournal {
     Living(Record),
     /// Gone, and its changes are to stand.
     Held(Record),
@@ -171,9 +171,9 @@ pub(super) enum Found {
     Unreadable(PathBuf, String),
 }
 
-impl Locked<'_> {
+impl LockedStore<'_> {
     /// Every journal of the namespace.
-    pub(super) fn journals(&self) -> Result<Vec<Found>, HostError> {
+    pub(super) fn journals(&self) -> Result<Vec<FoundJournal>, HostError> {
         let directory = &self.store.directory;
         let mut found = Vec::new();
         for file in fs::read_dir(directory).map_err(failed("list", directory))? {
@@ -185,17 +185,17 @@ impl Locked<'_> {
         Ok(found)
     }
 
-    fn journal(&self, path: PathBuf) -> Result<Found, HostError> {
+    fn journal(&self, path: PathBuf) -> Result<FoundJournal, HostError> {
         // First, since only of the dead it is known that nothing more is written.
         let lives = self.is_locked(&path.with_extension("lock"))?;
         let text = fs::read(&path).map_err(failed("read", &path))?;
         Ok(match understand(&text) {
-            Err(_) if lives => Found::Strange(path),
-            Err(reason) => Found::Unreadable(path, reason),
-            Ok(record) if lives => Found::Living(record),
-            Ok(record) if record.place != Place::here()? => Found::Elsewhere(record),
-            Ok(record) if record.held => Found::Held(record),
-            Ok(record) => Found::Dead(record),
+            Err(_) if lives => FoundJournal::Strange(path),
+            Err(reason) => FoundJournal::Unreadable(path, reason),
+            Ok(record) if lives => FoundJournal::Living(record),
+            Ok(record) if record.place != Whereabouts::here()? => FoundJournal::Elsewhere(record),
+            Ok(record) if record.held => FoundJournal::Held(record),
+            Ok(record) => FoundJournal::Dead(record),
         })
     }
 
@@ -232,7 +232,7 @@ impl Locked<'_> {
     /// The instances that live.
     pub(super) fn living(&self) -> Result<Vec<Record>, HostError> {
         let living = self.journals()?.into_iter().filter_map(|found| match found {
-            Found::Living(record) => Some(record),
+            FoundJournal::Living(record) => Some(record),
             _ => None,
         });
         Ok(living.collect())
@@ -241,7 +241,7 @@ impl Locked<'_> {
     /// The instances whose changes stand: they live, or are held.
     pub(super) fn standing(&self) -> Result<Vec<Record>, HostError> {
         let standing = self.journals()?.into_iter().filter_map(|found| match found {
-            Found::Living(record) | Found::Held(record) => Some(record),
+            FoundJournal::Living(record) | FoundJournal::Held(record) => Some(record),
             _ => None,
         });
         Ok(standing.collect())

@@ -5,9 +5,9 @@ use crate::host::control_socket::{ControlSocket, InstanceName, remove_dead_in};
 use super::*;
 
 /// A directory that does not exist yet, in one that vanishes.
-struct Place(PathBuf);
+struct SocketPath(PathBuf);
 
-impl Place {
+impl SocketPath {
     fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -21,7 +21,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SocketPath {
     fn drop(&mut self) {
         fs::remove_dir_all(self.0.parent().unwrap()).unwrap();
     }
@@ -29,7 +29,7 @@ impl Drop for Place {
 
 #[test]
 fn a_socket_is_the_owners_alone_and_gone_with_its_guard() {
-    let place = Place::new();
+    let place = SocketPath::new();
     let (socket, _listener) = place.claim("one").unwrap();
     let path = socket.path().to_owned();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -44,7 +44,7 @@ fn a_socket_is_the_owners_alone_and_gone_with_its_guard() {
 
 #[test]
 fn what_the_dead_left_is_replaced_or_removed_and_the_living_are_left_alone() {
-    let place = Place::new();
+    let place = SocketPath::new();
     let (alive, _listener) = place.claim("alive").unwrap();
     let refused = place.claim("alive").unwrap_err().to_string();
     assert!(refused.contains("alive") && refused.contains("--name"), "{refused}");
@@ -64,7 +64,7 @@ fn what_the_dead_left_is_replaced_or_removed_and_the_living_are_left_alone() {
 
 #[test]
 fn whoever_comes_finds_the_directory_though_others_leave_it_at_that_moment() {
-    let place = Place::new();
+    let place = SocketPath::new();
     thread::scope(|scope| {
         for name in ["one", "two"] {
             let place = &place;
@@ -82,7 +82,7 @@ fn whoever_comes_finds_the_directory_though_others_leave_it_at_that_moment() {
 
 #[test]
 fn where_it_cannot_be_made_the_path_and_the_remedy_are_named() {
-    let place = Place::new();
+    let place = SocketPath::new();
     // Nothing can be made below a file.
     fs::write(&place.0, "").unwrap();
     let error = place.claim("one").unwrap_err().to_string();

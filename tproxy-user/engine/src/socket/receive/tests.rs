@@ -23,7 +23,7 @@ fn a_listener_tells_who_sent_a_datagram_and_where_it_was_to_go() {
         client.send_to(&[9; 60_000], address_of(&listener)).unwrap();
 
         let mut seen = Vec::new();
-        let mut receiver = Receiver::default();
+        let mut receiver = DatagramReceiver::default();
         let mut receive = || {
             receiver.recv(&listener, |datagram| {
                 assert_eq!(datagram.client.0, client.local_addr().unwrap());

@@ -15,7 +15,7 @@ use crate::{
     flow::{ClientAddr, OriginalDst},
     flows::Flows,
     generation::RuleNumber,
-    live::Live,
+    live::LiveCount,
     mark::Mark,
     socket,
     tcp::{
@@ -46,7 +46,7 @@ async fn connected() -> (TcpStream, TcpStream, Rc<Shared>) {
             syns: None,
             flows: Flows::of_workers(1).table(0),
         },
-        Live::default(),
+        LiveCount::default(),
         Affinity::default(),
     );
     let dst = OriginalDst(server.local_addr().unwrap());
