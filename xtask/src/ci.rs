@@ -36,6 +36,7 @@ const CHECKS: &[(&str, Check)] = &[
         doc.args(interface::DOCUMENTATION).arg("--document-private-items");
         run(doc.env("RUSTDOCFLAGS", "-Dwarnings"))
     }),
+    ("the library by itself", interface::alone),
     ("interface of the library", || interface::main(&interface::Args { write: false })),
     ("eBPF object", || build_ebpf::main(&build_ebpf::Args { install: true, check: true })),
     ("lints and documentation of the eBPF programs", build_ebpf::lint),

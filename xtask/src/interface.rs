@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use public_api::PublicApi;
 
 use crate::{
-    process::{cargo, run},
+    process::{cargo, output, run},
     workspace,
 };
 
@@ -17,12 +17,40 @@ const RECORD: &str = "tproxy-user/engine/interface.txt";
 pub(crate) const DOCUMENTATION: &[&str] =
     &["doc", "--locked", "--workspace", "--exclude=tproxy-ebpf", "--no-deps"];
 
+/// What only the command line and its tests are to need.
+const NOT_OF_THE_LIBRARY: &[&str] = &[
+    "anyhow",
+    "clap",
+    "clap_complete",
+    "clap_mangen",
+    "comfy-table",
+    "crossterm",
+    "hyper",
+    "indicatif",
+    "prometheus-client",
+    "ratatui",
+    "tracing-subscriber",
+];
+
 /// Compares the library's public items with `tproxy-user/engine/interface.txt`
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Put those on record that there are
     #[arg(long)]
     pub(crate) write: bool,
+}
+
+/// Compiles the library by itself, as for a program that uses it, and fails when it brings along what it is not to.
+pub(crate) fn alone() -> Result<()> {
+    run(cargo().args(["clippy", "--locked", "--package=tproxy", "--", "-Dwarnings"]))?;
+    let tree = ["tree", "--locked", "--package=tproxy", "--edges=normal", "--prefix=none", "--format={p}"];
+    let tree = output(cargo().args(tree))?;
+    let names = tree.lines().filter_map(|line| line.split(' ').next());
+    let brought: Vec<_> = names.filter(|name| NOT_OF_THE_LIBRARY.contains(name)).collect();
+    if !brought.is_empty() {
+        bail!("the library depends on {}, which only the command line is to need", brought.join(", "));
+    }
+    Ok(())
 }
 
 pub(crate) fn main(args: &Args) -> Result<()> {

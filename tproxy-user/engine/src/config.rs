@@ -2,6 +2,7 @@
 
 mod check;
 mod draft;
+#[cfg(feature = "flags")]
 mod flags;
 mod listed;
 mod path;
@@ -15,7 +16,7 @@ mod values;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 pub(crate) use check::{Complaint, Form, check, default_sessions};
-pub(crate) use draft::{Draft, DraftRule};
+#[cfg(feature = "flags")]
 #[doc(hidden)]
 pub use flags::{Flags, Mistakes};
 pub use listed::{Listed, NamedSet};
@@ -38,6 +39,7 @@ use crate::{
     host::{Identity, InstanceName},
     mark::Mark,
 };
+#[cfg(feature = "flags")]
 use values::Text as _;
 
 /// Everything one instance of `tproxy run` needs to know.
@@ -120,9 +122,10 @@ impl From<bool> for Firewall {
 }
 
 /// How tc hands a packet to a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::ValueEnum))]
 #[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
+#[cfg_attr(feature = "flags", value(rename_all = "snake_case"))]
 pub enum Steer {
     /// tc marks the packet, and the sk_lookup program picks the listener.
     #[default]
@@ -132,7 +135,8 @@ pub enum Steer {
 }
 
 /// What flows that a rule selects meet while the instance stops, and when the process is gone, however it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnExit {
     /// They go their own way, and the host is as it was.
@@ -143,37 +147,56 @@ pub enum OnExit {
 }
 
 /// Time limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
     /// How long an upstream may take to accept a connection
-    #[arg(long = "connect-timeout", value_name = "TIME", default_value = "10s", value_parser = Duration::parse)]
+    #[cfg_attr(
+        feature = "flags",
+        arg(long = "connect-timeout", value_name = "TIME", default_value = "10s", value_parser = Duration::parse)
+    )]
     #[serde(with = "values::text")]
     #[schemars(schema_with = "values::schema::<Duration>")]
     pub connect: Duration,
     /// How long a connection may carry no byte (RFC 5382 asks a NAT for at least 2h4m)
-    #[arg(long = "idle-timeout", value_name = "TIME", default_value = "2h4m", value_parser = Duration::parse)]
+    #[cfg_attr(
+        feature = "flags",
+        arg(long = "idle-timeout", value_name = "TIME", default_value = "2h4m", value_parser = Duration::parse)
+    )]
     #[serde(with = "values::text")]
     #[schemars(schema_with = "values::schema::<Duration>")]
     pub idle: Duration,
     /// How long live connections may go on after SIGINT or SIGTERM; a second signal ends them at once
-    #[arg(long = "drain-timeout", value_name = "TIME", default_value = "30s", value_parser = Duration::parse)]
+    #[cfg_attr(
+        feature = "flags",
+        arg(long = "drain-timeout", value_name = "TIME", default_value = "30s", value_parser = Duration::parse)
+    )]
     #[serde(with = "values::text")]
     #[schemars(schema_with = "values::schema::<Duration>")]
     pub drain: Duration,
     /// How long a UDP session may carry no datagram, as long as only one side has sent
-    #[arg(long = "udp-timeout", value_name = "TIME", default_value = "30s", value_parser = Duration::parse)]
+    #[cfg_attr(
+        feature = "flags",
+        arg(long = "udp-timeout", value_name = "TIME", default_value = "30s", value_parser = Duration::parse)
+    )]
     #[serde(with = "values::text")]
     #[schemars(schema_with = "values::schema::<Duration>")]
     pub udp: Duration,
     /// How long a UDP session may carry no datagram, once both sides have sent
-    #[arg(long = "udp-stream-timeout", value_name = "TIME", default_value = "2m", value_parser = Duration::parse)]
+    #[cfg_attr(
+        feature = "flags",
+        arg(long = "udp-stream-timeout", value_name = "TIME", default_value = "2m", value_parser = Duration::parse)
+    )]
     #[serde(with = "values::text")]
     #[schemars(schema_with = "values::schema::<Duration>")]
     pub udp_stream: Duration,
     /// After which silence both ends of a connection are asked whether they are still there; the upstream as often as the
     /// client asks, if that is more often
-    #[arg(long = "keepalive", value_name = "TIME", default_value = "1m", value_parser = Duration::parse)]
+    #[cfg_attr(
+        feature = "flags",
+        arg(long = "keepalive", value_name = "TIME", default_value = "1m", value_parser = Duration::parse)
+    )]
     #[serde(with = "values::text")]
     #[schemars(schema_with = "values::schema::<Duration>")]
     pub keepalive: Duration,

@@ -10,7 +10,6 @@ use std::{
     sync::Arc,
 };
 
-use clap::Args as _;
 use ipnet::IpNet;
 use rustix::process::{Resource, Rlimit, getrlimit};
 use tproxy_common::{abi::MAX_WORKERS, flow::Protocol, rule::MAX_RULES};
@@ -52,6 +51,7 @@ impl fmt::Display for Complaint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     /// `--port 80`
+    #[cfg(feature = "flags")]
     Flags,
     /// `ports = [80]`
     File,
@@ -62,13 +62,8 @@ impl Form {
     pub(super) fn key(self, key: &str) -> String {
         match self {
             Self::File => key.to_owned(),
-            Self::Flags => {
-                let (whole, id) = (key.replace('.', "_"), key.rsplit('.').next().unwrap_or(key));
-                let flags = DraftRule::augment_args(Draft::augment_args(clap::Command::new("run")));
-                let find = |id: &str| flags.get_arguments().find(|flag| flag.get_id() == id);
-                let flag = find(&whole).or_else(|| find(id));
-                format!("--{}", flag.and_then(|flag| flag.get_long()).unwrap_or(id))
-            }
+            #[cfg(feature = "flags")]
+            Self::Flags => super::flags::name(key),
         }
     }
 
@@ -76,6 +71,7 @@ impl Form {
     pub(super) fn is(self, key: &str, value: &str) -> String {
         match self {
             Self::File => format!("{} = \"{value}\"", self.key(key)),
+            #[cfg(feature = "flags")]
             Self::Flags => format!("{} {value}", self.key(key)),
         }
     }

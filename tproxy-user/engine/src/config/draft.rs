@@ -18,59 +18,60 @@ use super::{
 use crate::{host::InstanceName, mark::Mark};
 
 /// Everything one instance of `tproxy run` is told.
-#[derive(Debug, Clone, PartialEq, Eq, clap::Args, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "tproxy.toml")]
 pub(crate) struct Draft {
     /// What this instance is called; its control socket is /run/tproxy/NAME.sock (default: "default", or what `ip netns`
     /// calls the network namespace; with another mark, the mark is added)
-    #[arg(long, value_parser = InstanceName::parse)]
+    #[cfg_attr(feature = "flags", arg(long, value_parser = InstanceName::parse))]
     #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "values::schema::<InstanceName>")]
     pub(crate) name: Option<InstanceName>,
     /// Serve metrics for Prometheus at http://ADDR:PORT/metrics (default: at the control socket only)
-    #[arg(long, value_name = "ADDR:PORT", value_parser = <SocketAddr as Text>::parse)]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "ADDR:PORT", value_parser = <SocketAddr as Text>::parse))]
     #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "values::schema::<SocketAddr>")]
     pub(crate) metrics: Option<SocketAddr>,
     /// The bits of the packet mark this instance uses: VALUE marks what it steers, VALUE and one more bit of MASK what
     /// its own sockets send
-    #[arg(long, value_name = "VALUE/MASK", default_value_t = Mark::DEFAULT)]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "VALUE/MASK", default_value_t = Mark::DEFAULT))]
     #[serde(with = "values::text")]
     #[schemars(schema_with = "values::schema::<Mark>")]
     pub(crate) mark: Mark,
     /// Number of the routing table this instance uses; it must be empty
-    #[arg(long, default_value_t = Draft::TABLE)]
+    #[cfg_attr(feature = "flags", arg(long, default_value_t = Draft::TABLE))]
     pub(crate) table: u32,
     /// Preference of this instance's routing rules (ip rule); instances may share one
-    #[arg(long, default_value_t = Draft::PRIORITY)]
+    #[cfg_attr(feature = "flags", arg(long, default_value_t = Draft::PRIORITY))]
     pub(crate) priority: u32,
     /// Who picks the socket of a steered packet
-    #[arg(long, default_value = "sk_lookup")]
+    #[cfg_attr(feature = "flags", arg(long, default_value = "sk_lookup"))]
     pub(crate) steer: Steer,
     /// What flows that a rule selects meet while this instance stops, and when it is gone
-    #[arg(long, default_value = "pass")]
+    #[cfg_attr(feature = "flags", arg(long, default_value = "pass"))]
     pub(crate) on_exit: OnExit,
     /// Add rules to this host's firewalls (iptables, nft) that accept what is steered, where they would discard it
-    #[arg(long)]
+    #[cfg_attr(feature = "flags", arg(long))]
     pub(crate) admit: bool,
     /// Worker threads (default: one per CPU)
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "N"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "usize")]
     pub(crate) workers: Option<usize>,
     /// Time limits
-    #[command(flatten)]
+    #[cfg_attr(feature = "flags", command(flatten))]
     pub(crate) timeouts: Timeouts,
     /// How much there may be at once
-    #[command(flatten)]
+    #[cfg_attr(feature = "flags", command(flatten))]
     pub(crate) limits: DraftLimits,
     /// Prefixes and ports by name
-    #[arg(skip)]
+    #[cfg_attr(feature = "flags", arg(skip))]
     #[serde(skip_serializing_if = "DraftSets::is_empty")]
     pub(crate) sets: DraftSets,
     /// In the order in which they are tried; the first match wins
-    #[arg(skip)]
+    #[cfg_attr(feature = "flags", arg(skip))]
     pub(crate) rules: Vec<DraftRule>,
 }
 
@@ -100,28 +101,29 @@ impl Default for Draft {
 }
 
 /// How much there may be at once.
-#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "Limits")]
 pub(crate) struct DraftLimits {
     /// Most UDP sessions at once; each takes two descriptors (default: as many as a quarter of the descriptors allows)
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "N"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "usize")]
     pub(crate) udp_sessions: Option<usize>,
     /// Most UDP sessions at once of one client address, or /64 of IPv6 (default: a quarter of all)
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "N"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "usize")]
     pub(crate) udp_sessions_per_client: Option<usize>,
     /// Most TCP connections at once; each takes two descriptors (default: as many as the descriptors allow)
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "N"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "usize")]
     pub(crate) connections: Option<usize>,
     /// Most TCP connections at once of one client address, or /64 of IPv6; not in scope outbound (default: a quarter of what
     /// the descriptors allow)
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "N"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "usize")]
     pub(crate) connections_per_client: Option<usize>,
@@ -219,55 +221,59 @@ impl<T: Text> JsonSchema for Members<T> {
 }
 
 /// One rule: which flows, and what becomes of them.
-#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["scope", "action"]))]
 pub(crate) struct DraftRule {
     /// Shown in logs and counters (default: rule-N, counted from 0)
-    #[arg(skip)]
+    #[cfg_attr(feature = "flags", arg(skip))]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub(crate) name: Option<String>,
     /// Which traffic the rule looks at; required
-    #[arg(long)]
+    #[cfg_attr(feature = "flags", arg(long))]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "DraftScope")]
     pub(crate) scope: Option<DraftScope>,
     /// Which protocols the rule looks at
-    #[arg(long = "proto", value_name = "PROTOCOL", default_value = "both")]
+    #[cfg_attr(feature = "flags", arg(long = "proto", value_name = "PROTOCOL", default_value = "both"))]
     pub(crate) protocol: Protocols,
     /// Interfaces that packets arrive by (forwarded: required) or leave by (outbound; default: all with a default or
     /// connected route)
-    #[arg(long = "interface", value_name = "NAME")]
+    #[cfg_attr(feature = "flags", arg(long = "interface", value_name = "NAME"))]
     #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("minItems" = 1))]
     pub(crate) interfaces: Vec<String>,
     /// Destination prefixes and addresses (default: any; 0.0.0.0/0 is all of IPv4, ::/0 all of IPv6)
-    #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse))]
     #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("minItems" = 1))]
     pub(crate) to: Vec<Item<IpNet>>,
     /// Source prefixes and addresses (default: any)
-    #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse))]
     #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("minItems" = 1))]
     pub(crate) from: Vec<Item<IpNet>>,
     /// Destination prefixes and addresses to leave out
-    #[arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse)]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "PREFIX", value_parser = Item::<IpNet>::parse))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) except: Vec<Item<IpNet>>,
     /// Destination ports and ranges, such as 80,443,8000-8999 (default: any)
-    #[arg(long = "port", value_name = "PORTS", value_delimiter = ',', value_parser = Item::<RangeInclusive<u16>>::parse)]
+    #[cfg_attr(
+        feature = "flags",
+        arg(long = "port", value_name = "PORTS", value_delimiter = ',', value_parser = Item::<RangeInclusive<u16>>::parse)
+    )]
     #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("minItems" = 1))]
     pub(crate) ports: Vec<Item<RangeInclusive<u16>>>,
     /// User ids of the sending process, as numbers (outbound)
-    #[arg(long)]
+    #[cfg_attr(feature = "flags", arg(long))]
     #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("minItems" = 1))]
     pub(crate) uid: Vec<u32>,
     /// cgroup v2 directories of the sending process, or ones above it (outbound)
-    #[arg(long, value_name = "PATH")]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "PATH"))]
     #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("minItems" = 1))]
     pub(crate) cgroup: Vec<PathBuf>,
@@ -279,29 +285,29 @@ pub(crate) struct DraftRule {
     /// reject              refuse it (RST, or ICMP port unreachable)
     /// drop                discard its packets without an answer
     /// pass                leave it alone
-    #[arg(long, value_parser = Action::parse, verbatim_doc_comment)]
+    #[cfg_attr(feature = "flags", arg(long, value_parser = Action::parse, verbatim_doc_comment))]
     #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "values::schema::<Action>")]
     pub(crate) action: Option<Action>,
     /// Whose address the upstream sees (direct and upstream=)
-    #[arg(long, default_value = "host")]
+    #[cfg_attr(feature = "flags", arg(long, default_value = "host"))]
     pub(crate) source: Source,
     /// By which way what is relayed leaves
-    #[command(flatten)]
+    #[cfg_attr(feature = "flags", command(flatten))]
     #[serde(skip_serializing_if = "is_default")]
     pub(crate) egress: RuleEgress,
     /// Which upstream socket a client's UDP datagrams leave by (direct; with upstream= always per destination)
-    #[arg(long, default_value = "endpoint-independent")]
+    #[cfg_attr(feature = "flags", arg(long, default_value = "endpoint-independent"))]
     pub(crate) nat: Nat,
     /// When a TCP client's connection is accepted (direct and upstream=)
-    #[arg(long, default_value = "auto")]
+    #[cfg_attr(feature = "flags", arg(long, default_value = "auto"))]
     pub(crate) accept: Accept,
     /// Time limits of its TCP connections, in place of the general ones
-    #[arg(skip)]
+    #[cfg_attr(feature = "flags", arg(skip))]
     #[serde(skip_serializing_if = "is_default")]
     pub(crate) timeouts: RuleTimeouts,
     /// How much of it there may be at once
-    #[arg(skip)]
+    #[cfg_attr(feature = "flags", arg(skip))]
     #[serde(skip_serializing_if = "is_default")]
     pub(crate) limits: RuleLimits,
 }
@@ -318,7 +324,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// [`Scope`] as it is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum DraftScope {
     /// Flows that arrive by the named interfaces for addresses that are not this host's

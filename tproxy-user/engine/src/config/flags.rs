@@ -2,7 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::{Config, Draft, DraftRule, Form, check, load};
+use clap::Args as _;
+
+use super::{
+    Config, Form, check,
+    draft::{Draft, DraftRule},
+    load,
+};
 
 /// A file, or one rule and what goes with it.
 #[derive(Debug, clap::Args)]
@@ -47,6 +53,15 @@ impl Flags {
         complaints
             .map_err(|complaints| Mistakes(complaints.iter().map(|it| format!("error: {it}")).collect()))
     }
+}
+
+/// The flag of a key, which may be dotted.
+pub(super) fn name(key: &str) -> String {
+    let (whole, id) = (key.replace('.', "_"), key.rsplit('.').next().unwrap_or(key));
+    let flags = DraftRule::augment_args(Draft::augment_args(clap::Command::new("run")));
+    let find = |id: &str| flags.get_arguments().find(|flag| flag.get_id() == id);
+    let flag = find(&whole).or_else(|| find(id));
+    format!("--{}", flag.and_then(|flag| flag.get_long()).unwrap_or(id))
 }
 
 #[cfg(test)]

@@ -15,10 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tproxy_common::{flow::Protocol, rule::Scope};
 
-use super::{
-    Listed,
-    values::{self, Text},
-};
+use super::{Listed, values};
 use crate::{intercept::Taker, mark::Bits};
 
 /// One rule.
@@ -170,7 +167,8 @@ impl<'a> From<&'a Rule> for Claim<'a> {
 }
 
 /// The protocols of a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocols {
     /// TCP only.
@@ -195,7 +193,8 @@ impl Protocols {
 }
 
 /// How a client's UDP endpoint is mapped to upstream sockets, in the words of RFC 4787, 4.1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Nat {
     /// One for each client address and port, whatever the destination: every peer sees the same endpoint, and whoever
@@ -207,7 +206,8 @@ pub enum Nat {
 }
 
 /// When a TCP client's connection is accepted, where it is relayed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Accept {
     /// `direct`: after the upstream is connected, unless the destination was reached within the last minute, or NAT of this
@@ -262,9 +262,8 @@ impl fmt::Display for Action {
 }
 
 /// Whose address the upstream sees.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, clap::ValueEnum, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// This host's own address.
@@ -295,21 +294,31 @@ pub struct RuleTimeouts {
 }
 
 /// By which way what is relayed leaves, in place of the one of the client's own packets.
-#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "flags", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
 pub struct RuleEgress {
     /// The interface by which what is relayed leaves (direct and upstream=; default: that of the client's own packets)
-    #[arg(id = "egress_interface", long = "egress-interface", value_name = "NAME")]
+    #[cfg_attr(
+        feature = "flags",
+        arg(id = "egress_interface", long = "egress-interface", value_name = "NAME")
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub interface: Option<String>,
     /// Bits of the mark of what is relayed, by which routing rules of others go (direct and upstream=)
-    #[arg(id = "egress_mark", long = "egress-mark", value_name = "VALUE/MASK", value_parser = <Bits as Text>::parse)]
+    #[cfg_attr(
+        feature = "flags",
+        arg(id = "egress_mark", long = "egress-mark", value_name = "VALUE/MASK", value_parser = <Bits as values::Text>::parse)
+    )]
     #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "values::schema::<Bits>")]
     pub mark: Option<Bits>,
     /// The address of this host that the upstream sees, where it is of its family (direct and upstream=)
-    #[arg(id = "egress_source", long = "egress-source", value_name = "ADDR", value_parser = <IpAddr as Text>::parse)]
+    #[cfg_attr(
+        feature = "flags",
+        arg(id = "egress_source", long = "egress-source", value_name = "ADDR", value_parser = <IpAddr as values::Text>::parse)
+    )]
     #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "values::schema::<IpAddr>")]
     pub source: Option<IpAddr>,

@@ -9,39 +9,40 @@ use super::{FlowId, FlowProtocol, FlowScope, FlowState, LiveFlow};
 
 /// What a flow has to be; all that is given has to hold. The flags of the command line and the query of a request are the
 /// same.
-#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "flags", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
 pub struct Filter {
     /// The flow of this number, as `tproxy flows` shows it
-    #[arg(long, value_name = "N")]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "N"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<FlowId>,
     /// Flows of this protocol
-    #[arg(long = "proto", value_name = "PROTOCOL")]
+    #[cfg_attr(feature = "flags", arg(long = "proto", value_name = "PROTOCOL"))]
     #[serde(rename = "proto", skip_serializing_if = "Option::is_none")]
     pub protocol: Option<FlowProtocol>,
     /// Flows that a rule of this scope selected
-    #[arg(long)]
+    #[cfg_attr(feature = "flags", arg(long))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<FlowScope>,
     /// Flows that the rule of this name selected
-    #[arg(long, value_name = "NAME")]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "NAME"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     /// Flows of this client: ADDR, PREFIX, ADDR:PORT or :PORT
-    #[arg(long, value_name = "ENDPOINT")]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "ENDPOINT"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<EndpointFilter>,
     /// Flows to this original destination, in the same forms
-    #[arg(long, value_name = "ENDPOINT")]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "ENDPOINT"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dst: Option<EndpointFilter>,
     /// Flows that lead to this upstream, in the same forms
-    #[arg(long, value_name = "ENDPOINT")]
+    #[cfg_attr(feature = "flags", arg(long, value_name = "ENDPOINT"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<EndpointFilter>,
     /// Flows in this state
-    #[arg(long)]
+    #[cfg_attr(feature = "flags", arg(long))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<FlowState>,
 }

@@ -39,9 +39,10 @@ impl FromStr for FlowId {
 }
 
 /// What becomes of a flow at the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "flags", derive(clap::ValueEnum))]
 #[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
+#[cfg_attr(feature = "flags", value(rename_all = "snake_case"))]
 #[repr(u8)]
 pub enum FlowState {
     /// The upstream has not answered yet.

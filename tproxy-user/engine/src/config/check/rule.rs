@@ -102,7 +102,7 @@ impl Checker {
 }
 
 fn no_such_set<T>(name: &str, sets: &ByName<T>, form: Form) -> String {
-    if form == Form::Flags {
+    if form != Form::File {
         return format!("@{name} names a set, which only a file has: write the members, or use --config");
     }
     let remedy = match nearest(name, sets.keys().map(String::as_str)) {

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{draft::Draft, *};
 use crate::policy::generate::any_rule;
 
 fn any_time() -> impl Strategy<Value = Duration> {
