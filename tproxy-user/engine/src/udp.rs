@@ -3,20 +3,20 @@
 //! A [`Worker`](crate::worker::Worker) is one thread; all flows of one client endpoint meet the same worker, and nothing is
 //! shared between workers but what is read only. In each of them
 //!
-//! 1. `service` is the loop: it waits by `readiness` for sockets that have something, and has `relay` deal with each of
-//!    them in turn, one `batch` at a time, so that no flow keeps the others waiting;
+//! 1. `service` is the loop: it waits by `readiness` for sockets that have something, and deals with each of them in turn,
+//!    one `batch` at a time, so that no flow keeps the others waiting;
 //! 2. `listener` takes the first datagrams of flows, with their original destinations, and those of flows that have no
 //!    socket of their own;
-//! 3. `begin` makes a session of a flow that the datapath, by way of [`Memory`], has a rule for: a socket that is bound to
-//!    the original destination *and connected* to the client, to which the kernel's own lookup brings the flow from then
-//!    on, and an upstream socket, which a `mapping` may share between the sessions of a client endpoint;
-//! 4. `forward` moves datagrams, several at once where it can, by sockets that are `channel`s;
-//! 5. `errors` passes ICMP errors on to clients, at a `rate`;
-//! 6. `moving` has sessions go on from another address when theirs is the host's no more;
-//! 7. `table` knows the sessions in the order of their use, and which of them ends for lack of use or of room;
-//! 8. `session` writes down how it went, `counters` how it all went.
-//!
-//! A datagram that reaches the session of another client is a `stray`, and goes to its own.
+//! 3. `forward` moves datagrams, several at once where it can, by sockets that are `channel`s; where one goes, it asks
+//! 4. the `relay`, which knows all sessions and decides everything, and does no I/O: `begin` makes a session of a flow that
+//!    the datapath, by way of [`Memory`], has a rule for; `course` says where its datagrams go, and hears what became of them;
+//!    `errors` has clients told of ICMP errors, at a `rate`; `moving` has sessions go on from another address when theirs is
+//!    the host's no more;
+//! 5. `io` has the sockets. A session's is bound to the original destination *and connected* to the client, to which the
+//!    kernel's own lookup brings the flow from then on; an upstream socket may be that of a `mapping`, which the sessions of a
+//!    client endpoint share;
+//! 6. `table` knows the sessions in the order of their use, and which of them ends for lack of use or of room;
+//! 7. `session` writes down how it went, `counters` how it all went.
 //!
 //! All of it is plain state that one task owns: a session is a place in a table and at most two descriptors, and it ends
 //! where it is ended. Nothing is allocated for a datagram.
@@ -29,23 +29,20 @@
 //! the client leaves by a raw socket.
 
 mod batch;
-mod begin;
 mod channel;
 mod counters;
 mod dns;
 mod endpoints;
-mod errors;
 mod forward;
+mod io;
 mod listener;
 mod mapping;
-mod moving;
 mod rate;
 mod raw;
 mod readiness;
 mod relay;
 mod service;
 mod session;
-mod stray;
 mod table;
 
 pub use counters::{End, Snapshot, UdpCounters};

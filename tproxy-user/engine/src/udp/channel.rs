@@ -3,9 +3,19 @@
 use std::{io, net::SocketAddr};
 
 use socket2::Socket;
+use tproxy_common::packet::Fragmenting;
 
-use super::batch::{Most, Run};
-use crate::socket::{Outgoing, send_message};
+use super::{
+    batch::{Most, Run},
+    session::Travel,
+};
+use crate::{
+    family::Family,
+    socket::{self, Outgoing, PeerError, Pieces, send_message},
+};
+
+/// Errors taken off a socket in one go.
+const ERRORS_AT_ONCE: usize = 64;
 
 /// The longest datagram that fits every Ethernet with the headers of IPv6 and UDP.
 const USUAL: usize = 1452;
@@ -104,6 +114,50 @@ impl Channel {
             }
             result => result,
         }
+    }
+}
+
+/// A socket towards an upstream, with what was set last for it.
+pub(super) struct UpstreamSocket {
+    pub(super) channel: Channel,
+    ttl: Option<u8>,
+    fragmenting: Option<Fragmenting>,
+}
+
+impl UpstreamSocket {
+    pub(super) const fn new(channel: Channel) -> Self {
+        Self { channel, ttl: None, fragmenting: None }
+    }
+
+    pub(super) fn send(&mut self, run: &Run<'_>, to: SocketAddr, travel: Travel) -> Sent {
+        let family = Family::of(to.ip());
+        if self.ttl != Some(travel.ttl) {
+            // Without it the datagram lives longer or shorter than it should, and arrives all the same.
+            let _ = socket::set_ttl(&self.channel.socket, family, travel.ttl);
+            self.ttl = Some(travel.ttl);
+        }
+        // What the client itself had to fragment nobody can ask it to make shorter.
+        let fragmenting = match run.pieces {
+            Pieces::One => travel.fragmenting,
+            Pieces::Many => Some(Fragmenting::Allowed),
+        };
+        if let Some(wanted) = fragmenting.filter(|wanted| self.fragmenting != Some(*wanted)) {
+            // The kernel has an opinion of its own otherwise, which is to fragment what does not fit.
+            let _ = socket::set_fragmenting(&self.channel.socket, family, wanted);
+            self.fragmenting = Some(wanted);
+        }
+        self.channel.send(run, to)
+    }
+
+    /// Errors that it has to tell.
+    pub(super) fn errors(&self) -> impl Iterator<Item = PeerError> {
+        // An error of reading says that there is none, or none that could be understood.
+        std::iter::from_fn(move || socket::next_error(&self.channel.socket).ok().flatten())
+            .take(ERRORS_AT_ONCE)
+    }
+
+    pub(super) fn local_addr(&self) -> Option<SocketAddr> {
+        self.channel.socket.local_addr().ok()?.as_socket()
     }
 }
 

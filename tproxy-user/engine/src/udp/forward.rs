@@ -1,27 +1,71 @@
-//! Moving datagrams.
+//! Moving datagrams: what has come is read, the relay says where it goes, and hears what became of it.
 
-use std::{io, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Instant};
+use std::{io, net::SocketAddr, time::Instant};
 
 use super::{
     End,
     batch::{Batch, Most, Run},
-    counters::add,
-    dns,
-    relay::Relay,
-    session::{Reply, Session, Traffic, Upstream},
-    stray::Stray,
-    table::{Flow, Sender, SessionId, Table},
+    channel::Sent,
+    io::{Io, SINGLY},
+    readiness::Token,
+    relay::{Down, Relay, Step, Stranded, Stranger, Up},
+    session::Reply,
+    table::{Flow, SessionId},
 };
 use crate::{
-    family::Family,
     flow::{ClientAddr, OriginalDst},
-    socket::{self, Endpoint, UpstreamSource, Visibility},
+    socket::{Datagram, Visibility},
 };
 
-/// For senders that take one datagram at a time.
-const SINGLY: Most = Most { datagrams: 1, size: 0 };
+/// What a worker's sessions go by, and what moves their datagrams. When it is dropped, the sessions end.
+pub(super) struct Forwarder {
+    pub(super) relay: Relay,
+    pub(super) io: Io,
+}
 
-impl Relay {
+impl Forwarder {
+    /// A datagram that came by a listener, or should have.
+    pub(super) fn take(&mut self, datagram: &Datagram<'_>, now: Instant) {
+        let flow = Flow { client: datagram.client, dst: datagram.dst };
+        let run = Run::of(datagram);
+        if let Some(id) = self.relay.find(&flow).or_else(|| self.begin(datagram, now)) {
+            self.up(id, &run, now);
+        }
+    }
+
+    /// Makes a session of the flow that a datagram is the first of.
+    fn begin(&mut self, datagram: &Datagram<'_>, now: Instant) -> Option<SessionId> {
+        let Self { relay, io } = self;
+        let selected = io.memory.selected(datagram.client, datagram.dst);
+        let mut step = relay.begin(datagram, selected, now);
+        loop {
+            carry_out(relay, io, now);
+            step = match step {
+                Step::FindWay(beginning) => {
+                    let way = io.ways.egress(beginning.rule(), &beginning.first());
+                    relay.found_way(beginning, way, now)
+                }
+                Step::Open(opening) => match io.open(&opening) {
+                    Ok(sockets) => {
+                        let id = relay.opened(opening, &sockets.opened(), now);
+                        if let Err(error) = io.adopt(id, relay.mapping_of(id), sockets) {
+                            tracing::debug!(%error, "cannot watch a socket");
+                            relay.unwatched(id, now);
+                        }
+                        carry_out(relay, io, now);
+                        return Some(id);
+                    }
+                    Err(error) => relay.not_opened(opening, error, now),
+                },
+                Step::Carry => {
+                    self.carry(datagram);
+                    return None;
+                }
+                Step::Refused => return None,
+            };
+        }
+    }
+
     /// Relays what the socket towards a client has.
     pub(super) fn read_client(&mut self, id: SessionId, batch: &mut Batch, now: Instant) {
         if self.receive_from_client(id, batch, now) {
@@ -32,17 +76,15 @@ impl Relay {
     /// Says whether there was anything.
     fn receive_from_client(&mut self, id: SessionId, batch: &mut Batch, now: Instant) -> bool {
         // If so, this is another session's event, from before this one had its place.
-        if self.is_waiting(id) {
+        if self.relay.is_waiting(id) {
             return false;
         }
-        let Some((_, Session { reply: Reply::Own(channel), .. })) = self.table.get_mut(id) else {
-            return false;
-        };
+        let Some(channel) = self.io.client(id) else { return false };
         match batch.receive(&channel.socket) {
             Ok(()) => true,
             Err(error) => {
                 if error.kind() == io::ErrorKind::ConnectionRefused {
-                    self.end(id, End::ClientRefused, now);
+                    self.relay.end(id, End::ClientRefused, now);
                 }
                 false
             }
@@ -50,237 +92,220 @@ impl Relay {
     }
 
     fn all_up(&mut self, id: SessionId, batch: &mut Batch, now: Instant) {
-        let Some((Flow { client, dst }, session)) = self.table.get_mut(id) else { return };
-        let (client, dst, ttl) = (*client, *dst, session.travel.ttl);
+        let Some((Flow { client, dst }, travel)) = self.relay.owner(id) else { return };
         while let Some(run) = batch.next_run(self.most_up(id)) {
             if run.from == client.0 {
                 self.up(id, &run, now);
-            } else {
-                self.strays.extend(run.datagrams().map(|payload| Stray::new(&run, dst, ttl, payload)));
+                continue;
+            }
+            // A stray. While a socket is being connected, a look-up on another CPU may have found it when it was only bound, for
+            // it to be connected when the look-up asks whether it is (`__udp4_lib_lookup` does so after `compute_score`, without
+            // a lock). It has to go where it would have gone by the listener.
+            let Run { from, class, pieces, .. } = run;
+            for payload in run.datagrams() {
+                let client = ClientAddr(from);
+                self.take(&Datagram { client, dst, class, pieces, ttl: travel.ttl, payload }, now);
+            }
+        }
+    }
+
+    /// Datagrams from a client to where its session leads.
+    fn up(&mut self, id: SessionId, run: &Run<'_>, now: Instant) {
+        let sent = match self.relay.up(id) {
+            Some(Up::Own(peer, travel)) => self.io.own(id).map(|socket| socket.send(run, peer, travel)),
+            Some(Up::Shared(index, to, travel)) => {
+                let sent = self.io.shared(index).map(|socket| socket.send(run, to, travel));
+                if sent.as_ref().is_some_and(Sent::is_too_long) {
+                    self.tell_errors_of_mapping(index, Some(id), now);
+                }
+                sent
+            }
+            Some(Up::Answer) => return self.answer(id, run, now),
+            None => None,
+        };
+        if let Some(sent) = sent {
+            self.relay.sent_up(id, run, &sent, now);
+        }
+    }
+
+    /// Answers datagrams in place of an upstream.
+    fn answer(&mut self, id: SessionId, run: &Run<'_>, now: Instant) {
+        let Some(text) = self.relay.asked(id, run, now) else { return };
+        for question in run.datagrams() {
+            if self.relay.may_answer(id, question, text.as_bytes(), now) {
+                self.down(id, &Run::one(run.from, text.as_bytes()), now);
             }
         }
     }
 
     /// Relays what a session's own upstream socket has.
     pub(super) fn read_upstream(&mut self, id: SessionId, batch: &mut Batch, now: Instant) {
-        let Some((_, Session { upstream: Upstream::Own(socket, peer), .. })) = self.table.get_mut(id) else {
-            return;
-        };
+        let Some(socket) = self.io.own(id) else { return };
         // An error was one that the error queue tells, too; reading has cleared it.
         if batch.receive(&socket.channel.socket).is_err() {
             return;
         }
-        let peer = *peer;
         while let Some(run) = batch.next_run(self.most_down(id)) {
-            if run.from == peer {
+            if self.relay.is_peers(id, &run) {
                 self.down(id, &run, now);
-            } else {
-                // Another peer's, whom this mapping is to keep out; see `Stray`.
-                add(&self.counters.not_from_peer, u64::from(run.count()));
             }
         }
     }
 
     /// Relays what the socket of a mapping has, each datagram by the session with its sender.
     pub(super) fn read_mapping(&mut self, index: u32, batch: &mut Batch, now: Instant) {
-        let Some(mapping) = self.mappings.get_mut(index) else { return };
-        if batch.receive(&mapping.socket.channel.socket).is_err() {
+        let Some(socket) = self.io.shared(index) else { return };
+        if batch.receive(&socket.channel.socket).is_err() {
             return;
         }
-        let (client, (rule, origin)) = (mapping.sharing.client, mapping.decided);
         while let Some(from) = batch.next_from() {
-            let flow = Flow { client, dst: OriginalDst(from) };
-            let session = self.table.find(&flow);
+            let session = self.relay.session_with(index, from);
             let most = session.map_or(SINGLY, |id| self.most_down(id));
             let Some(run) = batch.next_run(most) else { return };
             match session {
                 Some(id) => self.down(id, &run, now),
-                None => {
-                    // What the client answers goes by the same mapping, whatever its rule says of ports (TFTP, STUN).
-                    let seen = self.as_seen(from, index);
-                    if seen.is_none() && self.expected.allows(client, now) {
-                        self.memory.expect(client, flow.dst, rule, &origin);
-                    }
-                    self.unsolicited(client, seen.unwrap_or(from), &run);
-                }
-            }
-        }
-    }
-
-    /// Ends sessions that were found to be answered, unless the client has asked more meanwhile.
-    pub(super) fn end_answered(&mut self, batch: &mut Batch, now: Instant) {
-        for _ in 0..self.answered.len() {
-            let Some(id) = self.answered.pop() else { return };
-            if self.table.is_answered(id) {
-                self.end_unless_more(id, End::Answered, batch, now);
-            }
-        }
-    }
-
-    /// Ends a session that seems to be over. If its client has sent more, that is relayed and the session goes on.
-    pub(super) fn end_unless_more(&mut self, id: SessionId, end: End, batch: &mut Batch, now: Instant) {
-        if self.is_waiting(id) {
-            return;
-        }
-        // What came between a last look and the end would be lost. From here on it is the listener's, who has it decided.
-        self.set_visibility(id, Visibility::Hidden);
-        if self.receive_from_client(id, batch, now) {
-            self.set_visibility(id, Visibility::Found);
-            self.all_up(id, batch, now);
-        } else {
-            self.end(id, end, now);
-        }
-    }
-
-    fn set_visibility(&mut self, id: SessionId, visibility: Visibility) {
-        let Some((_, Session { reply: Reply::Own(channel), .. })) = self.table.get_mut(id) else { return };
-        if let Err(error) = socket::set_visibility(&channel.socket, visibility) {
-            tracing::debug!(%error, ?visibility, "cannot set whether packets find a socket");
-        }
-    }
-
-    /// Whether the listener may still have datagrams of a session that has a socket of its own.
-    fn is_waiting(&mut self, id: SessionId) -> bool {
-        self.table.get_mut(id).is_some_and(|(_, session)| session.waits_for.is_some())
-    }
-
-    /// Datagrams from a client to where its session leads.
-    pub(super) fn up(&mut self, id: SessionId, run: &Run<'_>, now: Instant) {
-        let Self { table, mappings, counters, reporter, .. } = self;
-        let Some((flow, session)) = table.get_mut(id) else { return };
-        let travel = session.travel;
-        let sent = match &mut session.upstream {
-            Upstream::Own(socket, peer) => socket.send(run, *peer, travel),
-            Upstream::Shared(index) => {
-                let Some(mapping) = mappings.get_mut(*index) else { return };
-                let sent = mapping.socket.send(run, flow.dst.0, travel);
-                if sent.is_too_long() {
-                    reporter.report_all(mapping, Some(flow), counters, now);
-                }
-                sent
-            }
-            Upstream::Text(_) => return self.respond(id, run, now),
-        };
-        session.count_up(Traffic::from(&sent));
-        add(&counters.datagrams_up, sent.datagrams);
-        add(&counters.bytes_up, sent.bytes);
-        add(&counters.send_errors, sent.lost);
-        if let Some(error) = &sent.error {
-            reporter.report_failure(flow, error, counters, now);
-        }
-        table.used(id, Sender::Client, run.count(), now);
-        note_what_is_no_dns(table, id, run, dns::is_query);
-    }
-
-    /// Answers datagrams in place of an upstream, where nobody is harmed by it.
-    fn respond(&mut self, id: SessionId, run: &Run<'_>, now: Instant) {
-        let Some((flow, session)) = self.table.get_mut(id) else { return };
-        let Upstream::Text(text) = &session.upstream else { return };
-        let (text, client) = (Arc::clone(text), flow.client);
-        let most =
-            session.record.rule.treatment.limits.amplification.map_or(AMPLIFICATION, NonZeroUsize::get);
-        let received = u64::from(run.count());
-        session.count_up(Traffic { datagrams: received, bytes: run.contents.len() as u64 });
-        add(&self.counters.datagrams_up, received);
-        add(&self.counters.bytes_up, run.contents.len() as u64);
-        self.table.used(id, Sender::Client, run.count(), now);
-        note_what_is_no_dns(&mut self.table, id, run, dns::is_query);
-        for question in run.datagrams() {
-            let answer = text.as_bytes();
-            if is_fair(question, answer, client, most) && self.answers.allows(client, now) {
-                self.down(id, &Run::one(run.from, answer), now);
-            } else {
-                add(&self.counters.unanswered, 1);
+                None => self.unsolicited(index, &run, now),
             }
         }
     }
 
     /// Datagrams of a session to its client.
     fn down(&mut self, id: SessionId, run: &Run<'_>, now: Instant) {
-        let Self { table, counters, raw, .. } = self;
-        let Some((flow, session)) = table.get_mut(id) else { return };
-        let sent = match &mut session.reply {
-            Reply::Own(channel) => channel.send(run, flow.client.0),
-            Reply::Raw => raw.send(flow.dst, flow.client, run),
+        let Some(Down { flow: Flow { client, dst }, reply }) = self.relay.down(id) else { return };
+        let sent = match reply {
+            Reply::Own => self.io.client(id).map(|channel| channel.send(run, client.0)),
+            Reply::Raw => Some(self.io.raw.send(dst, client, run)),
         };
-        session.count_down(Traffic::from(&sent));
-        add(&counters.datagrams_down, sent.datagrams);
-        add(&counters.bytes_down, sent.bytes);
-        add(&counters.send_errors, sent.lost);
-        let sender = match session.upstream {
-            Upstream::Text(_) => Sender::Ourselves,
-            Upstream::Own(..) | Upstream::Shared(_) => Sender::Upstream,
-        };
-        table.used(id, sender, run.count(), now);
-        note_what_is_no_dns(table, id, run, dns::is_answer);
-        if table.is_answered(id) {
-            self.answered.push(id);
+        if let Some(sent) = sent {
+            self.relay.sent_down(id, run, &sent, now);
         }
-        if sent.refused {
-            self.end(id, End::ClientRefused, now);
-        }
-    }
-
-    /// As whom a client is seen that sends to a mapping of another's, as to anybody: who receives it can answer only there
-    /// (RFC 4787, REQ-9). The address is the one by which the other's mapping is known to the peer that it was made for.
-    fn as_seen(&mut self, from: SocketAddr, index: u32) -> Option<SocketAddr> {
-        let port = self.mappings.endpoints.port_of(from)?;
-        let mapping = self.mappings.get_mut(index)?;
-        let (to, egress) = (Endpoint::Peer(mapping.peer.0), mapping.socket.egress);
-        let towards = socket::datagram_upstream(to, UpstreamSource::Host, egress).ok()?;
-        Some(SocketAddr::new(towards.local_addr().ok()?.as_socket()?.ip(), port))
     }
 
     /// Datagrams from a peer that the client, which has sent to others by the same mapping, has no session with.
-    fn unsolicited(&mut self, client: ClientAddr, from: SocketAddr, run: &Run<'_>) {
-        let sent = self.raw.send(OriginalDst(from), client, run);
-        add(&self.counters.unsolicited, sent.datagrams);
-        add(&self.counters.bytes_down, sent.bytes);
-        add(&self.counters.datagrams_down, sent.datagrams);
-        add(&self.counters.send_errors, sent.lost);
+    fn unsolicited(&mut self, index: u32, run: &Run<'_>, now: Instant) {
+        let Some(Stranger { client, seen_by }) = self.relay.stranger(index, run.from) else { return };
+        let seen = seen_by
+            .and_then(|(port, peer, egress)| Some(SocketAddr::new(Io::address_towards(peer, egress)?, port)));
+        if seen.is_none() {
+            self.relay.expect(index, run.from, now);
+        }
+        let sent = self.io.raw.send(OriginalDst(seen.unwrap_or(run.from)), client, run);
+        self.relay.sent_unsolicited(&sent);
+    }
+
+    /// Sends a datagram on as it is, from its sender to its destination.
+    fn carry(&mut self, datagram: &Datagram<'_>) {
+        let (from, to) = (OriginalDst(datagram.client.0), ClientAddr(datagram.dst.0));
+        let sent = self.io.raw.send(from, to, &Run::of(datagram));
+        self.relay.carried(&sent);
+    }
+
+    /// Has the relay know of the errors that a socket has to tell.
+    pub(super) fn look_at_errors(&mut self, token: Token, now: Instant) {
+        match token {
+            Token::Upstream(id) => {
+                let errors = self.io.own(id).into_iter().flat_map(|socket| socket.errors());
+                for error in errors {
+                    self.relay.session_error(id, &error, now);
+                }
+            }
+            Token::Mapping(index) => self.tell_errors_of_mapping(index, None, now),
+            // Their errors are told where they are read.
+            Token::Client(_) | Token::Listener(_) => {}
+        }
+    }
+
+    fn tell_errors_of_mapping(&mut self, index: u32, sent: Option<SessionId>, now: Instant) {
+        for error in self.io.shared(index).into_iter().flat_map(|socket| socket.errors()) {
+            self.relay.mapping_error(index, sent, &error, now);
+        }
+    }
+
+    /// Ends sessions of which all that was asked is answered.
+    pub(super) fn end_answered(&mut self, batch: &mut Batch, now: Instant) {
+        while let Some(id) = self.relay.next_answered() {
+            self.end_unless_more(id, End::Answered, batch, now);
+        }
+    }
+
+    /// Ends one session that has been silent for too long, and says whether there was one.
+    pub(super) fn sweep(&mut self, draining: bool, batch: &mut Batch, now: Instant) -> bool {
+        let Some((id, end)) = self.relay.next_silent(draining, now) else { return false };
+        self.end_unless_more(id, end, batch, now);
+        true
+    }
+
+    /// Ends a session that seems to be over. If its client has sent more, that is relayed and the session goes on.
+    fn end_unless_more(&mut self, id: SessionId, end: End, batch: &mut Batch, now: Instant) {
+        if self.relay.is_waiting(id) {
+            return;
+        }
+        // What came between a last look and the end would be lost. From here on it is the listener's, who has it decided.
+        self.io.set_visibility(id, Visibility::Hidden);
+        if self.receive_from_client(id, batch, now) {
+            self.io.set_visibility(id, Visibility::Found);
+            self.all_up(id, batch, now);
+        } else {
+            self.relay.end(id, end, now);
+        }
+        self.carry_out(now);
+    }
+
+    /// Makes sockets anew whose address is gone. Where there is no other yet, it is tried again.
+    pub(super) fn move_on(&mut self, stranded: Vec<Stranded>) {
+        for stranded in stranded {
+            if self.make_anew(stranded).is_none() {
+                self.relay.stays();
+            }
+        }
+    }
+
+    fn make_anew(&mut self, stranded: Stranded) -> Option<()> {
+        let anew = self.relay.anew(stranded)?;
+        let socket = self.io.upstream(anew.to, anew.client, &anew.rule, anew.egress).ok()?;
+        let local = socket.local_addr();
+        if self.relay.is_better(stranded, local) {
+            match stranded {
+                Stranded::Own(id) => self.io.set_upstream(id, socket),
+                Stranded::Shared(index, _) => self.io.set_mapping(index, socket),
+            }
+            .ok()?;
+            self.relay.moved(stranded, local);
+        }
+        Some(())
+    }
+
+    /// Does what the relay asks for.
+    pub(super) fn carry_out(&mut self, now: Instant) {
+        carry_out(&mut self.relay, &mut self.io, now);
     }
 
     fn most_up(&mut self, id: SessionId) -> Most {
-        let Some((_, session)) = self.table.get_mut(id) else { return SINGLY };
-        match &session.upstream {
-            Upstream::Own(socket, _) => socket.channel.most(),
-            Upstream::Shared(index) => {
-                self.mappings.get_mut(*index).map_or(SINGLY, |mapping| mapping.socket.channel.most())
-            }
-            Upstream::Text(_) => SINGLY,
-        }
+        let socket = match self.relay.up(id) {
+            Some(Up::Own(..)) => self.io.own(id),
+            Some(Up::Shared(index, ..)) => self.io.shared(index),
+            Some(Up::Answer) | None => None,
+        };
+        socket.map_or(SINGLY, |socket| socket.channel.most())
     }
 
     fn most_down(&mut self, id: SessionId) -> Most {
-        match self.table.get_mut(id) {
-            Some((_, Session { reply: Reply::Own(channel), .. })) => channel.most(),
-            _ => SINGLY,
+        self.io.client(id).map_or(SINGLY, |channel| channel.most())
+    }
+}
+
+fn carry_out(relay: &mut Relay, io: &mut Io, now: Instant) {
+    while let Some(command) = relay.next_command() {
+        if let Err(id) = io.carry_out(command) {
+            relay.unwatched(id, now);
         }
     }
 }
 
-/// How many times as long as its question an answer may be, where the rule says nothing else (as RFC 9000, 8).
-const AMPLIFICATION: usize = 3;
-
-/// Whether an answer is not much longer than its question, whose sender may be forged; and not to an answer of ours that
-/// somebody sends back: that would go on for ever.
-fn is_fair(question: &[u8], answer: &[u8], client: ClientAddr, most: usize) -> bool {
-    let headers = match Family::of(client.0.ip()) {
-        Family::V4 => 28,
-        Family::V6 => 48,
-    };
-    let is_sent_back = !answer.is_empty() && memmem(question, answer);
-    headers + answer.len() <= most.saturating_mul(headers + question.len()) && !is_sent_back
-}
-
-/// Whether one has the other in it.
-fn memmem(whole: &[u8], part: &[u8]) -> bool {
-    whole.windows(part.len()).any(|window| window == part)
-}
-
-/// DNS ends with its answer, and nothing else does.
-fn note_what_is_no_dns(table: &mut Table<Session>, id: SessionId, run: &Run<'_>, is_dns: fn(&[u8]) -> bool) {
-    if table.may_be_dns(id) && !run.datagrams().all(is_dns) {
-        table.is_no_dns(id);
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.relay.end_all(now);
+        self.carry_out(now);
     }
 }

@@ -1,27 +1,36 @@
-//! All that a worker knows of its sessions, and how they end.
+//! What a worker knows of its UDP sessions, and all that it decides about them: without a socket, a clock or a runtime.
+//!
+//! Whoever does the I/O says what has come, and when; is told where it goes, and says what became of it. What else there is
+//! to do is a [`Command`]. A flow that has no session yet is taken there [`Step`] by step.
+
+mod begin;
+mod command;
+mod course;
+mod errors;
+mod moving;
+mod queue;
 
 use std::{
-    collections::BTreeSet,
-    io,
-    net::{IpAddr, SocketAddr},
+    collections::VecDeque,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+pub(super) use begin::{Opened, Opening, Step, Wanted};
+pub(super) use command::Command;
+pub(super) use course::{Down, Stranger, Up};
+use moving::Moving;
+pub(super) use moving::Stranded;
+pub(super) use queue::Place;
+use queue::Queue;
 
 use super::{
-    End, Memory, Setup, UdpCounters,
-    batch::Batch,
+    End, Endpoints, UdpCounters,
     counters::add,
-    errors::{self, Reporter},
-    listener::Place,
     mapping::Mappings,
-    rate::Rates,
-    raw::RawReplies,
-    readiness::{Token, Watch},
-    session::{Reply, Session, Upstream},
-    stray::Stray,
+    rate::{Rate, Rates},
+    session::{Outlet, Reply, Session, Upstream},
     table::{Flow, Limits, SessionId, Table},
 };
 use crate::{
@@ -31,13 +40,13 @@ use crate::{
     flows,
     generation::Generations,
     live::LiveCount,
-    mark::Mark,
-    socket::{IcmpSender, RawSender},
-    way::Ways,
 };
 
 /// While draining, whoever is silent for this long is done.
 const DRAINED: Duration = Duration::from_secs(1);
+
+/// ICMP errors to clients in one second.
+const NOTICES_PER_SECOND: u32 = 1000;
 
 /// Answers of ours to one client in a second, over all workers.
 const ANSWERS_PER_SECOND: u32 = 100;
@@ -46,150 +55,131 @@ const ANSWERS_PER_SECOND: u32 = 100;
 /// place of other things.
 const EXPECTED_PER_SECOND: u32 = 100;
 
-/// The sessions of a worker, and what they have in common.
-pub(super) struct Relay {
+/// What a relay is given.
+pub(super) struct Given {
+    /// What all UDP listeners of the instance are bound to.
     pub(super) bound: Arc<[SocketAddr]>,
     pub(super) generations: Generations,
-    workers: usize,
-    pub(super) mark: Mark,
-    pub(super) ways: Ways,
-    /// Addresses that are the host's no more, as they were told of.
-    pub(super) heard: Arc<BTreeSet<IpAddr>>,
-    pub(super) gone: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
-    /// Sessions whose address is gone could not go on from another yet.
-    pub(super) left: bool,
-    /// How often it is yet to be looked for a better address.
-    pub(super) looks: u32,
-    pub(super) memory: Box<dyn Memory>,
+    /// How many share what there may be of sessions.
+    pub(super) workers: usize,
+    pub(super) endpoints: Endpoints,
+    pub(super) books: Books,
+}
+
+/// Where it is written down what goes on, for others to see.
+pub(super) struct Books {
     pub(super) counters: Arc<UdpCounters>,
     pub(super) flows: Arc<flows::FlowTable>,
-    pub(super) table: Table<Session>,
-    pub(super) mappings: Mappings,
-    pub(super) raw: RawReplies,
-    pub(super) reporter: Reporter,
+    pub(super) live: LiveCount,
+}
+
+/// How much may be done in a second that somebody else might make us do.
+struct Allowed {
+    notices: Rate,
     /// What is answered in place of an upstream.
-    pub(super) answers: Rates,
+    answers: Rates,
     /// Answers of clients to strangers that are looked forward to.
-    pub(super) expected: Rates,
-    pub(super) watch: Watch,
+    expected: Rates,
+}
+
+/// The sessions of a worker, and what they have in common.
+pub(super) struct Relay {
+    bound: Arc<[SocketAddr]>,
+    generations: Generations,
+    workers: usize,
+    table: Table<Session>,
+    mappings: Mappings,
+    /// What is in the listeners, by family.
+    queues: [Queue; 2],
+    allowed: Allowed,
+    moving: Moving,
+    books: Books,
     /// Sessions whose queries have all been answered, just now.
-    pub(super) answered: Vec<SessionId>,
-    /// What the kernel gave to the wrong session, just now.
-    pub(super) strays: Vec<Stray>,
-    live: LiveCount,
+    answered: Vec<SessionId>,
+    commands: VecDeque<Command>,
 }
 
 impl Relay {
-    pub(super) fn new(
-        setup: Setup,
-        senders: Vec<(Family, RawSender, IcmpSender)>,
-        live: LiveCount,
-        watch: Watch,
-    ) -> Self {
-        let (raw, icmp) =
-            senders.into_iter().map(|(family, raw, icmp)| ((family, raw), (family, icmp))).unzip();
-        let limits = limits(&setup.generations, setup.workers);
+    pub(super) fn new(given: Given, now: Instant) -> Self {
+        let Given { bound, generations, workers, endpoints, books } = given;
+        let share = |per_second: u32| per_second.div_ceil(workers as u32);
         Self {
-            bound: setup.bound,
-            generations: setup.generations,
-            workers: setup.workers,
-            mark: setup.mark,
-            heard: Arc::default(),
-            gone: setup.routing.gone(),
-            left: false,
-            looks: 0,
-            ways: Ways::new(setup.routing, setup.mark),
-            memory: setup.memory,
-            counters: setup.counters,
-            flows: setup.flows,
-            table: Table::new(limits),
-            mappings: Mappings::new(setup.endpoints),
-            raw: RawReplies(raw),
-            reporter: Reporter::new(icmp),
-            answers: Rates::new(ANSWERS_PER_SECOND.div_ceil(setup.workers as u32)),
-            expected: Rates::new(EXPECTED_PER_SECOND.div_ceil(setup.workers as u32)),
-            watch,
+            bound,
+            table: Table::new(limits(&generations, workers)),
+            generations,
+            workers,
+            mappings: Mappings::new(endpoints),
+            queues: Default::default(),
+            allowed: Allowed {
+                notices: Rate::new(NOTICES_PER_SECOND, now),
+                answers: Rates::new(share(ANSWERS_PER_SECOND)),
+                expected: Rates::new(share(EXPECTED_PER_SECOND)),
+            },
+            moving: Moving::default(),
+            books,
             answered: Vec::new(),
-            strays: Vec::new(),
-            live,
+            commands: VecDeque::new(),
         }
     }
 
-    /// Enters a session of a flow that has none.
-    pub(super) fn insert(&mut self, flow: Flow, session: Session, now: Instant) -> SessionId {
-        let mapping = match session.upstream {
-            Upstream::Shared(index) => self.mappings.get_mut(index),
-            _ => None,
-        };
-        session.announce(&flow, mapping.as_deref());
-        add(&self.counters.sessions, 1);
-        self.live.begin();
-        self.table.insert(flow, session, now)
+    /// What is to be done, in this order, before anything else is.
+    pub(super) fn next_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
     }
 
-    /// Ends a session, with its sockets. That it has ended before is no matter.
+    /// The session of a flow.
+    pub(super) fn find(&self, flow: &Flow) -> Option<SessionId> {
+        self.table.find(flow)
+    }
+
+    /// The latest generation's limits hold for all sessions. To be called every second.
+    pub(super) fn adopt_limits(&mut self, now: Instant) {
+        self.allowed.answers.forget_the_silent(now);
+        self.allowed.expected.forget_the_silent(now);
+        self.table.set_limits(limits(&self.generations, self.workers));
+    }
+
+    /// A session that has been silent for too long, and how it ends unless there is more of it.
+    pub(super) fn next_silent(&self, draining: bool, now: Instant) -> Option<(SessionId, End)> {
+        let idle = self.table.idle(now).map(|id| (id, End::Idle));
+        idle.or_else(|| self.table.silent(DRAINED, now).filter(|_| draining).map(|id| (id, End::Stopped)))
+    }
+
+    /// A session that was found to be answered, unless its client has asked more meanwhile.
+    pub(super) fn next_answered(&mut self) -> Option<SessionId> {
+        while let Some(id) = self.answered.pop() {
+            if self.table.is_answered(id) {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// Ends a session. That it has ended before is no matter.
     pub(super) fn end(&mut self, id: SessionId, end: End, now: Instant) {
         let Some((flow, session)) = self.table.remove(id) else { return };
         let Session { reply, upstream, record, live, .. } = session;
         live.ended(end.name());
-        match &upstream {
-            Upstream::Shared(mapping) => self.mappings.release(*mapping),
-            Upstream::Own(socket, peer) if record.rule.reach.scope == Scope::Inbound => {
-                // The datapath remembers a flow of ours to an application as such; later the client itself may come from
-                // the same port.
-                if let Ok(own) = socket.local_addr() {
-                    self.memory.forget(ClientAddr(own), OriginalDst(*peer));
-                }
-            }
-            Upstream::Own(..) | Upstream::Text(_) => {}
+        // Before anything that takes time: what arrives until then is lost.
+        self.commands.push_back(Command::Close(id));
+        if reply == Reply::Raw {
+            self.forget(flow);
         }
-        match reply {
-            Reply::Raw => self.memory.forget(flow.client, flow.dst),
-            // Before anything that takes time: what arrives until then is lost.
-            Reply::Own(channel) => drop(channel),
-        }
-        drop(upstream);
-        record.close(&flow, end, now);
-        self.counters.ended(end);
-        self.live.end();
-    }
-
-    /// From now on the session's own socket is read.
-    pub(super) fn take_over(&mut self, id: SessionId, place: Place) {
-        let Some((_, session)) = self.table.get_mut(id) else { return };
-        // Else it is another session in the same place.
-        if session.waits_for != Some(place) {
-            return;
-        }
-        session.waits_for = None;
-        if let Reply::Own(channel) = &session.reply
-            && let Err(error) = self.watch.add(&channel.socket, Token::Client(id))
+        if let Upstream::Own(Outlet { local: Some(own), .. }, peer) = upstream
+            && record.rule.reach.scope == Scope::Inbound
         {
-            self.unwatched(id, &error);
+            // The datapath remembers a flow of ours to an application as such; later the client itself may come from the same
+            // port.
+            self.forget(Flow { client: ClientAddr(own), dst: OriginalDst(peer) });
         }
-    }
-
-    /// A socket that cannot be watched is of no use.
-    pub(super) fn unwatched(&mut self, id: SessionId, error: &io::Error) {
-        tracing::debug!(%error, "cannot watch a socket");
-        add(&self.counters.out_of_descriptors, 1);
-        self.end(id, End::Evicted, Instant::now());
-    }
-
-    /// The latest generation's limits hold for all sessions.
-    pub(super) fn adopt_limits(&mut self, now: Instant) {
-        self.answers.forget_the_silent(now);
-        self.expected.forget_the_silent(now);
-        self.table.set_limits(limits(&self.generations, self.workers));
-    }
-
-    /// Ends one session that has been silent for too long, and says whether there was one.
-    pub(super) fn sweep(&mut self, draining: bool, batch: &mut Batch, now: Instant) -> bool {
-        let idle = self.table.idle(now).map(|id| (id, End::Idle));
-        let drained = || self.table.silent(DRAINED, now).filter(|_| draining).map(|id| (id, End::Stopped));
-        let Some((id, end)) = idle.or_else(drained) else { return false };
-        self.end_unless_more(id, end, batch, now);
-        true
+        if let Upstream::Shared(mapping) = upstream
+            && self.mappings.release(mapping)
+        {
+            self.commands.push_back(Command::CloseMapping(mapping));
+        }
+        self.commands.push_back(Command::WriteDown { flow, record, end, at: now });
+        self.books.counters.ended(end);
+        self.books.live.end();
     }
 
     /// Ends the sessions whose end somebody has asked for.
@@ -199,26 +189,54 @@ impl Relay {
         }
     }
 
-    /// Passes on the errors of a socket.
-    pub(super) fn look_at_errors(&mut self, token: Token, now: Instant) {
-        let Self { table, mappings, reporter, counters, .. } = self;
-        match token {
-            Token::Upstream(id) => {
-                let Some((flow, Session { upstream: Upstream::Own(socket, _), .. })) = table.get_mut(id)
-                else {
-                    return;
-                };
-                for error in errors::of(&socket.channel.socket) {
-                    reporter.report(flow, &error, counters, now);
-                }
-            }
-            Token::Mapping(index) => {
-                let Some(mapping) = mappings.get_mut(index) else { return };
-                reporter.report_all(mapping, None, counters, now);
-            }
-            // Their errors are told where they are read.
-            Token::Client(_) | Token::Listener(_) => {}
+    /// Ends all sessions.
+    pub(super) fn end_all(&mut self, now: Instant) {
+        while let Some(id) = self.table.any() {
+            self.end(id, End::Stopped, now);
         }
+    }
+
+    /// A socket of a session cannot be watched, and is of no use.
+    pub(super) fn unwatched(&mut self, id: SessionId, now: Instant) {
+        add(&self.books.counters.out_of_descriptors, 1);
+        self.end(id, End::Evicted, now);
+    }
+
+    /// A listener can hold so many bytes.
+    pub(super) const fn listens(&mut self, family: Family, room: usize) {
+        self.queues[family as usize].room = room as u64;
+    }
+
+    /// A datagram of so many bytes has been taken off the listener.
+    pub(super) fn has_read(&mut self, family: Family, bytes: usize) {
+        self.queues[family as usize].has_read(bytes);
+    }
+
+    /// Whether sessions wait for what is in a listener. It may have nothing, and nobody says so then.
+    pub(super) fn waits_for(&self, family: Family) -> bool {
+        self.queues[family as usize].is_waited_for()
+    }
+
+    /// A listener was read for a while, or to its end: sockets are read of which it holds nothing any more.
+    pub(super) fn take_over(&mut self, family: Family, is_empty: bool) {
+        while let Some((id, place)) = self.queues[family as usize].next_read(is_empty) {
+            // Else it is another session in the same place.
+            if let Some((_, session)) = self.table.get_mut(id)
+                && session.waits_for == Some(place)
+            {
+                session.waits_for = None;
+                self.commands.push_back(Command::Read(id));
+            }
+        }
+    }
+
+    /// Whether the listener may still have datagrams of a session that has a socket of its own.
+    pub(super) fn is_waiting(&mut self, id: SessionId) -> bool {
+        self.table.get_mut(id).is_some_and(|(_, session)| session.waits_for.is_some())
+    }
+
+    fn forget(&mut self, flow: Flow) {
+        self.commands.push_back(Command::Forget(flow));
     }
 }
 
@@ -235,11 +253,5 @@ fn limits(generations: &Generations, workers: usize) -> Limits {
     }
 }
 
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let now = Instant::now();
-        while let Some(id) = self.table.any() {
-            self.end(id, End::Stopped, now);
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

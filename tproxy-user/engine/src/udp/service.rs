@@ -1,15 +1,17 @@
 //! What a worker needs for UDP, and the loop that serves it.
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     future, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use socket2::Socket;
 use tokio::{
+    sync::watch,
     task::yield_now,
     time::{MissedTickBehavior, interval},
 };
@@ -18,9 +20,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Endpoints, Memory, UdpCounters,
     batch::Batch,
+    forward::Forwarder,
+    io::Io,
     listener::Listener,
+    raw::RawReplies,
     readiness::{Readiness, Token, Told},
-    relay::Relay,
+    relay::{Books, Given, Relay},
 };
 use crate::{
     family::Family,
@@ -29,7 +34,7 @@ use crate::{
     live::LiveCount,
     mark::Mark,
     socket::{self, IcmpSender, RawSender, SocketError},
-    way::Routing,
+    way::{Routing, Ways},
 };
 
 /// Between two looks for sessions that have ended by silence.
@@ -104,24 +109,35 @@ impl Sockets {
 pub(crate) struct Service {
     listeners: Vec<Listener>,
     readiness: Readiness,
-    relay: Relay,
+    forwarder: Forwarder,
     batch: Batch,
+    flows: Arc<FlowTable>,
+    gone: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
     draining: CancellationToken,
 }
 
 impl Service {
     /// To be called inside the worker's runtime.
-    pub(crate) fn new(mut setup: Setup, live: LiveCount, draining: CancellationToken) -> io::Result<Self> {
+    pub(crate) fn new(setup: Setup, live: LiveCount, draining: CancellationToken) -> io::Result<Self> {
+        let Setup { sockets, bound, generations, workers, mark, routing, endpoints, memory, counters, flows } =
+            setup;
+        let books = Books { counters: Arc::clone(&counters), flows: Arc::clone(&flows), live };
+        let mut relay = Relay::new(Given { bound, generations, workers, endpoints, books }, Instant::now());
         let readiness = Readiness::new()?;
         let watch = readiness.watch();
-        let (mut listeners, mut senders) = (Vec::new(), Vec::new());
-        for Sockets { family, listener, raw, icmp } in setup.sockets.drain(..) {
+        let (mut listeners, mut raws, mut icmps) = (Vec::new(), Vec::new(), Vec::new());
+        for Sockets { family, listener, raw, icmp } in sockets {
             watch.add(&listener, Token::Listener(family))?;
-            listeners.push(Listener::new(family, listener)?);
-            senders.push((family, raw, icmp));
+            relay.listens(family, listener.recv_buffer_size()?);
+            listeners.push(Listener::new(family, listener));
+            raws.push((family, raw));
+            icmps.push((family, icmp));
         }
-        let relay = Relay::new(setup, senders, live, watch);
-        Ok(Self { listeners, readiness, relay, batch: Batch::new(), draining })
+        let gone = routing.gone();
+        let ways = Ways::new(routing, mark);
+        let io = Io::new(memory, ways, RawReplies(raws), icmps, watch, mark, counters);
+        let forwarder = Forwarder { relay, io };
+        Ok(Self { listeners, readiness, forwarder, batch: Batch::new(), flows, gone, draining })
     }
 
     /// Serves for ever, on the worker's thread. When it is dropped, the sessions end.
@@ -130,10 +146,9 @@ impl Service {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweeping = false;
         let mut attended = 0;
-        let flows = Arc::clone(&self.relay.flows);
-        let mut gone = self.relay.gone.clone();
         loop {
-            let is_waited_for = self.listeners.iter().any(Listener::is_waited_for);
+            let is_waited_for =
+                self.listeners.iter().any(|listener| self.forwarder.relay.waits_for(listener.family()));
             tokio::select! {
                 () = self.readiness.wait() => {
                     while let Some((token, told)) = self.readiness.take() {
@@ -142,15 +157,21 @@ impl Service {
                     }
                 }
                 _ = sweep.tick() => {
-                    self.relay.adopt_limits(Instant::now());
-                    self.relay.look_again();
+                    self.forwarder.relay.adopt_limits(Instant::now());
+                    let stranded = self.forwarder.relay.look_again();
+                    self.forwarder.move_on(stranded);
                     sweeping = true;
                 }
-                Ok(()) = gone.changed() => {
-                    let gone = Arc::clone(&gone.borrow_and_update());
-                    self.relay.hear(gone);
+                Ok(()) = self.gone.changed() => {
+                    let gone = Arc::clone(&self.gone.borrow_and_update());
+                    let stranded = self.forwarder.relay.hear(gone);
+                    self.forwarder.move_on(stranded);
                 }
-                () = flows.closing() => self.relay.end_closing(Instant::now()),
+                () = self.flows.closing() => {
+                    let now = Instant::now();
+                    self.forwarder.relay.end_closing(now);
+                    self.forwarder.carry_out(now);
+                }
                 () = future::ready(()), if sweeping || is_waited_for => {
                     sweeping = sweeping && self.sweep();
                     self.read_on();
@@ -168,44 +189,42 @@ impl Service {
     /// Ends some of the sessions that have been silent for too long. Says whether there may be more.
     fn sweep(&mut self) -> bool {
         let (draining, now) = (self.draining.is_cancelled(), Instant::now());
-        let more = (0..SWEPT_AT_ONCE).all(|_| self.relay.sweep(draining, &mut self.batch, now));
+        let more = (0..SWEPT_AT_ONCE).all(|_| self.forwarder.sweep(draining, &mut self.batch, now));
         self.settle(now);
         more
     }
 
     /// Reads listeners that sessions wait for. If there is nothing in them, nobody else says so.
     fn read_on(&mut self) {
-        for listener in self.listeners.iter_mut().filter(|listener| listener.is_waited_for()) {
-            listener.receive(&mut self.relay, Instant::now());
+        let now = Instant::now();
+        for listener in &mut self.listeners {
+            if self.forwarder.relay.waits_for(listener.family()) {
+                listener.receive(&mut self.forwarder, now);
+            }
         }
+        self.settle(now);
     }
 
     fn attend(&mut self, token: Token, told: Told) {
         let now = Instant::now();
         if told == Told::Error {
-            self.relay.look_at_errors(token, now);
+            self.forwarder.look_at_errors(token, now);
         }
         match token {
             Token::Listener(family) => {
                 let listener = self.listeners.iter_mut().find(|listener| listener.family() == family);
-                listener.expect("it was registered").receive(&mut self.relay, now);
+                listener.expect("it was registered").receive(&mut self.forwarder, now);
             }
-            Token::Client(id) => self.relay.read_client(id, &mut self.batch, now),
-            Token::Upstream(id) => self.relay.read_upstream(id, &mut self.batch, now),
-            Token::Mapping(index) => self.relay.read_mapping(index, &mut self.batch, now),
+            Token::Client(id) => self.forwarder.read_client(id, &mut self.batch, now),
+            Token::Upstream(id) => self.forwarder.read_upstream(id, &mut self.batch, now),
+            Token::Mapping(index) => self.forwarder.read_mapping(index, &mut self.batch, now),
         }
         self.settle(now);
     }
 
     /// What came to light while datagrams were moved.
     fn settle(&mut self, now: Instant) {
-        self.relay.end_answered(&mut self.batch, now);
-        for stray in std::mem::take(&mut self.relay.strays) {
-            let datagram = stray.as_datagram();
-            let family = Family::of(datagram.client.0.ip());
-            if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.family() == family) {
-                listener.take(&datagram, &mut self.relay, now);
-            }
-        }
+        self.forwarder.carry_out(now);
+        self.forwarder.end_answered(&mut self.batch, now);
     }
 }

@@ -1,22 +1,14 @@
 //! What is known of one session, and the two lines that are written about it.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use tproxy_common::packet::Fragmenting;
 
-use super::{
-    End,
-    batch::Run,
-    channel::{Channel, Sent},
-    listener::Place,
-    mapping::Mapping,
-    table::Flow,
-};
+use super::{End, channel::Sent, mapping::Mapping, relay::Place, table::Flow};
 use crate::{
-    family::Family,
     flows::{FlowState, LiveEntry},
     generation::ChosenRule,
-    socket::{self, Egress, Pieces},
+    socket::Egress,
 };
 
 /// A flow that is relayed or answered.
@@ -43,9 +35,10 @@ pub(super) struct Record {
 }
 
 /// How datagrams get to the client, with the original destination as their source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reply {
     /// By a socket that has it, and that is connected to the client.
-    Own(Channel),
+    Own,
     /// By the raw socket of the worker: somebody of this host holds the port.
     Raw,
 }
@@ -53,11 +46,21 @@ pub(super) enum Reply {
 /// Where the client's datagrams go.
 pub(super) enum Upstream {
     /// By a socket connected to this address.
-    Own(UpstreamSocket, SocketAddr),
+    Own(Outlet, SocketAddr),
     /// To the original destination, by the socket of this mapping.
     Shared(u32),
     /// Nowhere: each is answered with this.
     Text(Arc<str>),
+}
+
+/// A socket towards upstreams, as others see it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outlet {
+    pub(super) egress: Egress,
+    /// Its address and port.
+    pub(super) local: Option<SocketAddr>,
+    /// Its address took the place of one that is gone; there may be a better one by now.
+    pub(super) makeshift: bool,
 }
 
 /// What has passed in one direction.
@@ -81,53 +84,12 @@ impl From<&Sent> for Traffic {
 }
 
 /// How datagrams to an upstream travel, as the client's first one did.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Travel {
     /// Their TTL or hop limit.
     pub(super) ttl: u8,
     /// Whether they may be fragmented, if that is known.
     pub(super) fragmenting: Option<Fragmenting>,
-}
-
-/// A socket towards an upstream, with what was set last for it.
-pub(super) struct UpstreamSocket {
-    pub(super) channel: Channel,
-    pub(super) egress: Egress,
-    /// Its address took the place of one that is gone; there may be a better one by now.
-    pub(super) makeshift: bool,
-    ttl: Option<u8>,
-    fragmenting: Option<Fragmenting>,
-}
-
-impl UpstreamSocket {
-    pub(super) const fn new(channel: Channel, egress: Egress) -> Self {
-        Self { channel, egress, makeshift: false, ttl: None, fragmenting: None }
-    }
-
-    pub(super) fn send(&mut self, run: &Run<'_>, to: SocketAddr, travel: Travel) -> Sent {
-        let family = Family::of(to.ip());
-        if self.ttl != Some(travel.ttl) {
-            // Without it the datagram lives longer or shorter than it should, and arrives all the same.
-            let _ = socket::set_ttl(&self.channel.socket, family, travel.ttl);
-            self.ttl = Some(travel.ttl);
-        }
-        // What the client itself had to fragment nobody can ask it to make shorter.
-        let fragmenting = match run.pieces {
-            Pieces::One => travel.fragmenting,
-            Pieces::Many => Some(Fragmenting::Allowed),
-        };
-        if let Some(wanted) = fragmenting.filter(|wanted| self.fragmenting != Some(*wanted)) {
-            // The kernel has an opinion of its own otherwise, which is to fragment what does not fit.
-            let _ = socket::set_fragmenting(&self.channel.socket, family, wanted);
-            self.fragmenting = Some(wanted);
-        }
-        self.channel.send(run, to)
-    }
-
-    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
-        let local = self.channel.socket.local_addr()?;
-        local.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
-    }
 }
 
 impl Session {
@@ -168,10 +130,8 @@ impl Session {
     /// Writes the first line.
     pub(super) fn announce(&self, flow: &Flow, mapping: Option<&Mapping>) {
         let (upstream, source) = match &self.upstream {
-            Upstream::Own(socket, peer) => (Some(*peer), socket.local_addr().ok()),
-            Upstream::Shared(_) => {
-                (Some(flow.dst.0), mapping.and_then(|mapping| mapping.socket.local_addr().ok()))
-            }
+            Upstream::Own(outlet, peer) => (Some(*peer), outlet.local),
+            Upstream::Shared(_) => (Some(flow.dst.0), mapping.and_then(|mapping| mapping.outlet.local)),
             Upstream::Text(_) => (None, None),
         };
         if let Some(upstream) = upstream {

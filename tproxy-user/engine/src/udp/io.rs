@@ -1,0 +1,247 @@
+//! The sockets of a worker's sessions, each in its session's or mapping's place, and what else is reached by system calls.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use tproxy_common::flow::Protocol;
+
+use super::{
+    Memory, UdpCounters,
+    batch::Most,
+    channel::{Channel, UpstreamSocket},
+    counters::add,
+    raw::RawReplies,
+    readiness::{Token, Watch},
+    relay::{Command, Opened, Opening, Wanted},
+    session::Reply,
+    table::{Flow, SessionId},
+};
+use crate::{
+    family::Family,
+    flow::{ClientAddr, OriginalDst},
+    generation::KeptRule,
+    host::connections,
+    mark::Mark,
+    socket::{self, Egress, Endpoint, IcmpSender, SocketError, UpstreamSource, Visibility},
+    source::Sources,
+    way::Ways,
+};
+
+/// For senders that take one datagram at a time.
+pub(super) const SINGLY: Most = Most { datagrams: 1, size: 0 };
+
+/// The sockets, and what else it takes.
+pub(super) struct Io {
+    pub(super) memory: Box<dyn Memory>,
+    pub(super) ways: Ways,
+    pub(super) raw: RawReplies,
+    mark: Mark,
+    icmp: Vec<(Family, IcmpSender)>,
+    watch: Watch,
+    counters: Arc<UdpCounters>,
+    sessions: Vec<Ends>,
+    mappings: Vec<Option<UpstreamSocket>>,
+}
+
+/// The sockets of one session.
+#[derive(Default)]
+pub(super) struct Ends {
+    /// Bound to the original destination, and connected to the client.
+    client: Option<Channel>,
+    /// Connected to the upstream, if no mapping has it.
+    upstream: Option<UpstreamSocket>,
+}
+
+/// Sockets of a session that is about to begin.
+pub(super) struct Sockets {
+    client: Option<Channel>,
+    /// The session's own or that of a new mapping.
+    upstream: Option<UpstreamSocket>,
+}
+
+impl Sockets {
+    /// What matters of them.
+    pub(super) fn opened(&self) -> Opened {
+        Opened {
+            reply: if self.client.is_some() { Reply::Own } else { Reply::Raw },
+            local: self.upstream.as_ref().and_then(UpstreamSocket::local_addr),
+        }
+    }
+}
+
+impl Io {
+    pub(super) fn new(
+        memory: Box<dyn Memory>,
+        ways: Ways,
+        raw: RawReplies,
+        icmp: Vec<(Family, IcmpSender)>,
+        watch: Watch,
+        mark: Mark,
+        counters: Arc<UdpCounters>,
+    ) -> Self {
+        Self { memory, ways, raw, mark, icmp, watch, counters, sessions: Vec::new(), mappings: Vec::new() }
+    }
+
+    /// Makes the sockets of a session.
+    ///
+    /// # Errors
+    /// What is missing for one of them.
+    pub(super) fn open(&mut self, opening: &Opening) -> Result<Sockets, SocketError> {
+        let flow = *opening.flow();
+        let client = match socket::session(flow.dst, flow.client, self.mark) {
+            Ok(socket) => Some(Channel::new(socket)),
+            Err(SocketError::Taken { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let to = match *opening.wanted() {
+            Wanted::Peer(peer) => Endpoint::Peer(peer),
+            Wanted::Mapping(_) => Endpoint::Any(Family::of(flow.dst.0.ip())),
+            Wanted::Shared(_) | Wanted::Nothing => return Ok(Sockets { client, upstream: None }),
+        };
+        let upstream = self.upstream(to, flow.client, opening.rule(), opening.egress())?;
+        Ok(Sockets { client, upstream: Some(upstream) })
+    }
+
+    /// Makes a socket towards an upstream.
+    ///
+    /// # Errors
+    /// What is missing for it, or that it can have none of the addresses and ports that it may have.
+    pub(super) fn upstream(
+        &mut self,
+        to: Endpoint,
+        client: ClientAddr,
+        rule: &KeptRule,
+        egress: Egress,
+    ) -> Result<UpstreamSocket, SocketError> {
+        let memory = &mut self.memory;
+        // Or another session's of ours: of two sockets with the same addresses and ports, one would get what is the other's.
+        // Where the kernel cannot say, the odds are what they are.
+        let mut is_clients = |theirs: SocketAddr| match to {
+            Endpoint::Peer(upstream) => {
+                memory.selected(ClientAddr(theirs), OriginalDst(upstream)).is_some()
+                    || connections::exists(Protocol::Udp, theirs, upstream).unwrap_or(false)
+            }
+            Endpoint::Any(_) => false,
+        };
+        let mut sources = Sources::of(rule, client);
+        let mut source = sources.first(&mut is_clients);
+        loop {
+            match socket::datagram_upstream(to, source, egress) {
+                Err(error @ (SocketError::Taken { .. } | SocketError::NotOwn { .. })) => {
+                    source = sources.next(&self.counters.source_fallbacks, &mut is_clients).ok_or(error)?;
+                }
+                socket => return socket.map(|socket| UpstreamSocket::new(Channel::new(socket))),
+            }
+        }
+    }
+
+    /// A session, and its mapping if that is new, have these sockets from now on.
+    ///
+    /// # Errors
+    /// When one of them cannot be watched.
+    pub(super) fn adopt(&mut self, id: SessionId, mapping: Option<u32>, sockets: Sockets) -> io::Result<()> {
+        let Sockets { client, upstream } = sockets;
+        let place = id.index() as usize;
+        if self.sessions.len() <= place {
+            self.sessions.resize_with(place + 1, Ends::default);
+        }
+        self.sessions[place] = Ends { client, upstream: None };
+        match (upstream, mapping) {
+            (None, _) => Ok(()),
+            (Some(socket), None) => self.set_upstream(id, socket),
+            (Some(socket), Some(index)) => self.set_mapping(index, socket),
+        }
+    }
+
+    /// A session's upstream socket is this from now on.
+    pub(super) fn set_upstream(&mut self, id: SessionId, socket: UpstreamSocket) -> io::Result<()> {
+        self.watch.add(&socket.channel.socket, Token::Upstream(id))?;
+        self.sessions[id.index() as usize].upstream = Some(socket);
+        Ok(())
+    }
+
+    /// A mapping's is.
+    pub(super) fn set_mapping(&mut self, index: u32, socket: UpstreamSocket) -> io::Result<()> {
+        self.watch.add(&socket.channel.socket, Token::Mapping(index))?;
+        let place = index as usize;
+        if self.mappings.len() <= place {
+            self.mappings.resize_with(place + 1, || None);
+        }
+        self.mappings[place] = Some(socket);
+        Ok(())
+    }
+
+    /// Does what a relay asks for.
+    ///
+    /// # Errors
+    /// The session whose socket cannot be watched.
+    pub(super) fn carry_out(&mut self, command: Command) -> Result<(), SessionId> {
+        match command {
+            Command::Close(id) => {
+                if let Some(ends) = self.sessions.get_mut(id.index() as usize) {
+                    *ends = Ends::default();
+                }
+            }
+            Command::CloseMapping(index) => {
+                if let Some(socket) = self.mappings.get_mut(index as usize) {
+                    *socket = None;
+                }
+            }
+            Command::Read(id) => {
+                if let Some(channel) =
+                    self.sessions.get(id.index() as usize).and_then(|ends| ends.client.as_ref())
+                    && let Err(error) = self.watch.add(&channel.socket, Token::Client(id))
+                {
+                    tracing::debug!(%error, "cannot watch a socket");
+                    return Err(id);
+                }
+            }
+            Command::Notify { reporter, error, flow } => {
+                let family = Family::of(flow.client.0.ip());
+                let sender = self.icmp.iter_mut().find(|(of, _)| *of == family);
+                match sender.map(|(_, sender)| sender.send(reporter, error, flow.client, flow.dst)) {
+                    Some(Ok(())) => add(&self.counters.icmp_sent, 1),
+                    Some(Err(_)) | None => add(&self.counters.send_errors, 1),
+                }
+            }
+            Command::Forget(Flow { client, dst }) => self.memory.forget(client, dst),
+            Command::Expect { flow: Flow { client, dst }, rule, origin } => {
+                self.memory.expect(client, dst, rule, &origin);
+            }
+            Command::WriteDown { flow, record, end, at } => record.close(&flow, end, at),
+        }
+        Ok(())
+    }
+
+    /// A session's socket towards the client.
+    pub(super) fn client(&mut self, id: SessionId) -> Option<&mut Channel> {
+        self.sessions.get_mut(id.index() as usize)?.client.as_mut()
+    }
+
+    /// A session's own socket towards its upstream.
+    pub(super) fn own(&mut self, id: SessionId) -> Option<&mut UpstreamSocket> {
+        self.sessions.get_mut(id.index() as usize)?.upstream.as_mut()
+    }
+
+    /// A mapping's socket.
+    pub(super) fn shared(&mut self, index: u32) -> Option<&mut UpstreamSocket> {
+        self.mappings.get_mut(index as usize)?.as_mut()
+    }
+
+    /// Says whether packets find a session's socket towards the client.
+    pub(super) fn set_visibility(&mut self, id: SessionId, visibility: Visibility) {
+        let Some(channel) = self.client(id) else { return };
+        if let Err(error) = socket::set_visibility(&channel.socket, visibility) {
+            tracing::debug!(%error, ?visibility, "cannot set whether packets find a socket");
+        }
+    }
+
+    /// This host's address towards a peer, by the way that a mapping goes.
+    pub(super) fn address_towards(peer: SocketAddr, egress: Egress) -> Option<IpAddr> {
+        let towards = socket::datagram_upstream(Endpoint::Peer(peer), UpstreamSource::Host, egress).ok()?;
+        Some(towards.local_addr().ok()?.as_socket()?.ip())
+    }
+}
