@@ -4,14 +4,16 @@ mod document;
 mod errors;
 mod file;
 mod members;
+mod node;
+mod wrong;
 
 use std::path::{Path as FilePath, PathBuf};
 
 pub use errors::Errors;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use self::{
-    document::{Document, Lenient},
+    document::{Document, Lenient, Value},
     errors::{FileText, Problem},
 };
 use super::{
@@ -106,18 +108,14 @@ impl FileReader<'_> {
     fn draft(&mut self, document: &Document<'_>) -> Draft {
         let mut rest = document.clone();
         let rules = rest.take_array("rules");
-        let mut draft: Draft = self.lenient(&Path::default(), rest.into());
+        let mut draft: Draft = self.lenient(&Path::default(), &rest.into());
         let rules = rules.into_iter().enumerate();
         draft.rules =
-            rules.map(|(index, rule)| self.lenient::<DraftRule>(&Path::rule(index), rule)).collect();
+            rules.map(|(index, rule)| self.lenient::<DraftRule>(&Path::rule(index), &rule)).collect();
         draft
     }
 
-    fn lenient<T: Default + serde::de::DeserializeOwned>(
-        &mut self,
-        at: &Path,
-        value: toml::Spanned<DeValue<'_>>,
-    ) -> T {
+    fn lenient<T: Default + serde::de::DeserializeOwned>(&mut self, at: &Path, value: &Value<'_>) -> T {
         let Lenient { value, mistakes } = document::lenient(value);
         for mistake in mistakes {
             let path = at.join(&mistake.path);

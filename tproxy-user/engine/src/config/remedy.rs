@@ -1,4 +1,49 @@
-//! What serde says of a mistake, in words that help.
+//! A mistake in words that help.
+
+use std::fmt;
+
+/// What is wrong with something in a file.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// No such key is known here.
+    UnknownKey { name: String, known: &'static [&'static str] },
+    /// It is none of these words.
+    UnknownWord { name: String, known: &'static [&'static str] },
+    /// A key that has to be there is not.
+    MissingKey(&'static str),
+    /// It is something else than is wanted.
+    Unlike(Wanted),
+    /// In words of our own.
+    Said(String),
+}
+
+/// What is to be written instead.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    List,
+    Table,
+    Text,
+    Truth,
+    /// A whole one, at most this.
+    Number {
+        most: Option<u32>,
+    },
+    Other(String),
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::List => f.write_str("a list in brackets: [ … ]"),
+            Self::Table => f.write_str("a table: { KEY = … }"),
+            Self::Text => f.write_str("a text in quotes"),
+            Self::Truth => f.write_str("true or false"),
+            Self::Number { most: None } => f.write_str("a whole number, from 0 on"),
+            Self::Number { most: Some(most) } => write!(f, "a whole number from 0 to {most}"),
+            Self::Other(other) => f.write_str(other),
+        }
+    }
+}
 
 /// The candidate that somebody who wrote `name` may have meant.
 pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
@@ -8,51 +53,23 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
     likely.max_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, candidate)| candidate)
 }
 
-/// What is wrong with `written`, and what to write, made of serde's message (their forms are in `serde::de::Error`).
-pub(super) fn explain(message: &str, written: &str) -> String {
-    if let Some(rest) = message.strip_prefix("unknown field `") {
-        let (name, known) = name_and_candidates(rest);
-        return match nearest(name, known.iter().copied()) {
+/// What is wrong with `written`, and what to write.
+pub(super) fn explain(fault: &Fault, written: &str) -> String {
+    match fault {
+        Fault::UnknownKey { name, known } => match nearest(name, known.iter().copied()) {
             Some(meant) => format!("this key is not known here; did you mean {meant}?"),
             None => format!("this key is not known here; those that are: {}", known.join(", ")),
-        };
-    }
-    if let Some(rest) = message.strip_prefix("unknown variant `") {
-        let (name, known) = name_and_candidates(rest);
-        let meant = nearest(name, known.iter().copied());
-        let meant = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
-        return format!("{written}: write {}{meant}", known.join(", "));
-    }
-    if let Some(key) = message.strip_prefix("missing field `") {
-        return format!("{written}: write {} = … too", key.trim_end_matches('`'));
-    }
-    let kind = ["invalid type: ", "invalid value: ", "invalid length "];
-    match message.rsplit_once(", expected ") {
-        Some((_, expected)) if kind.iter().any(|kind| message.starts_with(kind)) => match expected {
-            "a sequence" if !written.starts_with(['[', '{']) => format!("write [{written}], a list"),
-            _ => format!("{written}: write {}", in_toml(expected)),
         },
-        _ => format!("{written}: {message}"),
-    }
-}
-
-/// Of "NAME`, expected `ONE`, `OTHER`", or whatever words serde puts between them.
-fn name_and_candidates(rest: &str) -> (&str, Vec<&str>) {
-    let (name, expected) = rest.rsplit_once("`, expected ").unwrap_or((rest, ""));
-    (name, expected.split('`').skip(1).step_by(2).collect())
-}
-
-/// What Rust's types are to somebody who writes TOML.
-fn in_toml(expected: &str) -> &str {
-    match expected {
-        "a sequence" => "a list in brackets: [ … ]",
-        "a map" => "a table: { KEY = … }",
-        "a string" | "path string" => "a text in quotes",
-        "u32" => "a whole number from 0 to 4294967295",
-        "usize" => "a whole number, from 0 on",
-        "a nonzero usize" => "a whole number, from 1 on",
-        _ if expected.starts_with("struct ") => "a table: { KEY = … }",
-        _ if expected.starts_with("enum ") || expected.starts_with("variant ") => "a text in quotes",
-        other => other,
+        Fault::UnknownWord { name, known } => {
+            let meant = nearest(name, known.iter().copied());
+            let meant = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+            format!("{written}: write {}{meant}", known.join(", "))
+        }
+        Fault::MissingKey(key) => format!("{written}: write {key} = … too"),
+        Fault::Unlike(Wanted::List) if !written.starts_with(['[', '{']) => {
+            format!("write [{written}], a list")
+        }
+        Fault::Unlike(wanted) => format!("{written}: write {wanted}"),
+        Fault::Said(said) => format!("{written}: {said}"),
     }
 }

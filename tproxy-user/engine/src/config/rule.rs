@@ -337,12 +337,12 @@ impl RuleEgress {
 #[serde(default, deny_unknown_fields)]
 pub struct RuleLimits {
     /// Most live TCP connections, over all workers; one more is reset and counted
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "values::positive", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "NonZeroUsize")]
     pub connections: Option<NonZeroUsize>,
     /// How many times as long as its question an answer of respond= may be over UDP, headers included; a longer one is not
     /// given, since a forged question would have it sent to somebody else (default: 3)
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "values::positive", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "NonZeroUsize")]
     pub amplification: Option<NonZeroUsize>,
 }

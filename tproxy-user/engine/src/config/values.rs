@@ -4,6 +4,7 @@ use std::{
     fmt,
     marker::PhantomData,
     net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
     ops::RangeInclusive,
     sync::Arc,
     time::Duration,
@@ -303,6 +304,26 @@ pub(super) fn some<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
         ));
     }
     Ok(list)
+}
+
+/// For serde: a number that is not zero.
+pub(super) fn positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroUsize>, D::Error> {
+    struct Positive;
+
+    impl de::Visitor<'_> for Positive {
+        type Value = NonZeroUsize;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a whole number, from 1 on")
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<NonZeroUsize, E> {
+            let positive = usize::try_from(number).ok().and_then(NonZeroUsize::new);
+            positive.ok_or_else(|| E::invalid_value(de::Unexpected::Signed(number), &self))
+        }
+    }
+
+    deserializer.deserialize_any(Positive).map(Some)
 }
 
 /// For serde: a value as its text.

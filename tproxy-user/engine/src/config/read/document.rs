@@ -1,16 +1,17 @@
 //! A parsed document that knows where everything stands.
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 use serde::de::DeserializeOwned;
 use toml::{
     Spanned,
-    de::{DeArray, DeTable, DeValue, ValueDeserializer},
+    de::{DeTable, DeValue},
 };
 
+use super::node::Node;
 use crate::config::{
     path::{Path, PathStep},
-    remedy,
+    remedy::{self, Fault},
 };
 
 /// Mistakes in one part of a document after which it is left at that: reading a part again costs its length.
@@ -19,7 +20,7 @@ const MOST_MISTAKES: usize = 100;
 /// How much of a wrong value is repeated, in characters.
 const REPEATED: usize = 40;
 
-type Value<'i> = Spanned<DeValue<'i>>;
+pub(super) type Value<'i> = Spanned<DeValue<'i>>;
 
 #[derive(Clone)]
 pub(super) struct Document<'i>(Value<'i>);
@@ -74,7 +75,7 @@ pub(super) struct Lenient<T> {
 pub(super) struct Mistake {
     pub(super) path: Path,
     pub(super) span: Range<usize>,
-    message: String,
+    fault: Fault,
 }
 
 impl Mistake {
@@ -85,73 +86,28 @@ impl Mistake {
         if written.len() < line.len() {
             written.push('…');
         }
-        remedy::explain(&self.message, &written)
+        remedy::explain(&self.fault, &written)
     }
 }
 
-/// Reads a value without what is wrong in it: serde stops at the first mistake, which is noted and taken out, and then
+/// Reads a value without what is wrong in it: serde stops at the first mistake, which is noted and left out, and then
 /// it is asked again.
-pub(super) fn lenient<T: DeserializeOwned>(original: Value<'_>) -> Lenient<T> {
+pub(super) fn lenient<T: DeserializeOwned>(value: &Value<'_>) -> Lenient<T> {
     let mut mistakes: Vec<Mistake> = Vec::new();
-    let mut rest = original.clone();
+    let mut left_out = HashSet::new();
     while mistakes.len() < MOST_MISTAKES {
-        let error = match T::deserialize(ValueDeserializer::from(rest.clone())) {
+        let wrong = match T::deserialize(Node { value, left_out: &left_out }) {
             Ok(value) => return Lenient { value: Some(value), mistakes },
-            Err(error) => error,
+            Err(wrong) => wrong,
         };
-        let span = error.span().unwrap_or_else(|| original.span());
-        let path = find(&original, &span).unwrap_or_default();
+        let (path, span, entry) = (wrong.path(), wrong.span().unwrap_or_else(|| value.span()), wrong.entry());
         // What lacks something may lack it because that was wrong, and is out.
         if !mistakes.iter().any(|mistake| mistake.path.steps().starts_with(path.steps())) {
-            mistakes.push(Mistake { path, span: span.clone(), message: error.message().to_owned() });
+            mistakes.push(Mistake { path, span, fault: wrong.fault });
         }
-        let Some(path) = find(&rest, &span) else { break };
-        if !remove(&mut rest, path.steps()) {
+        if !entry.is_some_and(|entry| left_out.insert(entry)) {
             break;
         }
     }
     Lenient { value: None, mistakes }
-}
-
-/// The path of the innermost key or value that holds `span`.
-fn find(value: &Value<'_>, span: &Range<usize>) -> Option<Path> {
-    let holds = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
-    let step =
-        |step: PathStep, below: Option<Path>| Path::default().then(step).join(&below.unwrap_or_default());
-    match value.get_ref() {
-        DeValue::Table(table) => {
-            let key = |key: &Spanned<_>| PathStep::Key(AsRef::<str>::as_ref(key.get_ref()).to_owned());
-            let inner = table.iter().find_map(|(k, v)| Some(step(key(k), Some(find(v, span)?))));
-            let outer = || table.iter().find(|(k, v)| holds(k.span()) || holds(v.span()));
-            inner.or_else(|| outer().map(|(k, _)| step(key(k), None)))
-        }
-        DeValue::Array(array) => {
-            let inner = array.iter().enumerate();
-            let inner = inner.clone().find_map(|(i, v)| Some(step(PathStep::Index(i), Some(find(v, span)?))));
-            inner.or_else(|| {
-                let outer = array.iter().position(|v| holds(v.span()));
-                outer.map(|i| step(PathStep::Index(i), None))
-            })
-        }
-        _ => None,
-    }
-}
-
-fn remove(value: &mut Value<'_>, path: &[PathStep]) -> bool {
-    match (value.get_mut(), path) {
-        (DeValue::Table(table), [PathStep::Key(key)]) => table.remove(key.as_str()).is_some(),
-        (DeValue::Table(table), [PathStep::Key(key), below @ ..]) => {
-            table.get_mut(key.as_str()).is_some_and(|value| remove(value, below))
-        }
-        (DeValue::Array(array), [PathStep::Index(index)]) => {
-            let others =
-                std::mem::replace(array, DeArray::new()).into_iter().enumerate().filter(|(i, _)| i != index);
-            *array = others.map(|(_, value)| value).collect();
-            true
-        }
-        (DeValue::Array(array), [PathStep::Index(index), below @ ..]) => {
-            array.get_mut(*index).is_some_and(|value| remove(value, below))
-        }
-        _ => false,
-    }
 }

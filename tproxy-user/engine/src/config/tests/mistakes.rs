@@ -36,6 +36,7 @@ const IN_A_RULE: &[(&str, &str, &str)] = &[
     ("source = 'klient'", "4:10: rules[0].source: 'klient': ", "did you mean client?"),
     ("nat = 'per-destination'\nprotocol = 'tcp'", "4:7: rules[0].nat: ", "protocol = \"udp\""),
     ("nat = 'full'", "4:7: rules[0].nat: 'full': ", "per-destination"),
+    ("nat = 7", "4:7: rules[0].nat: 7: ", "a text in quotes"),
     ("timeouts = '5s'", "4:12: rules[0].timeouts: '5s': ", "write a table"),
     ("timeouts.idle = 5", "4:17: rules[0].timeouts.idle: 5: ", "10s"),
     ("timeouts.idle = '0s'", "4:17: rules[0].timeouts.idle: '0s': ", "10s"),
@@ -43,6 +44,8 @@ const IN_A_RULE: &[(&str, &str, &str)] = &[
     ("timeouts.drain = '5s'", "4:10: rules[0].timeouts.drain: ", "connect, idle"),
     ("timeouts.idle = '5s'\nprotocol = 'udp'", "4:17: rules[0].timeouts.idle: ", "TCP"),
     ("limits.connections = 0", "4:22: rules[0].limits.connections: 0: ", "from 1 on"),
+    ("limits.connections = -1", "4:22: rules[0].limits.connections: -1: ", "from 1 on"),
+    ("limits.connections = 1.5", "4:22: rules[0].limits.connections: 1.5: ", "from 1 on"),
     ("limits.connections = 1\nprotocol = 'udp'", "4:22: rules[0].limits.connections: ", "TCP"),
 ];
 
@@ -132,6 +135,9 @@ const ABOVE: &[(&str, &str, &str)] = &[
     ("mark = 1", "1:8: mark: 1: ", "VALUE/MASK"),
     ("steer = 'sk'", "1:9: steer: 'sk': ", "sk_lookup, sk_assign"),
     ("workers = 0", "1:11: workers: ", "between 1 and 1024"),
+    ("admit = 'yes'", "1:9: admit: 'yes': ", "true or false"),
+    ("name = 1979-05-27", "1:8: name: 1979-05-27: ", "a name"),
+    ("table = 0x100000000", "1:9: table: 0x100000000: ", "from 0 to 4294967295"),
     ("workers = 'all'", "1:11: workers: 'all': ", "a whole number"),
     ("timeouts.idle = 5", "1:17: timeouts.idle: 5: ", "10s"),
     ("limits.udp_sessions = 0", "1:23: limits.udp_sessions: ", "at least 1"),
