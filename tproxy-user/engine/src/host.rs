@@ -5,6 +5,7 @@
 
 use std::{fmt, io, path::PathBuf};
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::mark::Mark;
@@ -310,7 +311,7 @@ fn remedy(error: &io::Error) -> &'static str {
 /// Rules, routes, files and interfaces that somebody took away before us.
 fn is_absent(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
-        || matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::ENODEV))
+        || matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::SRCH | Errno::NODEV))
 }
 
 #[cfg(test)]

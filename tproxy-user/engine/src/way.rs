@@ -15,6 +15,7 @@ use std::{
     },
 };
 
+use rustix::io::Errno;
 use tokio::sync::watch;
 use tproxy_common::{abi::Origin, flow::Protocol};
 
@@ -112,7 +113,7 @@ pub(crate) struct Ways {
 
 /// There is no route for the client, whatever there is for us: the error's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct NoRoute(i32);
+struct NoRoute(Errno);
 
 impl Ways {
     pub(crate) fn new(routing: Routing, mark: Mark) -> Self {
@@ -227,7 +228,7 @@ impl Ways {
                 let rules = &self.rules[Family::of(dst.0.ip()) as usize];
                 Ok(table.filter(|table| rules.tables.contains(table)))
             }
-            Err(NoRoute(number)) => Err(io::Error::from_raw_os_error(number)),
+            Err(NoRoute(errno)) => Err(errno.into()),
         }
     }
 
@@ -265,13 +266,13 @@ impl Ways {
 /// Whether the answer is that the packet is not to leave: a route that is missing, `unreachable`, `prohibit` or
 /// `blackhole`. What this host does not forward, it relays all the same.
 fn refusal(packet: &RoutedPacket, error: &io::Error) -> Option<NoRoute> {
-    let number = error.raw_os_error()?;
-    match number {
+    let errno = Errno::from_io_error(error)?;
+    match errno {
         // `ip_route_input_slow` says so, too, of what comes in where nothing is forwarded.
-        libc::EHOSTUNREACH if packet.iif != 0 && !forwards(packet) => None,
-        libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EACCES => Some(NoRoute(number)),
+        Errno::HOSTUNREACH if packet.iif != 0 && !forwards(packet) => None,
+        Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::ACCESS => Some(NoRoute(errno)),
         // A black hole, which says nothing to anybody.
-        libc::EINVAL => Some(NoRoute(libc::ENETUNREACH)),
+        Errno::INVAL => Some(NoRoute(Errno::NETUNREACH)),
         _ => None,
     }
 }

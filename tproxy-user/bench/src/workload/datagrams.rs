@@ -9,9 +9,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nix::sys::socket::{setsockopt, sockopt};
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Socket, Type};
 
 use super::{Done, Sample};
@@ -78,7 +78,7 @@ pub(super) fn run(lane: &Lane, pace: Pace, size: usize, sending: Sending) -> any
 fn sink() -> io::Result<BatchSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     socket.set_reuse_port(true)?;
-    setsockopt(&socket, sockopt::RcvBufForce, &SERVER_BUFFER)?;
+    set_socket_recv_buffer_size_force(&socket, SERVER_BUFFER)?;
     // On no address, it would answer from another than that it was asked at.
     socket.bind(&Lane::target(ECHO).into())?;
     BatchSocket::new(socket)

@@ -10,6 +10,7 @@ use aya::{
     },
     util::KernelVersion,
 };
+use rustix::io::Errno;
 use tproxy_common::abi::program;
 
 use super::{Datapath, DatapathError, patiently, pins, with_program};
@@ -214,12 +215,12 @@ fn refused(attachment: Attachment, link: &Link, hook: Direction, error: Datapath
         other => return other,
     };
     let interface = link.name.clone();
-    match source.raw_os_error() {
+    match Errno::from_io_error(&source) {
         // A filter's interface that is gone is ENODEV, and its qdisc EINVAL (`tc_new_tfilter()`).
-        Some(libc::ENOENT) if attachment == Attachment::Clsact => {
+        Some(Errno::NOENT) if attachment == Attachment::Clsact => {
             AttachError::NoClassifier { interface, hook }.into()
         }
-        Some(libc::ENODEV | libc::ENOENT) => AttachError::Gone(interface).into(),
+        Some(Errno::NODEV | Errno::NOENT) => AttachError::Gone(interface).into(),
         _ => AttachError::Refused { interface, hook, source }.into(),
     }
 }

@@ -9,6 +9,7 @@ use netlink_packet_route::{
     tc::{TcAttribute, TcHandle, TcMessage},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
+use rustix::io::Errno;
 
 use super::{
     Direction, is_absent,
@@ -69,7 +70,7 @@ pub(super) fn add(interface: u32) -> io::Result<()> {
     let mut message = qdisc(interface);
     message.attributes.push(TcAttribute::Kind("clsact".into()));
     match request(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENODEV)) => Ok(()),
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::EXIST | Errno::NODEV)) => Ok(()),
         added => added,
     }
 }
@@ -95,16 +96,18 @@ pub(super) fn remove_filter(interface: u32, direction: Direction, mark: Mark) ->
 fn own_filter(interface: u32, direction: Direction, mark: Mark) -> TcMessage {
     let mut message = filter(interface, direction);
     message.header.handle = handle(mark).into();
-    message.header.info = u32::from(PRIORITY) << 16 | u32::from((libc::ETH_P_ALL as u16).to_be());
+    message.header.info = u32::from(PRIORITY) << 16 | rustix::net::eth::ALL.as_raw().get();
     message.attributes.push(TcAttribute::Kind("bpf".into()));
     message
 }
 
 fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-    Netlink::open(NETLINK_ROUTE)?.request(message, flags).map_err(|error| match error.raw_os_error() {
-        // What an interface answers that has no qdisc, or once had one.
-        Some(libc::EINVAL) => io::ErrorKind::NotFound.into(),
-        _ => error,
+    Netlink::open(NETLINK_ROUTE)?.request(message, flags).map_err(|error| {
+        match Errno::from_io_error(&error) {
+            // What an interface answers that has no qdisc, or once had one.
+            Some(Errno::INVAL) => io::ErrorKind::NotFound.into(),
+            _ => error,
+        }
     })
 }
 

@@ -8,6 +8,7 @@ use netlink_packet_sock_diag::{
     inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use rustix::io::Errno;
 use tproxy_common::flow::Protocol;
 
 use super::netlink::Netlink;
@@ -48,7 +49,7 @@ pub fn exists(protocol: Protocol, local: SocketAddr, remote: SocketAddr) -> io::
             Ok((found.destination_address, found.destination_port) == (remote.ip(), remote.port()))
         }
         Ok(_) => Ok(false),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -12,6 +12,7 @@ use netlink_packet_sock_diag::{
     inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use rustix::io::Errno;
 
 use super::{HostError, local_table::LocalTable, netlink::Netlink};
 use crate::mark::Mark;
@@ -66,7 +67,7 @@ fn destroy_those(mark: Mark, is_meant: impl Fn(&InetResponseHeader) -> bool) -> 
         match netlink.request(request, 0) {
             Ok(()) => destroyed += 1,
             // Gone meanwhile, or its 4-tuple belongs to another socket by now.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {}
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::STALE)) => {}
             Err(error) => refused.push(error),
         }
     }
@@ -84,9 +85,9 @@ pub fn can_destroy() -> Result<bool, HostError> {
     match Netlink::open(NETLINK_SOCK_DIAG)
         .and_then(|netlink| netlink.request(SockDiagDestroy::new(nobody), 0))
     {
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => Ok(false),
         // No socket is bound to port 0.
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(true),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => Ok(true),
         Err(source) => {
             Err(HostError::Netlink { action: "try whether sockets can be destroyed".into(), source })
         }

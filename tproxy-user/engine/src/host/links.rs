@@ -18,6 +18,7 @@ use netlink_packet_route::{
     route::{RouteHeader, RouteType},
 };
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketType,
     netdevice::{index_to_name, name_to_index},
@@ -299,7 +300,7 @@ impl Monitor {
     fn interpret(&self, received: io::Result<()>) -> io::Result<Changed> {
         match received {
             Ok(()) => Ok(changed_by(&self.buffer)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(Changed::EVERYTHING),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOBUFS) => Ok(Changed::EVERYTHING),
             Err(error) => Err(error),
         }
     }

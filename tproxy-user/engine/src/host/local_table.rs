@@ -11,6 +11,7 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
+use rustix::io::Errno;
 
 use super::{HostError, netlink::Netlink};
 use crate::family::Family;
@@ -140,7 +141,7 @@ pub(super) fn routes(filter: RouteFilter, mut each: impl FnMut(RouteMessage)) ->
             });
             match answered {
                 // The one table asked for does not exist.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => {}
                 answered => answered?,
             }
         }

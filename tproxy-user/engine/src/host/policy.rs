@@ -10,6 +10,7 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RuleUidRange},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -261,7 +262,7 @@ pub fn rules() -> Result<Vec<RoutingRule>, HostError> {
             });
             match answered {
                 // Nobody has registered rules for it (`fib_nl_dumprule()`): `ipv6.disable=1`, or no IPv6 at all.
-                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) => {}
                 answered => answered?,
             }
         }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix::sys::socket::{SetSockOpt, setsockopt, sockopt};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Protocol, SockRef, Socket, Type};
 
 use tproxy_common::packet::Fragmenting;
@@ -258,7 +259,7 @@ fn relaying(family: Family) -> Result<Socket, SocketError> {
 
 /// `SO_RCVBUFFORCE` (socket(7)): more than `net.core.rmem_max`.
 fn receive_buffer(socket: &Socket, bytes: usize) -> Result<(), SocketError> {
-    setsockopt(socket, sockopt::RcvBufForce, &bytes)
+    set_socket_recv_buffer_size_force(socket, bytes)
         .map_err(|errno| privileged("SO_RCVBUFFORCE")(errno.into()))
 }
 

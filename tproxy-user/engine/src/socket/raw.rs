@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use rustix::io::Errno;
 use socket2::{MsgHdr, Protocol, Socket, Type};
 
 use super::{
@@ -41,8 +42,8 @@ impl RawSender {
         class: TrafficClass,
         payload: &[u8],
     ) -> io::Result<()> {
-        let length = u16::try_from(UDP_HEADER + payload.len())
-            .map_err(|_| io::Error::from_raw_os_error(libc::EMSGSIZE))?;
+        let length =
+            u16::try_from(UDP_HEADER + payload.len()).map_err(|_| io::Error::from(Errno::MSGSIZE))?;
         let mut header = [0; UDP_HEADER];
         header[..2].copy_from_slice(&from.0.port().to_be_bytes());
         header[2..4].copy_from_slice(&to.0.port().to_be_bytes());

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
+use rustix::io::Errno;
 use socket2::Socket;
 use tproxy_common::packet::Fragmenting;
 
@@ -39,7 +40,7 @@ pub(super) struct Sent {
 impl Sent {
     /// Whether the last that was not taken must not be fragmented, and would have to.
     pub(super) fn is_too_long(&self) -> bool {
-        self.error.as_ref().and_then(io::Error::raw_os_error) == Some(libc::EMSGSIZE)
+        self.error.as_ref().and_then(Errno::from_io_error) == Some(Errno::MSGSIZE)
     }
 
     pub(super) fn count(&mut self, datagrams: u64, bytes: usize, result: io::Result<()>) {
@@ -86,8 +87,8 @@ impl Channel {
         if count > 1 && count <= most.datagrams as u64 && run.size <= most.size {
             let whole = Outgoing { segment: Some(run.size as u16), ..outgoing(run.contents) };
             let result = self.attempt(&whole, &mut sent.refused);
-            let errno = result.as_ref().err().and_then(io::Error::raw_os_error);
-            if !matches!(errno, Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO)) {
+            let errno = result.as_ref().err().and_then(Errno::from_io_error);
+            if !matches!(errno, Some(Errno::MSGSIZE | Errno::INVAL | Errno::IO)) {
                 sent.count(count, run.contents.len(), result);
                 return sent;
             }
@@ -163,5 +164,5 @@ impl UpstreamSocket {
 
 /// The buffer is full, or it is too long.
 fn is_about_this_one(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::EMSGSIZE)
+    error.kind() == io::ErrorKind::WouldBlock || Errno::from_io_error(error) == Some(Errno::MSGSIZE)
 }

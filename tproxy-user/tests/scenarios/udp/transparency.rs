@@ -1,6 +1,7 @@
 //! What routers leave as it is: who may fragment a datagram, its class, and what is said on port 53.
 
-use nix::libc;
+use rustix::io::Errno;
+
 use socket2::SockRef;
 use tproxy::socket::{Message, Outgoing, TrafficClass, receive_messages, send_message, set_fragmenting};
 use tproxy_common::packet::Fragmenting;
@@ -41,10 +42,20 @@ fn what_must_not_be_fragmented_is_not_and_its_sender_is_told_what_fits() {
                 client.connect((family.server(), PORT)).unwrap();
                 client.send(&[1; 1450]).unwrap();
                 let told = receive(&client).unwrap_err();
-                assert_eq!(told.raw_os_error(), Some(libc::EMSGSIZE), "{told} {engine} {nat}\n{}", *tproxy);
+                assert_eq!(
+                    Errno::from_io_error(&told),
+                    Some(Errno::MSGSIZE),
+                    "{told} {engine} {nat}\n{}",
+                    *tproxy
+                );
                 // What fits is known from now on.
                 let known = client.send(&[1; 1450]).unwrap_err();
-                assert_eq!(known.raw_os_error(), Some(libc::EMSGSIZE), "{known} {engine} {nat}\n{}", *tproxy);
+                assert_eq!(
+                    Errno::from_io_error(&known),
+                    Some(Errno::MSGSIZE),
+                    "{known} {engine} {nat}\n{}",
+                    *tproxy
+                );
                 client.send(&[2; 1300]).unwrap();
                 let (said, _) = receive(&server).unwrap();
                 assert_eq!(said.len(), 1300, "the long one did not arrive");

@@ -1,3 +1,5 @@
+use rustix::io::Errno;
+
 use socket2::Socket;
 use tproxy_netns::Topology;
 
@@ -102,7 +104,7 @@ fn what_does_not_even_leave_says_what_would() {
             net.gateway.enter(|| datagram_upstream(any, UpstreamSource::Host, Mark::DEFAULT)).unwrap();
         let closed = SocketAddr::new(addresses.server(), 9);
         let too_long = socket.send_to(&[0; 65_535], &closed.into()).unwrap_err();
-        assert_eq!(too_long.raw_os_error(), Some(libc::EMSGSIZE));
+        assert_eq!(Errno::from_io_error(&too_long), Some(Errno::MSGSIZE));
         // The kernel has noted it, and that makes the socket readable.
         wait_for_error(&socket);
         let told = next_error(&socket).unwrap().unwrap();

@@ -4,6 +4,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
 };
 
+use rustix::io::Errno;
 use tproxy_netns::Topology;
 
 use super::*;
@@ -57,8 +58,8 @@ fn an_ordinary_client_gets_the_errno() {
     let net = silent_gateway();
     for (family, addresses) in FAMILIES {
         let prohibited = match family {
-            Family::V4 => libc::EHOSTUNREACH,
-            Family::V6 => libc::EACCES,
+            Family::V4 => Errno::HOSTUNREACH,
+            Family::V6 => Errno::ACCESS,
         };
         let dst = OriginalDst(foreign(family, 9));
         let mut sender = net.gateway.enter(|| IcmpSender::new(family, Mark::DEFAULT)).unwrap();
@@ -66,14 +67,14 @@ fn an_ordinary_client_gets_the_errno() {
         socket.connect(dst.0).unwrap();
         let client = ClientAddr(socket.local_addr().unwrap());
         for (error, errno) in [
-            (IcmpError::PortUnreachable, libc::ECONNREFUSED),
+            (IcmpError::PortUnreachable, Errno::CONNREFUSED),
             (IcmpError::AdminProhibited, prohibited),
-            (IcmpError::PacketTooBig { mtu: 1_400 }, libc::EMSGSIZE),
+            (IcmpError::PacketTooBig { mtu: 1_400 }, Errno::MSGSIZE),
         ] {
             socket.send(&[0; 1_450]).unwrap();
             sender.send(dst.0.ip(), error, client, dst).unwrap();
             let got = socket.recv(&mut [0; 1]).unwrap_err();
-            assert_eq!(got.raw_os_error(), Some(errno), "{error:?}: {got}");
+            assert_eq!(Errno::from_io_error(&got), Some(errno), "{error:?}: {got}");
         }
         let route = net.client.ip(&format!("route get {}", dst.0.ip())).unwrap();
         assert!(route.contains("mtu 1400"), "{route}");

@@ -1,5 +1,6 @@
 use std::{io::ErrorKind, mem::MaybeUninit, net::UdpSocket};
 
+use rustix::io::Errno;
 use tproxy_netns::Topology;
 
 use super::*;
@@ -39,7 +40,7 @@ fn a_client_receives_from_a_port_that_somebody_holds() {
             assert_eq!((&buffer[..received], source), (&payload[..], from.0));
         }
         let too_long = sender.send(from, to, TrafficClass(0), &vec![0; longest + 1]).unwrap_err();
-        assert_eq!(too_long.raw_os_error(), Some(libc::EMSGSIZE));
+        assert_eq!(Errno::from_io_error(&too_long), Some(Errno::MSGSIZE));
         let reassembled = counter(&net.client, family, "ReasmOKs");
         assert_eq!(reassembled, 3, "what does not fit the link comes in fragments");
     }

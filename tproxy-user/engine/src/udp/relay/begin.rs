@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
+use rustix::io::Errno;
 use tproxy_common::{abi::Origin, flow::Protocol};
 
 use super::{
@@ -317,12 +318,12 @@ enum Lack {
 }
 
 fn lack(error: &SocketError) -> Option<Lack> {
-    const EXHAUSTED: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    const EXHAUSTED: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     match error {
         // Any would have done.
         SocketError::Taken { address } if address.port() == 0 => Some(Lack::Ports),
         SocketError::Os { source, .. } => {
-            source.raw_os_error().filter(|errno| EXHAUSTED.contains(errno)).map(|_| Lack::Descriptors)
+            Errno::from_io_error(source).filter(|errno| EXHAUSTED.contains(errno)).map(|_| Lack::Descriptors)
         }
         _ => None,
     }
