@@ -61,7 +61,7 @@ pub struct Start {
     pub settled: fn(),
 }
 
-/// Runs an instance until SIGINT or SIGTERM, and stops it in order; a second signal stops it now.
+/// Runs an instance until a signal or `tproxy drain` says to stop, and stops it in order; another signal stops it now.
 ///
 /// # Errors
 /// What kept it from starting, or from leaving the host as it was.

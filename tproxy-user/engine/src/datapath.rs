@@ -1,7 +1,7 @@
 //! The datapath: the eBPF programs and maps of one instance in one network namespace, and their links.
 //!
-//! The only module that names aya. Nothing here outlives the [`Datapath`] on kernels with tcx (6.6): the kernel
-//! removes links whose file descriptors are closed, whatever ends the process.
+//! The only module that names aya. On kernels with tcx (6.6) nothing here outlives the [`Datapath`] that is not pinned
+//! ([`Datapath::outlive`]): the kernel removes links whose file descriptors are closed, whatever ends the process.
 
 mod attach;
 mod beats;
@@ -176,7 +176,7 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Makes the maps and loads the listener lookup. Nothing is attached yet; a tc program is loaded at its first
+    /// Makes the maps and loads what listeners need: their lookup, and what they do with what arrives. Nothing is attached yet; a tc program is loaded at its first
     /// [`Self::attach`], because the verifier takes tenths of a second for each.
     ///
     /// # Errors
@@ -276,7 +276,7 @@ impl Datapath {
         self.set_socket(abi::listener_index(worker, protocol, family.into()), socket)
     }
 
-    /// Makes `socket` the one that swallows what scope `inbound` drops.
+    /// Makes `socket` the one that swallows what is dropped or refused where it would arrive.
     ///
     /// # Errors
     /// As for [`Self::set_listener`].

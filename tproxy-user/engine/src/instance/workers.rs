@@ -118,8 +118,8 @@ fn open_udp(
     Family::supported().map(open).collect()
 }
 
-/// Where flows arrive that scope `inbound` drops or rejects, so that they are counted and told of; the hooks for the other
-/// scopes do both by themselves.
+/// Where flows arrive that scope `inbound` drops or rejects, or scope `forwarded` where NAT sends them elsewhere, so that they
+/// are counted and told of; of all others the hooks do both by themselves.
 pub(super) fn open_black_holes(mark: Mark, datapath: &mut Datapath) -> Result<Vec<Socket>, InstanceError> {
     let mut holes = Vec::new();
     for protocol in Protocol::ALL {
