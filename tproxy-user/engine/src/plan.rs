@@ -141,20 +141,23 @@ impl Surroundings {
     pub fn misnamed(&self, reach: &Reach, addressed: &BTreeSet<u32>) -> Option<Misnamed> {
         // What a pattern matches beside others is nobody's mistake.
         let named = self.links.iter().filter(|link| reach.interfaces.contains(&link.name));
-        let name_of = |index| {
-            let found = self.links.iter().find(|link| link.index == index);
-            found.map_or_else(|| format!("interface {index}"), |link| link.name.clone())
-        };
         named.into_iter().find_map(|link| {
             let port = link.name.clone();
             if let Some(master) = link.master {
-                return Some(Misnamed::Port { port, master: name_of(master) });
+                return Some(Misnamed::Port { port, master: self.name_of(master) });
             }
             let parts = self.links.iter().filter(|part| part.parent == Some(link.index));
             let parts: Vec<_> = parts.map(|part| part.name.clone()).collect();
             let is_bare = !parts.is_empty() && !addressed.contains(&link.index);
             is_bare.then_some(Misnamed::Parent { parent: port, parts })
         })
+    }
+
+    /// What an interface is called, or its number where it is gone.
+    #[must_use]
+    pub fn name_of(&self, index: u32) -> String {
+        let found = self.links.iter().find(|link| link.index == index);
+        found.map_or_else(|| format!("interface {index}"), |link| link.name.clone())
     }
 
     /// Whether an interface that a rule names has parts.

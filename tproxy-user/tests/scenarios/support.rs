@@ -201,6 +201,11 @@ fn patient(stream: TcpStream) -> TcpStream {
     stream
 }
 
+/// How a socket address begins that has this IP address.
+pub(crate) fn seen_as(address: IpAddr) -> String {
+    SocketAddr::new(address, 0).to_string().trim_end_matches('0').to_owned()
+}
+
 /// Sends back whatever comes.
 pub(crate) fn echo(stream: TcpStream) {
     let mut reader = stream.try_clone().expect("dup");

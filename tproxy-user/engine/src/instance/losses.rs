@@ -11,7 +11,7 @@ use tproxy_common::flow::Protocol;
 use super::{Instance, InstanceError};
 use crate::{
     arrivals::{Entrance, Unheard},
-    host::{connections, links::Link},
+    host::connections,
 };
 
 /// For how long nothing may arrive before that is said.
@@ -194,10 +194,9 @@ impl Instance {
         Ok(new)
     }
 
+    /// What this host sends itself comes in by `lo`.
     fn name_of(&self, ifindex: u32) -> String {
-        let is_it = |link: &&Link| link.index == ifindex;
-        let found = self.surroundings.links.iter().find(is_it).map(|link| link.name.clone());
-        found.unwrap_or_else(|| if ifindex == 0 { "lo".into() } else { format!("interface {ifindex}") })
+        if ifindex == 0 { "lo".into() } else { self.surroundings.name_of(ifindex) }
     }
 }
 
