@@ -12,14 +12,14 @@ pub(super) enum Fault {
     /// A key that has to be there is not.
     MissingKey(&'static str),
     /// It is something else than is wanted.
-    Unlike(Wanted),
+    Unlike(Instead),
     /// In words of our own.
     Said(String),
 }
 
 /// What is to be written instead.
 #[derive(Debug)]
-pub(super) enum Wanted {
+pub(super) enum Instead {
     List,
     Table,
     Text,
@@ -31,7 +31,7 @@ pub(super) enum Wanted {
     Other(String),
 }
 
-impl fmt::Display for Wanted {
+impl fmt::Display for Instead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::List => f.write_str("a list in brackets: [ … ]"),
@@ -66,7 +66,7 @@ pub(super) fn explain(fault: &Fault, written: &str) -> String {
             format!("{written}: write {}{meant}", known.join(", "))
         }
         Fault::MissingKey(key) => format!("{written}: write {key} = … too"),
-        Fault::Unlike(Wanted::List) if !written.starts_with(['[', '{']) => {
+        Fault::Unlike(Instead::List) if !written.starts_with(['[', '{']) => {
             format!("write [{written}], a list")
         }
         Fault::Unlike(wanted) => format!("{written}: write {wanted}"),

@@ -64,7 +64,7 @@ impl Token {
 /// The sockets, with what was answered last.
 pub(super) struct Readiness {
     epoll: ReadableFd,
-    named: Vec<(Token, Told)>,
+    named: Vec<(Token, Ready)>,
 }
 
 impl Readiness {
@@ -75,8 +75,8 @@ impl Readiness {
     }
 
     /// By which sockets are added.
-    pub(super) fn watch(&self) -> Watch {
-        Watch(Arc::clone(self.epoll.descriptor()))
+    pub(super) fn watch(&self) -> Interest {
+        Interest(Arc::clone(self.epoll.descriptor()))
     }
 
     /// Waits until there is something. What was there before and was not read is there again.
@@ -87,22 +87,22 @@ impl Readiness {
             let mut events = [const { MaybeUninit::uninit() }; EVENTS];
             match epoll::wait(guard.get_inner(), &mut events, Some(&now)) {
                 Ok(([], _)) => guard.clear_ready(),
-                Ok((events, _)) => return self.named.extend(events.iter().rev().map(Told::by)),
+                Ok((events, _)) => return self.named.extend(events.iter().rev().map(Ready::by)),
                 Err(error) => assert_eq!(error, Errno::INTR, "an epoll that is open can be asked"),
             }
         }
     }
 
     /// What [`Self::wait`] found, once.
-    pub(super) fn take(&mut self) -> Option<(Token, Told)> {
+    pub(super) fn take(&mut self) -> Option<(Token, Ready)> {
         self.named.pop()
     }
 }
 
 /// Adds sockets to those of a [`Readiness`].
-pub(super) struct Watch(Arc<OwnedFd>);
+pub(super) struct Interest(Arc<OwnedFd>);
 
-impl Watch {
+impl Interest {
     /// Has `socket` watched until it is closed.
     ///
     /// # Errors
@@ -115,14 +115,14 @@ impl Watch {
 
 /// What a socket is ready for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum Ready {
     /// There are datagrams.
     Readable,
     /// There is an error; perhaps there are datagrams, too.
     Error,
 }
 
-impl Told {
+impl Ready {
     fn by(event: &epoll::Event) -> (Token, Self) {
         let epoll::Event { flags, data, .. } = *event;
         let told = if flags.contains(EventFlags::ERR) { Self::Error } else { Self::Readable };

@@ -22,8 +22,8 @@ pub(super) use command::Command;
 pub(super) use course::{Down, Stranger, Up};
 use moving::Moving;
 pub(super) use moving::Stranded;
-pub(super) use queue::Place;
 use queue::Queue;
+pub(super) use queue::Watermark;
 
 use super::{
     End, Endpoints, UdpCounters,
@@ -31,7 +31,7 @@ use super::{
     mapping::Mappings,
     rate::{Rate, Rates},
     session::{Outlet, Reply, Session, Upstream},
-    table::{Flow, Limits, SessionId, Table},
+    table::{Flow, SessionId, Table, TableLimits},
 };
 use crate::{
     config::{Scope, SessionLimits, Timeouts},
@@ -242,11 +242,11 @@ impl Relay {
 
 /// What the latest generation allows one of `workers`. All sessions of a client endpoint are one worker's, but not all of a
 /// client address.
-fn limits(generations: &Generations, workers: usize) -> Limits {
+fn limits(generations: &Generations, workers: usize) -> TableLimits {
     let latest = generations.latest();
     let SessionLimits { total, per_client } = latest.sessions();
     let Timeouts { udp, udp_stream, .. } = *latest.timeouts();
-    Limits {
+    TableLimits {
         sessions: SessionLimits { total: total.div_ceil(workers), per_client: per_client.div_ceil(workers) },
         one_way: udp,
         two_way: udp_stream,

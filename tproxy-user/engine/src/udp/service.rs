@@ -24,7 +24,7 @@ use super::{
     io::Io,
     listener::Listener,
     raw::RawReplies,
-    readiness::{Readiness, Token, Told},
+    readiness::{Readiness, Ready, Token},
     relay::{Books, Given, Relay},
 };
 use crate::{
@@ -205,9 +205,9 @@ impl Service {
         self.settle(now);
     }
 
-    fn attend(&mut self, token: Token, told: Told) {
+    fn attend(&mut self, token: Token, told: Ready) {
         let now = Instant::now();
-        if told == Told::Error {
+        if told == Ready::Error {
             self.forwarder.look_at_errors(token, now);
         }
         match token {

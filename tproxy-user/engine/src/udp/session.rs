@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use tproxy_common::packet::Fragmenting;
 
-use super::{End, channel::Sent, mapping::Mapping, relay::Place, table::Flow};
+use super::{End, channel::Sent, mapping::Mapping, relay::Watermark, table::Flow};
 use crate::{
     flows::{FlowState, LiveEntry},
     generation::ChosenRule,
@@ -18,7 +18,7 @@ pub(super) struct Session {
     /// How what leaves by the upstream socket travels.
     pub(super) travel: Travel,
     /// The socket towards the client is not read yet.
-    pub(super) waits_for: Option<Place>,
+    pub(super) waits_for: Option<Watermark>,
     pub(super) record: Record,
     pub(super) live: LiveEntry,
 }

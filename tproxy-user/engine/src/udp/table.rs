@@ -43,7 +43,7 @@ impl SessionId {
 
 /// How much is kept, and for how long.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct TableLimits {
     pub(super) sessions: SessionLimits,
     /// Of silence, as long as only one side has sent.
     pub(super) one_way: Duration,
@@ -84,7 +84,7 @@ impl Orders {
 /// Sessions, of whatever `T` they are.
 #[derive(Debug)]
 pub(super) struct Table<T> {
-    limits: Limits,
+    limits: TableLimits,
     sessions: Slab<Session<T>>,
     by_flow: HashMap<Flow, SessionId>,
     all: Orders,
@@ -115,7 +115,7 @@ struct Session<T> {
 }
 
 impl<T> Table<T> {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: TableLimits) -> Self {
         Self {
             limits,
             sessions: Slab::new(),
@@ -128,7 +128,7 @@ impl<T> Table<T> {
         }
     }
 
-    pub(super) const fn set_limits(&mut self, limits: Limits) {
+    pub(super) const fn set_limits(&mut self, limits: TableLimits) {
         self.limits = limits;
     }
 
@@ -231,7 +231,7 @@ impl<T> Table<T> {
 
     /// A session that has been silent for too long.
     pub(super) fn idle(&self, now: Instant) -> Option<SessionId> {
-        let Limits { one_way, two_way, .. } = self.limits;
+        let TableLimits { one_way, two_way, .. } = self.limits;
         self.silent_for(&self.all.one_way, one_way, now)
             .or_else(|| self.silent_for(&self.all.two_way, two_way, now))
     }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::config::{
     path::PathStep,
-    remedy::{Fault, Wanted},
+    remedy::{Fault, Instead},
 };
 
 /// A value in it, without the entries that are left out.
@@ -32,7 +32,7 @@ pub(super) struct Node<'a, 'i> {
 }
 
 impl<'a, 'i> Node<'a, 'i> {
-    fn reads<'de, V: Visitor<'de>>(self, visitor: V, wanted: Wanted) -> Result<V::Value, Wrong> {
+    fn reads<'de, V: Visitor<'de>>(self, visitor: V, wanted: Instead) -> Result<V::Value, Wrong> {
         self.deserialize_any(visitor).map_err(|wrong| wrong.wanting(wanted))
     }
 
@@ -96,37 +96,37 @@ impl<'de> Deserializer<'de> for Node<'_, '_> {
                 let word: StrDeserializer<'_, Wrong> = (**word).into_deserializer();
                 visitor.visit_enum(word)
             }
-            _ => Err(Wrong::new(Fault::Unlike(Wanted::Text))),
+            _ => Err(Wrong::new(Fault::Unlike(Instead::Text))),
         };
         read.map_err(|wrong| wrong.at(self.value.span()))
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        self.reads(visitor, Wanted::Truth)
+        self.reads(visitor, Instead::Truth)
     }
 
     fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        self.reads(visitor, Wanted::Number { most: Some(u32::MAX) })
+        self.reads(visitor, Instead::Number { most: Some(u32::MAX) })
     }
 
     fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        self.reads(visitor, Wanted::Number { most: None })
+        self.reads(visitor, Instead::Number { most: None })
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        self.reads(visitor, Wanted::Text)
+        self.reads(visitor, Instead::Text)
     }
 
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        self.reads(visitor, Wanted::Text)
+        self.reads(visitor, Instead::Text)
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        self.reads(visitor, Wanted::List)
+        self.reads(visitor, Instead::List)
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        self.reads(visitor, Wanted::Table)
+        self.reads(visitor, Instead::Table)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -135,7 +135,7 @@ impl<'de> Deserializer<'de> for Node<'_, '_> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Wrong> {
-        self.reads(visitor, Wanted::Table)
+        self.reads(visitor, Instead::Table)
     }
 
     forward_to_deserialize_any! {

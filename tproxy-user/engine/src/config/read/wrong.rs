@@ -7,7 +7,7 @@ use serde::de::{self, Expected, Unexpected};
 use super::document::Value;
 use crate::config::{
     path::{Path, PathStep},
-    remedy::{Fault, Wanted},
+    remedy::{Fault, Instead},
 };
 
 /// The first thing that is wrong, and where.
@@ -38,7 +38,7 @@ impl Wrong {
     }
 
     /// Says what was wanted of a value that is of another kind, if it is that value which is wrong, and not one in it.
-    pub(super) fn wanting(mut self, wanted: Wanted) -> Self {
+    pub(super) fn wanting(mut self, wanted: Instead) -> Self {
         if let (Fault::Unlike(unlike), []) = (&mut self.fault, &self.steps[..]) {
             *unlike = wanted;
         }
@@ -78,11 +78,11 @@ impl de::Error for Wrong {
     }
 
     fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::new(Fault::Unlike(Wanted::Other(expected.to_string())))
+        Self::new(Fault::Unlike(Instead::Other(expected.to_string())))
     }
 
     fn invalid_value(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::new(Fault::Unlike(Wanted::Other(expected.to_string())))
+        Self::new(Fault::Unlike(Instead::Other(expected.to_string())))
     }
 
     fn unknown_variant(name: &str, known: &'static [&'static str]) -> Self {

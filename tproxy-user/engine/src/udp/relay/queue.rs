@@ -15,12 +15,12 @@ pub(super) struct Queue {
     /// Bytes of that buffer that were read at least, ever.
     read: u64,
     /// Sessions whose own sockets are not read yet, in the order of their places.
-    waiting: VecDeque<(SessionId, Place)>,
+    waiting: VecDeque<(SessionId, Watermark)>,
 }
 
 /// How far a listener has to be read until nothing is in it that was there when a session's socket was connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(in super::super) struct Place(u64);
+pub(in super::super) struct Watermark(u64);
 
 impl Queue {
     pub(super) fn has_read(&mut self, bytes: usize) {
@@ -32,15 +32,15 @@ impl Queue {
     }
 
     /// A session waits until what is there now has been read.
-    pub(super) fn wait(&mut self, id: SessionId) -> Place {
-        let place = Place(self.read + self.room);
+    pub(super) fn wait(&mut self, id: SessionId) -> Watermark {
+        let place = Watermark(self.read + self.room);
         self.waiting.push_back((id, place));
         place
     }
 
     /// The next session of which nothing is there any more.
-    pub(super) fn next_read(&mut self, is_empty: bool) -> Option<(SessionId, Place)> {
-        let read = Place(self.read);
+    pub(super) fn next_read(&mut self, is_empty: bool) -> Option<(SessionId, Watermark)> {
+        let read = Watermark(self.read);
         let (_, place) = self.waiting.front()?;
         if is_empty || *place <= read { self.waiting.pop_front() } else { None }
     }

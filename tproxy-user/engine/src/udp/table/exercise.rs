@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Flow, Limits, Sender, Table};
+use super::{Flow, Sender, Table, TableLimits};
 use crate::{
     config::SessionLimits,
     flow::{ClientAddr, OriginalDst},
@@ -18,7 +18,7 @@ const SESSIONS: u16 = 1_000;
 pub fn exercise_sessions(times: usize) {
     const LONG: Duration = Duration::from_secs(60);
     let sessions = SessionLimits { total: SESSIONS.into(), per_client: SESSIONS.into() };
-    let mut table = Table::new(Limits { sessions, one_way: LONG, two_way: LONG });
+    let mut table = Table::new(TableLimits { sessions, one_way: LONG, two_way: LONG });
     let now = Instant::now();
     let flow = |port: u16| Flow {
         client: ClientAddr((Ipv4Addr::new(10, 1, (port / 8) as u8, 2), port).into()),

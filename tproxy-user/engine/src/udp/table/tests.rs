@@ -17,7 +17,7 @@ impl Clock {
 
 fn table(total: usize, per_client: usize) -> (Table<&'static str>, Clock) {
     let sessions = SessionLimits { total, per_client };
-    (Table::new(Limits { sessions, one_way: ONE_WAY, two_way: TWO_WAY }), Clock(Instant::now()))
+    (Table::new(TableLimits { sessions, one_way: ONE_WAY, two_way: TWO_WAY }), Clock(Instant::now()))
 }
 
 fn flow(client: u8, client_port: u16, dst_port: u16) -> Flow {
