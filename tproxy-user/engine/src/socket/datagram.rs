@@ -49,7 +49,7 @@ impl Endpoint {
 }
 
 /// A UDP socket that tc and `sk_lookup` can steer to: transparent, non-blocking, not connected, with the own mark. A
-/// [`Receiver`](super::Receiver) finds out the original destinations.
+/// [`DatagramReceiver`](super::DatagramReceiver) finds out the original destinations.
 ///
 /// It is bound to a loopback address and to a port of the kernel's choice, as [`listener`](super::listener) is.
 ///
