@@ -83,7 +83,7 @@ pub enum DatapathError {
         room: usize,
     },
     /// The kernel refused a program or its link.
-    #[error("eBPF program {name}: {}", first_line(source))]
+    #[error("eBPF program {name}: {}", without_log(source))]
     Program {
         /// Name in the object.
         name: &'static str,
@@ -438,10 +438,12 @@ fn patiently(
 }
 
 /// Without the verifier's log, which is thousands of lines (`-v` shows it).
-fn first_line(error: &ProgramError) -> String {
-    let text = error.to_string();
-    tracing::debug!("{text}");
-    text.lines().next().unwrap_or_default().trim_end_matches(" Verifier output:").to_owned()
+fn without_log(error: &ProgramError) -> String {
+    tracing::debug!("{error}");
+    match error {
+        ProgramError::LoadError { io_error, .. } => format!("the kernel refuses to load it: {io_error}"),
+        other => other.to_string(),
+    }
 }
 
 fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, DatapathError> {
