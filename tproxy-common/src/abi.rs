@@ -435,6 +435,8 @@ pub struct Finding {
     pub sought: u32,
     /// 1 when NAT has changed the destination since tc saw the packet, which is in `ENTERED`.
     pub entered: u32,
+    /// 1 when user space is to connect to the application before the connection is accepted.
+    pub held: u32,
 }
 
 /// Slots of `ENTERED`: as many packets as a CPU takes from a device at once (`NAPI_POLL_WEIGHT`) may be on their way on it.
@@ -715,7 +717,7 @@ const _: () = {
     assert!(size_of::<Decision>() == 32);
     assert!(size_of::<HeldSyn>() == 328);
     assert!(size_of::<Destination>() == 20);
-    assert!(size_of::<Finding>() == 68);
+    assert!(size_of::<Finding>() == 72);
     assert!(size_of::<Entered>() == 88);
     assert!(size_of::<Memory>() == 40);
     assert!(size_of::<TranslationKey>() == 40);

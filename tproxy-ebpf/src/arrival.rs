@@ -20,7 +20,7 @@ use tproxy_common::{
 };
 
 use crate::{
-    entered,
+    entered, hold,
     lookup::is_refused,
     maps::{self, count_number},
     memory, settings, trace, translation,
@@ -43,8 +43,12 @@ pub(crate) fn run(ctx: &SkReuseportContext) -> u32 {
     }
     let reason = found.reason;
     found.reason = 0;
-    if begins(ctx, protocol, found) {
-        carry_out(protocol, reason, found);
+    match (sight(ctx, protocol, found), found.held) {
+        (Sight::First, 0) => carry_out(protocol, reason, found),
+        (Sight::First, _) => hold::hand_over_arrived(ctx, found),
+        // A segment of a connection that is no more, for the kernel to refuse.
+        (Sight::Later, 1..) => return SK_DROP,
+        (Sight::Later, 0) | (Sight::Elsewhere, _) => {}
     }
     if is_refused(reason) { SK_DROP } else { SK_PASS }
 }
@@ -100,23 +104,33 @@ fn ports(ctx: &SkReuseportContext) -> Option<[[u8; 2]; 2]> {
     Some([a.to_ne_bytes(), b.to_ne_bytes()])
 }
 
-/// Whether this is the flow's first packet. Who looks for a socket on behalf of a packet that is still on its way (netfilter)
-/// shows it from its IP header on, and not from its ports on.
+/// What is seen of a packet.
+enum Sight {
+    /// It is its flow's first.
+    First,
+    /// It is none.
+    Later,
+    /// It is still on its way, and who looks for a socket on its behalf (netfilter) shows it from its IP header on, and not from
+    /// its ports on.
+    Elsewhere,
+}
+
 #[inline(always)]
-fn begins(ctx: &SkReuseportContext, protocol: Protocol, found: &Finding) -> bool {
+fn sight(ctx: &SkReuseportContext, protocol: Protocol, found: &Finding) -> Sight {
     if ports(ctx) != Some([found.tuple.sport, found.tuple.dport]) {
-        return false;
+        return Sight::Elsewhere;
     }
     if protocol == Protocol::Udp {
-        return true;
+        return Sight::First;
     }
     let (start, end) = (ctx.data(), ctx.data_end());
     if start + TCP_FLAGS + 1 > end {
-        return false;
+        return Sight::Elsewhere;
     }
     // SAFETY: as above.
     let flags = unsafe { *((start + TCP_FLAGS) as *const u8) };
-    flags & (tcp_flag::SYN | tcp_flag::RST | tcp_flag::ACK) == tcp_flag::SYN
+    let begins = flags & (tcp_flag::SYN | tcp_flag::RST | tcp_flag::ACK) == tcp_flag::SYN;
+    if begins { Sight::First } else { Sight::Later }
 }
 
 #[inline(always)]

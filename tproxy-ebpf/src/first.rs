@@ -274,6 +274,10 @@ fn remember(ctx: &TcContext, scope: Scope, parsed: &Packet, verdict: Verdict, re
         Reason::Translated as u32,
     ];
     match parsed.protocol {
+        // What was held in scope `inbound` comes in with a decision, and of what is for the host `sk_lookup` asks the rules.
+        Protocol::Tcp
+            if reason == Reason::HostAddress as u32 && maps::control().has(Scope::Inbound, Protocol::Tcp) => {
+        }
         Protocol::Tcp if history == History::Decided && !matches!(verdict, Verdict::Steer(_)) => {
             let _ = maps::DECISIONS.remove(parsed.tuple);
         }
@@ -325,7 +329,7 @@ fn steer(
     if parsed.protocol == Protocol::Tcp
         && history != History::Decided
         && !at_once
-        && hold::is_wanted(control, rule, parsed)
+        && hold::is_wanted(control, rule, &parsed.tuple)
     {
         drop(listener);
         hold::note(control, rule);

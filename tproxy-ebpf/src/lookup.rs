@@ -16,7 +16,7 @@ use tproxy_common::{
 };
 
 use crate::{
-    entered,
+    entered, hold,
     maps::{self, count},
     memory::{self, Known},
     ownership::{family, is_host_address, worker_of_client, worker_of_connection},
@@ -195,6 +195,7 @@ fn ask_the_rules(
     };
     let stalls = worker != NO_WORKER && !maps::goes_round(worker);
     let verdict = if stalls && control.rejecting == 0 { Verdict::Pass(Reason::Stalled) } else { verdict };
+    let mut is_held = false;
     let (reason, receiver) = match verdict {
         Verdict::Pass(reason) => {
             // What is for others is tc's to tell of.
@@ -212,13 +213,19 @@ fn ask_the_rules(
         Verdict::Steer(rule) => {
             finding.number = control.number(rule);
             finding.worker = worker;
-            (Reason::RuleSteer, Receiver::NewTo(worker))
+            // One that was decided before is not held once more.
+            is_held = flow.protocol == Protocol::Tcp
+                && before == NO_WORKER
+                && hold::is_wanted_inbound(&control, rule, &flow.tuple);
+            let receiver = if is_held { Receiver::BlackHole } else { Receiver::NewTo(worker) };
+            (Reason::RuleSteer, receiver)
         }
         Verdict::Reject => (Reason::RuleReject, Receiver::BlackHole),
         Verdict::Drop => (Reason::RuleDrop, Receiver::BlackHole),
         Verdict::Unreadable => (Reason::Unreadable, Receiver::BlackHole),
     };
     note(finding, flow, reason as u32, rule, tables.hits());
+    finding.held = is_held.into();
     Ok(receiver)
 }
 
@@ -230,6 +237,7 @@ fn note(finding: &mut Finding, flow: &Flow, reason: u32, rule: RuleIndex, hits: 
     finding.hits = hits;
     finding.reason = reason;
     finding.entered = 0;
+    finding.held = 0;
 }
 
 /// The packet's addresses and ports.

@@ -56,8 +56,10 @@ pub(crate) fn run(ctx: &TcContext) -> i32 {
         if let Some(Decision { origin: Origin { ifindex: ifindex @ 1.., mark, .. }, .. }) =
             maps::decision(tuple)
         {
-            // By this mark it is told from one that was not held.
-            ctx.set_mark(settings::steered(mark));
+            // By this mark it is told from one that was not held. To what is for this host, it would only do harm: under
+            // `src_valid_mark` it would seem to be from this host, too.
+            let is_for_host = ownership::is_host_address(&tuple.dst);
+            ctx.set_mark(if is_for_host { mark } else { settings::steered(mark) });
             // SAFETY: plain numbers.
             return redirected(unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) });
         }

@@ -4,6 +4,7 @@ use std::{
     io::Write as _,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -163,7 +164,7 @@ impl Decisions for AlwaysSelected {
 
     fn release(&mut self, _: ClientAddr, _: OriginalDst) {}
 
-    fn reached(&mut self, _: OriginalDst) {}
+    fn reached(&mut self, _: OriginalDst, _: Duration) {}
 
     fn unreached(&mut self, _: OriginalDst) {}
 }

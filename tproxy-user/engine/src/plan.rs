@@ -44,7 +44,7 @@ pub struct Plan {
     /// tc hooks, by interface index.
     pub hooks: BTreeSet<(u32, Direction)>,
     /// Those of them without which every flow is taken all the same: there it is only seen what this host says to clients of
-    /// shorter ways.
+    /// shorter ways, or connections for this host are accepted sooner.
     pub dispensable: BTreeSet<(u32, Direction)>,
     /// Names of the interfaces whose steered packets policy routing must deliver locally.
     pub delivering: BTreeSet<String>,
@@ -177,10 +177,11 @@ impl Surroundings {
         let mut remembering = BTreeSet::new();
         let mut dispensable = BTreeSet::new();
         let mut loopback = BTreeSet::new();
-        let mut holding = false;
+        let (mut holds, mut holds_for_others) = (false, false);
         for claim in rules.into_iter().map(Into::into) {
             let Claim { reach, treatment } = claim;
-            holding |= claim.may_hold();
+            holds |= claim.may_hold();
+            holds_for_others |= claim.may_hold() && reach.scope != Scope::Inbound;
             let limit = self.limit(reach).unwrap_or_default();
             match reach.scope {
                 Scope::Forwarded => {
@@ -227,9 +228,11 @@ impl Surroundings {
             .filter(|(_, hook)| *hook == Direction::Ingress)
             .filter_map(|(index, _)| names.get(index).map(|name| (*name).to_owned()))
             .collect();
-        // First packets that were held come in once more by way of `lo`, and are not delivered from there.
-        if holding {
-            hooks.insert((self.loopback(), Direction::Ingress));
+        // First packets that were held come in once more by way of `lo`, and are not delivered from there. Without the hook
+        // those for this host come in by `lo` itself, or when they are sent again.
+        let by_loopback = (self.loopback(), Direction::Ingress);
+        if holds && hooks.insert(by_loopback) && !holds_for_others {
+            dispensable.insert(by_loopback);
         }
         Plan { hooks, dispensable, delivering, loopback }
     }
@@ -469,5 +472,10 @@ mod tests {
             hooks(rule(Scope::Inbound, &[], Source::Client)),
             [(1, Ingress), (2, Egress), (3, Egress)]
         );
+        let mut holding = rule(Scope::Inbound, &[], Source::Host);
+        holding.treatment.accept = Accept::Auto;
+        let plan = surroundings().plan(&[holding]);
+        assert_eq!((plan.hooks, plan.delivering), ([(1, Ingress)].into(), [].into()));
+        assert_eq!(plan.dispensable, [(1, Ingress)].into());
     }
 }

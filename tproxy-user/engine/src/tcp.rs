@@ -42,6 +42,8 @@ pub use hold::{Syn, SynSource, Syns};
 pub(crate) use service::Service;
 pub use service::Setup;
 
+use std::time::Duration;
+
 use tproxy_common::abi::Origin;
 
 use crate::{
@@ -57,8 +59,8 @@ pub trait Decisions: Send {
     fn admit(&mut self, syn: &Syn);
     /// A first packet is no longer held.
     fn release(&mut self, client: ClientAddr, dst: OriginalDst);
-    /// A destination was reached: for a while, connections to it need not be held.
-    fn reached(&mut self, dst: OriginalDst);
+    /// A destination was reached: for so long, connections to it need not be held.
+    fn reached(&mut self, dst: OriginalDst, lasting: Duration);
     /// A destination was not reached, whatever was the case before.
     fn unreached(&mut self, dst: OriginalDst);
 }

@@ -1,8 +1,12 @@
 //! Connecting before accepting: a destination that cannot be reached looks so to the client.
 
-use std::{io::ErrorKind, net::IpAddr, time::Duration};
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use crate::support::*;
+use crate::{reload::File, support::*};
 
 /// Where nothing listens.
 const NOBODY: u16 = 4;
@@ -68,5 +72,86 @@ fn what_is_accepted_at_once_is_reset() {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
         }
         tproxy.wait_line(&[&family.server().to_string(), "connect_refused"], PATIENCE).unwrap();
+    }
+}
+
+/// Forwarded flows are taken on the same interfaces, where tc sees what is for the host, too.
+const INBOUND: &str = r#"
+[[rules]]
+name = "application"
+scope = "inbound"
+ports = ["4", "82", "4080", "8080"]
+protocol = "tcp"
+source = "SOURCE"
+action = "direct"
+[[rules]]
+name = "gateway"
+scope = "forwarded"
+interfaces = ["lan"]
+ports = ["81"]
+action = "respond=taken"
+"#;
+
+#[test]
+fn an_application_that_is_dead_looks_so() {
+    for (world, steer) in
+        [(World::new(), "sk_lookup"), (World::new(), "sk_assign"), (World::l3(), "sk_lookup")]
+    {
+        let (host, client) = (&world.net.gateway, &world.net.client);
+        let _application = Nginx::start(host).unwrap();
+        for iptables in ["iptables", "ip6tables"] {
+            host.run(&format!("{iptables} -A INPUT -i lo -p tcp --dport 82 -j DROP")).unwrap();
+        }
+        // With it, a mark on what is for the host would have its sender taken for the host.
+        for (source, src_valid_mark) in [("host", "1"), ("client", "0")] {
+            host.set_sysctl("net.ipv4.conf.lan.src_valid_mark", src_valid_mark).unwrap();
+            let file = File::new(&INBOUND.replace("SOURCE", source));
+            let tproxy = world.tproxy(&format!("{} --steer {steer}", file.flags()));
+            for family in Family::ALL {
+                let context = format!("{steer} {source} {family:?}\n{}", *tproxy);
+                let seen = if source == "client" { family.client() } else { family.lan() };
+                for _ in 0..2 {
+                    assert_refused_at_once(client, (family.lan(), NOBODY), &context);
+                    let before = retransmitted(client);
+                    world.curl(family.lan(), 8080).assert_nginx((family.lan(), 8080).into(), seen, &context);
+                    assert_eq!(retransmitted(client), before, "a SYN was sent again\n{context}");
+                }
+                let silent = connect_within(client, (family.lan(), 82), Duration::from_millis(1_500));
+                assert_eq!(silent.unwrap_err().kind(), ErrorKind::TimedOut, "{context}");
+                let application = listen(host, (family.lan(), 4080));
+                connect(client, (family.lan(), 4080)).unwrap();
+                drop(application);
+                // Of its death the first one is told that comes so soon after another.
+                let _told = connect(client, (family.lan(), 4080));
+                tproxy
+                    .wait_line(
+                        &[&SocketAddr::new(family.lan(), 4080).to_string(), "connect_refused"],
+                        PATIENCE,
+                    )
+                    .unwrap();
+                assert_refused_at_once(client, (family.lan(), 4080), &context);
+                world.curl(family.public(), 81).assert_body("taken", &context);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_nat_redirects_to_an_application_is_accepted_at_once() {
+    let world = World::new();
+    let (host, client) = (&world.net.gateway, &world.net.client);
+    let _application = Nginx::start(host).unwrap();
+    for iptables in ["iptables", "ip6tables"] {
+        host.run(&format!(
+            "{iptables} -w -t nat -A PREROUTING -i lan -p tcp --dport 83 -j REDIRECT --to-ports 8080"
+        ))
+        .unwrap();
+    }
+    let tproxy =
+        world.tproxy("--scope inbound --port 8080 --proto tcp --action direct --accept after-connect");
+    for family in Family::ALL {
+        let before = retransmitted(client);
+        world.curl(family.lan(), 83).assert_nginx((family.lan(), 8080).into(), family.lan(), &*tproxy);
+        assert_eq!(retransmitted(client), before, "a SYN was sent again\n{}", *tproxy);
     }
 }

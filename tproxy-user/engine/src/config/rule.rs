@@ -146,8 +146,7 @@ pub struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    /// Whether first packets of its connections may be held until their upstreams are connected. In scope `inbound` no
-    /// program sees them whole.
+    /// Whether first packets of its connections may be held until their upstreams are connected.
     #[must_use]
     pub(crate) fn may_hold(self) -> bool {
         let Treatment { action, accept, .. } = self.treatment;
@@ -156,7 +155,7 @@ impl Claim<'_> {
             Accept::AtOnce => false,
             Accept::AfterConnect => action.connects(),
         };
-        held && self.reach.protocols.include(Protocol::Tcp) && self.reach.scope != Scope::Inbound
+        held && self.reach.protocols.include(Protocol::Tcp)
     }
 }
 

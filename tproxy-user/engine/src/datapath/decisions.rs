@@ -19,9 +19,6 @@ use crate::{
     tcp::{Decided, Decisions, Syn},
 };
 
-/// For how long a destination that was reached is taken for one that can be.
-const REACHED_FOR: Duration = Duration::from_secs(60);
-
 /// A worker's own handle to the decisions.
 pub struct DecisionMap {
     pub(super) map: HashMap<MapData, Tuple, Decision>,
@@ -76,9 +73,9 @@ impl Decisions for DecisionMap {
         let _ = self.held.remove(&tuple(client, dst));
     }
 
-    fn reached(&mut self, dst: OriginalDst) {
+    fn reached(&mut self, dst: OriginalDst, lasting: Duration) {
         // Without it the next connection is accepted a little later.
-        let _ = self.reached.insert(destination(dst), now() + nanoseconds(REACHED_FOR), 0);
+        let _ = self.reached.insert(destination(dst), now() + nanoseconds(lasting), 0);
     }
 
     fn unreached(&mut self, dst: OriginalDst) {

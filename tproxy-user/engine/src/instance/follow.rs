@@ -190,11 +190,16 @@ impl Instance {
 
     /// Adds what `plan` needs, and puts back what of it is there no more.
     pub(super) fn prepare(&mut self, plan: &Plan, attempt: &mut Attempt) {
-        let ends_flows = |Claim { reach, treatment }: Claim<'_>| {
-            matches!(treatment.action, Action::Drop | Action::Reject)
-                && (reach.scope == Scope::Inbound || reach.scope == Scope::Forwarded && self.nat.redirects())
+        // What ends there: flows, or first packets of which user space has a copy.
+        let discards = |claim: Claim<'_>| {
+            let ends_flows = matches!(claim.treatment.action, Action::Drop | Action::Reject);
+            match claim.reach.scope {
+                Scope::Inbound => ends_flows || claim.may_hold(),
+                Scope::Forwarded => ends_flows && self.nat.redirects(),
+                Scope::Outbound => false,
+            }
         };
-        if self.black_holes.is_empty() && self.claims().any(ends_flows) {
+        if self.black_holes.is_empty() && self.claims().any(discards) {
             match open_black_holes(self.config.mark, &mut self.datapath) {
                 Ok(holes) => self.black_holes = holes,
                 Err(error) => attempt.errors.push(error),
@@ -279,9 +284,11 @@ impl Instance {
             match self.datapath.attach(link, *hook) {
                 // Word of its end is on the way.
                 Err(DatapathError::Attach(AttachError::Gone(_))) => attempt.pending.links = true,
-                Err(error @ DatapathError::Attach(AttachError::OnlyIngress(_)))
-                    if plan.dispensable.contains(&(*index, *hook)) =>
-                {
+                Err(
+                    error @ DatapathError::Attach(
+                        AttachError::OnlyIngress(_) | AttachError::NoClassifier { .. },
+                    ),
+                ) if plan.dispensable.contains(&(*index, *hook)) => {
                     tracing::debug!("{error}");
                 }
                 Err(error) => attempt.errors.push(error.into()),

@@ -27,7 +27,7 @@ use super::{
     session, upstream,
 };
 use crate::{
-    config::Action,
+    config::{Action, Scope},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     generation::RuleNumber,
@@ -45,6 +45,15 @@ const WAITING: usize = 256;
 
 /// How long a client may take to complete a handshake whose first packet has been held, before the upstream is let go.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// For how long a destination that was reached is taken for one that can be. An application of this host costs little to ask,
+/// and probes look whether it is there.
+const fn reached_for(scope: Scope) -> Duration {
+    match scope {
+        Scope::Forwarded | Scope::Outbound => Duration::from_secs(60),
+        Scope::Inbound => Duration::from_secs(1),
+    }
+}
 
 /// The first packet of a connection that is not accepted yet.
 #[derive(Debug)]
@@ -185,7 +194,7 @@ async fn prepare(syn: Syn, mut connection: Connection, held: Held, shared: Rc<Sh
     };
     match upstream::connect(address, None, &connection).await {
         Ok(upstream) => {
-            shared.decisions.borrow_mut().reached(dst);
+            shared.decisions.borrow_mut().reached(dst, reached_for(connection.rule().scope));
             let (_awaited, accepted) = oneshot::channel();
             let prepared = Prepared { connection, upstream, _awaited };
             shared.holding.borrow_mut().prepared.insert((client, dst), prepared);

@@ -316,11 +316,11 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
         );
     }
     let tcp = *protocols != Protocols::Udp;
-    if treatment.accept != Accept::default() && !(connects && tcp && *scope != Scope::Inbound) {
+    if treatment.accept != Accept::default() && !(connects && tcp) {
         say(
-            &["accept", "action", "protocol", "scope"],
+            &["accept", "action", "protocol"],
             format!(
-                "{} is about TCP connections to upstreams, in scopes forwarded and outbound: leave it out",
+                "{} is about TCP connections to upstreams: leave it out",
                 form.key("accept")
             ),
         );

@@ -40,7 +40,7 @@ impl Decisions for Always {
 
     fn release(&mut self, _: ClientAddr, _: OriginalDst) {}
 
-    fn reached(&mut self, _: OriginalDst) {}
+    fn reached(&mut self, _: OriginalDst, _: Duration) {}
 
     fn unreached(&mut self, _: OriginalDst) {}
 }

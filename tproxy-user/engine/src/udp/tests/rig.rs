@@ -201,7 +201,7 @@ impl tcp::Decisions for Nobody {
 
     fn release(&mut self, _: ClientAddr, _: OriginalDst) {}
 
-    fn reached(&mut self, _: OriginalDst) {}
+    fn reached(&mut self, _: OriginalDst, _: Duration) {}
 
     fn unreached(&mut self, _: OriginalDst) {}
 }
