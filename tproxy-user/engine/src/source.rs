@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
@@ -12,6 +12,7 @@ use crate::{
     flow::ClientAddr,
     generation::KeptRule,
     socket::UpstreamSource,
+    way::Ways,
 };
 
 /// RFC 6335: ports that nobody is assigned.
@@ -38,7 +39,7 @@ pub(crate) enum Sources {
 }
 
 impl Sources {
-    pub(crate) fn of(rule: &KeptRule, client: ClientAddr) -> Self {
+    fn of(rule: &KeptRule, client: ClientAddr) -> Self {
         if let Some(source) = rule.treatment.egress.source {
             return Self::One(UpstreamSource::Own(source));
         }
@@ -50,6 +51,34 @@ impl Sources {
             (Source::Client, _) => Self::One(UpstreamSource::Client(client.0.ip())),
             (Source::ClientPort, _) => Self::ClientPort(client),
         }
+    }
+
+    /// Those where NAT of this host may change the source. With the client's port, connection tracking would see one 4-tuple
+    /// twice, the client's connection to us and ours to the upstream, and translate neither.
+    fn behind_nat(self, fallbacks: &AtomicU64) -> Self {
+        match self {
+            Self::ClientPort(client) => {
+                fallbacks.fetch_add(1, Relaxed);
+                Self::One(UpstreamSource::Client(client.0.ip()))
+            }
+            other => other,
+        }
+    }
+
+    /// Those towards `to`, if there is only one peer.
+    pub(crate) fn towards(
+        to: Option<IpAddr>,
+        rule: &KeptRule,
+        client: ClientAddr,
+        ways: &Ways,
+        fallbacks: &AtomicU64,
+    ) -> Self {
+        if rule.treatment.is_spoofed() && to.is_some_and(|to| ways.is_redirected(rule, to)) {
+            fallbacks.fetch_add(1, Relaxed);
+            return Self::One(UpstreamSource::Host);
+        }
+        let sources = Self::of(rule, client);
+        if ways.translates_sources() { sources.behind_nat(fallbacks) } else { sources }
     }
 
     /// `is_clients` says whether the client uses an address and port towards the upstream.

@@ -11,7 +11,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
 };
 
@@ -26,6 +26,7 @@ use crate::{
     generation::KeptRule,
     host::{
         links,
+        local_table::LocalTable,
         policy::{Discernment, uid_for},
         route::{Asker, RoutedPacket},
         sysctl::Sysctl,
@@ -52,6 +53,9 @@ struct RoutingState {
     rules: RwLock<[Discernment; 2]>,
     /// Addresses that were the host's. It is told of anew when there may be another way without them.
     gone: watch::Sender<Arc<BTreeSet<IpAddr>>>,
+    /// Whether NAT may change the sources of what is sent.
+    translating: AtomicBool,
+    host_addresses: RwLock<LocalTable>,
 }
 
 impl Routing {
@@ -78,6 +82,16 @@ impl Routing {
     /// Hears of addresses that are the host's no more.
     pub(crate) fn gone(&self) -> watch::Receiver<Arc<BTreeSet<IpAddr>>> {
         self.0.gone.subscribe()
+    }
+
+    /// Says whether NAT may change the sources of what is sent; true where it may, and it was not said before.
+    pub(crate) fn set_translating(&self, translating: bool) -> bool {
+        !self.0.translating.swap(translating, SeqCst) && translating
+    }
+
+    /// Says which addresses are the host's.
+    pub(crate) fn set_host_addresses(&self, addresses: LocalTable) {
+        *self.0.host_addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
     fn version(&self) -> u64 {
@@ -125,6 +139,19 @@ impl Ways {
             known: HashMap::new(),
             asker: Asker::default(),
         }
+    }
+
+    /// Whether NAT may change the sources of what is sent.
+    pub(crate) fn translates_sources(&self) -> bool {
+        self.routing.0.translating.load(SeqCst)
+    }
+
+    /// Whether NAT has redirected a flow of a rule to this host, whose applications would answer the client, and not us.
+    pub(crate) fn is_redirected(&self, rule: &KeptRule, to: IpAddr) -> bool {
+        let addresses = &self.routing.0.host_addresses;
+        rule.reach.scope == Scope::Forwarded
+            && rule.treatment.action == Action::Direct
+            && addresses.read().unwrap_or_else(PoisonError::into_inner).contains(to)
     }
 
     /// What a socket towards the upstream of a flow has of the packet that began the flow: its mark, its sender, and what the

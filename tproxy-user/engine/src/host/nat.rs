@@ -7,6 +7,8 @@ use super::nftables;
 
 /// `NF_INET_PRE_ROUTING`
 const PREROUTING: u32 = 0;
+/// `NF_INET_POST_ROUTING`
+const POSTROUTING: u32 = 4;
 
 /// What is known of it.
 #[derive(Debug, Default)]
@@ -14,6 +16,7 @@ pub(crate) struct KnownNat {
     /// Of nftables, when its chains were listed.
     generation: Option<u32>,
     is_in_nftables: bool,
+    is_behind_in_nftables: bool,
     is_in_iptables: bool,
 }
 
@@ -30,15 +33,22 @@ impl KnownNat {
         self.is_in_nftables || self.is_in_iptables
     }
 
+    /// Whether NAT may change the source of what this host sends, and of what it forwards.
+    pub(crate) const fn translates_sources(&self) -> bool {
+        self.is_behind_in_nftables || self.is_in_iptables
+    }
+
     /// Looks again. There may be thousands of chains, so they are listed only after a change.
     pub(crate) fn look(&mut self) {
         let generation = nftables::generation().ok();
         if generation.is_none() || generation != self.generation {
             self.generation = generation;
-            self.is_in_nftables = nftables::has_rules_in("nat", PREROUTING).unwrap_or_else(|error| {
-                // No nftables, then.
-                tracing::debug!(%error, "cannot list the chains of nftables");
-                false
+            [self.is_in_nftables, self.is_behind_in_nftables] = [PREROUTING, POSTROUTING].map(|hook| {
+                nftables::has_rules_in("nat", hook).unwrap_or_else(|error| {
+                    // No nftables, then.
+                    tracing::debug!(%error, "cannot list the chains of nftables");
+                    false
+                })
             });
         }
         self.is_in_iptables = is_in_iptables();

@@ -9,7 +9,7 @@ use super::{
     workers::open_black_holes,
 };
 use crate::{
-    config::{Action, Claim, Reach, Scope},
+    config::{Action, Claim, Reach, Scope, Source},
     datapath::{AttachError, DatapathError},
     family::Family,
     host::{
@@ -151,7 +151,9 @@ impl Instance {
 
     pub(super) fn set_host_addresses(&mut self) -> Result<(), InstanceError> {
         let local = LocalTable::load(self.config.table)?;
-        Ok(self.datapath.set_host_addresses(local.prefixes())?)
+        self.datapath.set_host_addresses(local.prefixes())?;
+        self.routing.set_host_addresses(local);
+        Ok(())
     }
 
     /// Makes hooks, rules and tables what the surroundings ask for. First what delivers, then what steers: one interface
@@ -209,6 +211,12 @@ impl Instance {
         let publishing =
             self.nat.redirects() && (!plan.delivering.contains("lo") || self.marks_are_harmless(plan));
         attempt.note(self.datapath.expect_nat(self.nat.redirects(), publishing));
+        let keeps_ports = |claim: Claim<'_>| claim.treatment.source == Source::ClientPort;
+        if self.routing.set_translating(self.nat.translates_sources()) && self.claims().any(keeps_ports) {
+            tracing::warn!(
+                "source = \"client-port\" is as \"client\" where NAT of this host may change sources (a nat chain in POSTROUTING has rules): with the client's port, connection tracking would take what is sent for the client's connection to us, and leave the client's address as it is"
+            );
+        }
         match self.changes(plan) {
             Ok(changes) => {
                 let ensured = self.journal.ensure(changes);

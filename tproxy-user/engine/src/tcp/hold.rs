@@ -194,7 +194,7 @@ async fn prepare(syn: Syn, mut connection: Connection, held: Held, shared: Rc<Sh
     };
     match upstream::connect(address, None, &connection).await {
         Ok(upstream) => {
-            shared.decisions.borrow_mut().reached(dst, reached_for(connection.rule().scope));
+            shared.decisions.borrow_mut().reached(dst, reached_for(connection.rule().reach.scope));
             let (_awaited, accepted) = oneshot::channel();
             let prepared = Prepared { connection, upstream, _awaited };
             shared.holding.borrow_mut().prepared.insert((client, dst), prepared);

@@ -37,7 +37,13 @@ pub(super) async fn connect(
     let mut timer = pin!(sleep(connection.connect_timeout()));
     // Where the kernel cannot say, the odds are what they are.
     let is_clients = |theirs| connections::exists(Protocol::Tcp, address, theirs).unwrap_or(false);
-    let mut sources = Sources::of(connection.rule(), connection.client());
+    let mut sources = Sources::towards(
+        Some(address.ip()),
+        connection.rule(),
+        connection.client(),
+        &connection.shared.ways.borrow(),
+        &connection.shared.counters.source_fallbacks,
+    );
     let mut source = sources.first(is_clients);
     let first = First {
         protocol: Protocol::Tcp,

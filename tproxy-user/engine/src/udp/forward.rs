@@ -43,7 +43,8 @@ impl Forwarder {
             step = match step {
                 Step::FindWay(beginning) => {
                     let way = io.ways.egress(beginning.rule(), &beginning.first());
-                    relay.found_way(beginning, way, now)
+                    let is_redirected = io.ways.is_redirected(beginning.rule(), datagram.dst.0.ip());
+                    relay.found_way(beginning, way, is_redirected, now)
                 }
                 Step::Open(opening) => match io.open(&opening) {
                     Ok(sockets) => {

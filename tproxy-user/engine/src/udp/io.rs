@@ -126,7 +126,11 @@ impl Io {
             }
             Endpoint::Any(_) => false,
         };
-        let mut sources = Sources::of(rule, client);
+        let peer = match to {
+            Endpoint::Peer(peer) => Some(peer.ip()),
+            Endpoint::Any(_) => None,
+        };
+        let mut sources = Sources::towards(peer, rule, client, &self.ways, &self.counters.source_fallbacks);
         let mut source = sources.first(&mut is_clients);
         loop {
             match socket::datagram_upstream(to, source, egress) {

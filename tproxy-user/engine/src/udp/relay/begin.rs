@@ -47,6 +47,8 @@ pub(in super::super) struct Beginning {
     decided: (RuleNumber, Origin),
     class: TrafficClass,
     travel: Travel,
+    /// NAT has redirected it to this host, whose applications see another address than its other peers do.
+    is_redirected: bool,
 }
 
 /// One whose way is known.
@@ -167,16 +169,18 @@ impl Relay {
         let Datagram { ttl, class, .. } = *datagram;
         let ttl = if rule.reach.scope == Scope::Forwarded { ttl.saturating_sub(1).max(1) } else { ttl };
         let travel = Travel { ttl, fragmenting };
-        Ok(Some(Beginning { flow, rule, decided: (number, origin), class, travel }))
+        Ok(Some(Beginning { flow, rule, decided: (number, origin), class, travel, is_redirected: false }))
     }
 
-    /// The client's packets would have left this way, or not at all.
+    /// The client's packets would have left this way, or not at all; and whether it leads to this host itself.
     pub(in super::super) fn found_way(
         &mut self,
-        beginning: Beginning,
+        mut beginning: Beginning,
         way: io::Result<Egress>,
+        is_redirected: bool,
         now: Instant,
     ) -> Step {
+        beginning.is_redirected = is_redirected;
         match way {
             Ok(egress) => Step::Open(self.opening(beginning, egress, MOST_EVICTED)),
             Err(error) => self.turn_away(&beginning.flow, &Unbegun::Unreachable(error), now),
@@ -184,9 +188,10 @@ impl Relay {
     }
 
     fn opening(&self, beginning: Beginning, egress: Egress, may_evict: usize) -> Opening {
-        let Beginning { flow, rule, .. } = &beginning;
+        let Beginning { flow, rule, is_redirected, .. } = &beginning;
         // What an application of this host sees as a client's endpoint is one towards that application only.
-        let mirrored = rule.reach.scope == Scope::Inbound && rule.treatment.source != Source::Host;
+        let mirrored = rule.treatment.source != Source::Host
+            && (rule.reach.scope == Scope::Inbound || *is_redirected);
         let wanted = match (&rule.treatment.action, rule.treatment.nat) {
             (Action::Direct, Nat::EndpointIndependent) if !mirrored => {
                 let sharing = Sharing {
