@@ -105,7 +105,7 @@ fn a_handshake_that_the_client_does_not_complete_is_no_loss() {
 
 /// Nobody is sent anything, and nothing is left: that it arrives is seen by a listener which answers nothing.
 #[test]
-fn doctor_tries_it_by_each_interface_and_family_whether_or_not_an_instance_runs() {
+fn doctor_tries_it_by_each_interface_family_and_protocol_whether_or_not_an_instance_runs() {
     for engine in [None, Some("sk_lookup"), Some("sk_assign")] {
         let world = World::new();
         let (gateway, client) = (&world.net.gateway, &world.net.client);
@@ -117,7 +117,7 @@ fn doctor_tries_it_by_each_interface_and_family_whether_or_not_an_instance_runs(
         let found = doctor(gateway, "");
         found.assert_ok("input");
         let said = found.findings("input", "ok")[0]["found"].as_str().unwrap().to_owned();
-        for place in ["lan (IPv4)", "lan (IPv6)"] {
+        for place in ["lan (TCP, IPv4)", "lan (TCP, IPv6)", "lan (UDP, IPv4)", "lan (UDP, IPv6)"] {
             assert!(said.contains(place), "{said}");
         }
         assert_eq!(sent(), sent_before);
@@ -131,13 +131,22 @@ fn doctor_tries_it_by_each_interface_and_family_whether_or_not_an_instance_runs(
 /// Those that no rule of a firewall shows: a limit, a set of ipset, a program of somebody else's.
 #[test]
 fn what_cannot_be_read_out_of_the_rules_is_found_by_trying() {
-    let world = World::new();
-    let gateway = &world.net.gateway;
-    let _tproxy = world.tproxy(&format!("{FORWARDED} --action respond=taken"));
-    input(gateway, "tcp dport >= 1024 meta mark & 0x30000000 == 0x20000000 ip ttl 64 drop");
-    let found = doctor(gateway, "");
-    let lost = found.findings("input", "warn");
-    assert_eq!(lost.len(), 1, "{lost:#?}");
-    assert!(lost[0]["found"].as_str().unwrap().contains("lan (IPv4) does not arrive"), "{lost:#?}");
-    assert!(found.findings("input", "ok")[0]["found"].as_str().unwrap().contains("lan (IPv6)"));
+    for (protocol, lost, other) in [("tcp", "TCP", "UDP"), ("udp", "UDP", "TCP")] {
+        let world = World::new();
+        let gateway = &world.net.gateway;
+        let _tproxy = world.tproxy(&format!("{FORWARDED} --action respond=taken"));
+        input(
+            gateway,
+            &format!("{protocol} dport >= 1024 meta mark & 0x30000000 == 0x20000000 ip ttl 64 drop"),
+        );
+        let found = doctor(gateway, "");
+        let warnings = found.findings("input", "warn");
+        assert_eq!(warnings.len(), 1, "{warnings:#?}");
+        let said = warnings[0]["found"].as_str().unwrap();
+        assert!(said.contains(&format!("lan ({lost}, IPv4) does not arrive")), "{said}");
+        let arriving = found.findings("input", "ok")[0]["found"].as_str().unwrap().to_owned();
+        for place in [format!("lan ({lost}, IPv6)"), format!("lan ({other}, IPv4)")] {
+            assert!(arriving.contains(&place), "{arriving}");
+        }
+    }
 }

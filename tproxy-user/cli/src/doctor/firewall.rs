@@ -13,7 +13,8 @@ mod walk;
 use std::collections::{BTreeMap, BTreeSet};
 
 use programs::{FilterProgram, IptablesKind, iptables_programs, output};
-use steered::{FirstPacket, LOOPBACK, STRANGER, Steered, named};
+pub(super) use steered::FirstPacket;
+use steered::{LOOPBACK, STRANGER, Steered, named};
 use tproxy::{
     config::{Config, Rule, Source},
     family::Family,
@@ -330,9 +331,9 @@ pub(crate) fn remarks(config: &Config) -> Vec<String> {
     obstacles.into_iter().filter(matters).map(said).chain(unread).collect()
 }
 
-/// By which interfaces it may be tried whether a connection's first packet arrives.
+/// By which interfaces it may be tried whether a flow's first packet arrives.
 pub(super) struct Tried {
-    pub(super) entrances: BTreeSet<(String, Family)>,
+    pub(super) entrances: BTreeSet<FirstPacket>,
     /// All of them are to be steered from, and not only some of them.
     pub(super) is_certain: bool,
 }
@@ -346,15 +347,8 @@ pub(super) fn to_be_tried(mark: Mark, config: Option<&Config>) -> Tried {
         obstacles.iter().any(|found| discards(found.kind) && found.packets.contains(packet))
     };
     let is_of_others = |packet: &&FirstPacket| !matches!(&*packet.interface, STRANGER | LOOPBACK);
-    let tried = steered
-        .packets()
-        .iter()
-        .filter(is_of_others)
-        .filter(|packet| packet.protocol == Protocol::Tcp && !is_lost(packet));
-    Tried {
-        entrances: tried.map(|packet| (packet.interface.clone(), packet.family)).collect(),
-        is_certain: matches!(steered, Steered::Known(_)),
-    }
+    let tried = steered.packets().iter().filter(is_of_others).filter(|packet| !is_lost(packet));
+    Tried { entrances: tried.cloned().collect(), is_certain: matches!(steered, Steered::Known(_)) }
 }
 
 /// Where a firewall discards what rules select, and it is to be accepted.

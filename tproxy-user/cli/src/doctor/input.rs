@@ -1,5 +1,5 @@
-//! Whether what is steered arrives, tried: a connection's first packet with the steer mark comes in by each interface, and is
-//! to be seen by a listener of ours at an address that is nobody's. The listener answers nothing.
+//! Whether what is steered arrives, tried: a flow's first packet with the steer mark comes in by each interface, and is to be
+//! seen by a listener of ours at an address that is nobody's. The listener answers nothing.
 //!
 //! Where no instance runs there is no routing rule for such packets either, so one is made for the moment, and journaled like
 //! all that is changed. No packet of others has the mark.
@@ -21,11 +21,10 @@ use tproxy::{
     instance::Loss,
     socket::{Counting, first_packet},
 };
-use tproxy_common::flow::Protocol;
 
 use super::{
     Finding,
-    firewall::{self, Tried},
+    firewall::{self, FirstPacket, Tried},
     loss,
 };
 
@@ -75,22 +74,18 @@ fn try_all(identity: &Identity, tried: Tried) -> anyhow::Result<Vec<Finding>> {
     let indices: BTreeMap<String, u32> =
         links::snapshot()?.into_iter().map(|link| (link.name, link.index)).collect();
     let entrances: Vec<_> =
-        tried.entrances.into_iter().filter(|(_, family)| available.contains(family)).collect();
+        tried.entrances.into_iter().filter(|packet| available.contains(&packet.family)).collect();
     let _rules = if runs { None } else { Some(route(identity, &entrances)?) };
     let mut lost = BTreeSet::new();
     let mut arriving = BTreeSet::new();
-    for (interface, family) in entrances {
-        let Some(index) = indices.get(&interface) else { continue };
-        let outcome = if arrives(&mut datapath, identity, &interface, *index, family)? {
-            &mut arriving
-        } else {
-            &mut lost
-        };
-        outcome.insert((interface, family));
+    for packet in entrances {
+        let Some(index) = indices.get(&packet.interface) else { continue };
+        let outcome =
+            if arrives(&mut datapath, identity, &packet, *index)? { &mut arriving } else { &mut lost };
+        outcome.insert(packet);
     }
-    let words = |those: &BTreeSet<(String, Family)>| {
-        let words: Vec<_> =
-            those.iter().map(|(interface, family)| format!("{interface} ({family})")).collect();
+    let words = |those: &BTreeSet<FirstPacket>| {
+        let words: Vec<_> = those.iter().map(ToString::to_string).collect();
         words.join(", ")
     };
     let mut findings = Vec::new();
@@ -98,16 +93,20 @@ fn try_all(identity: &Identity, tried: Tried) -> anyhow::Result<Vec<Finding>> {
         let but = if lost.is_empty() { String::new() } else { format!(", and not from {}", words(&lost)) };
         findings.push(Finding::ok(CHECK, format!("what is steered arrives from {}{but}", words(&arriving))));
     }
-    for (interface, family) in lost {
+    for packet in lost {
+        let is_alike =
+            |other: &FirstPacket| other.family == packet.family && other.protocol == packet.protocol;
         // Most hosts trust some interfaces only; which of them are meant, nobody has said.
-        if !tried.is_certain && arriving.iter().any(|(_, of)| *of == family) {
+        if !tried.is_certain && arriving.iter().any(is_alike) {
             continue;
         }
-        let entrance = Entrance { ifindex: indices[&interface], family, protocol: Protocol::Tcp };
+        let found = format!("a packet that is steered from {packet} does not arrive");
+        let FirstPacket { interface, family, protocol } = packet;
+        let entrance = Entrance { ifindex: indices[&interface], family, protocol };
         let loss = Loss { entrance, interface, flows: 1, reason: None };
         findings.push(Finding::warn(
             CHECK,
-            format!("a packet that is steered from {} ({family}) does not arrive", loss.interface),
+            found,
             "flows from there are lost",
             loss::reason(&loss, identity),
         ));
@@ -116,11 +115,12 @@ fn try_all(identity: &Identity, tried: Tried) -> anyhow::Result<Vec<Finding>> {
 }
 
 /// Has steered packets delivered as an instance does, until it is dropped.
-fn route(identity: &Identity, entrances: &[(String, Family)]) -> anyhow::Result<Journal> {
+fn route(identity: &Identity, entrances: &[FirstPacket]) -> anyhow::Result<Journal> {
     let mut journal = Journal::begin(*identity)?;
-    let families: BTreeSet<_> = entrances.iter().map(|(_, family)| *family).collect();
+    let families: BTreeSet<_> = entrances.iter().map(|packet| packet.family).collect();
+    let ways: BTreeSet<_> = entrances.iter().map(|packet| (packet.family, &packet.interface)).collect();
     let routes = families.into_iter().map(|family| Change::LocalRoute { family });
-    let rules = entrances.iter().map(|(iif, family)| Change::Rule { family: *family, iif: iif.clone() });
+    let rules = ways.into_iter().map(|(family, iif)| Change::Rule { family, iif: iif.clone() });
     for change in routes.chain(rules) {
         journal.apply(change)?;
     }
@@ -130,13 +130,13 @@ fn route(identity: &Identity, entrances: &[(String, Family)]) -> anyhow::Result<
 fn arrives(
     datapath: &mut Datapath,
     identity: &Identity,
-    interface: &str,
+    packet: &FirstPacket,
     index: u32,
-    family: Family,
 ) -> anyhow::Result<bool> {
-    let listener = Counting::at(nobody(family), identity.mark)?;
+    let FirstPacket { ref interface, family, protocol } = *packet;
+    let listener = Counting::at(nobody(family), protocol, identity.mark)?;
     let (client, hardware_address) = client(interface, family);
-    let frame = first_packet(SocketAddr::new(client, PORT), listener.address()?, hardware_address);
+    let frame = first_packet(protocol, SocketAddr::new(client, PORT), listener.address()?, hardware_address);
     datapath.inject(index, &frame)?;
     let begin = Instant::now();
     // The kernel gives no word of it.

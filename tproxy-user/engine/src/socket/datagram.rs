@@ -80,11 +80,17 @@ pub fn datagram_listener(family: Family, mark: Mark) -> Result<Socket, SocketErr
 /// # Errors
 /// As [`datagram_listener`].
 pub fn datagram_black_hole(family: Family, mark: Mark) -> Result<Socket, SocketError> {
+    let socket = datagram_from_anybody(family, mark)?;
+    discard_all(&socket)?;
+    bind_alone(&socket, family)?;
+    Ok(socket)
+}
+
+/// A UDP socket that may receive what is for addresses of others.
+pub(super) fn datagram_from_anybody(family: Family, mark: Mark) -> Result<Socket, SocketError> {
     let socket = unbound(family)?;
     own(&socket, mark)?;
     transparent(&socket, family)?;
-    discard_all(&socket)?;
-    bind_alone(&socket, family)?;
     Ok(socket)
 }
 

@@ -1,4 +1,4 @@
-//! A connection's first packet that is to arrive at a listener of ours, and that nobody answers: whether what is steered gets
+//! A flow's first packet that is to arrive at a listener of ours, and that nobody answers: whether what is steered gets
 //! through.
 
 use std::{
@@ -10,7 +10,9 @@ use socket2::Socket;
 use tproxy_common::{flow::Protocol, packet::tcp_flag};
 
 use super::{
-    SocketError, bind_foreign, discard_all, get, os,
+    SocketError, bind_foreign,
+    datagram::datagram_from_anybody,
+    discard_all, get, os,
     raw::{checksum, pseudo_header},
     stream::marked,
 };
@@ -25,13 +27,18 @@ impl Counting {
     ///
     /// # Errors
     /// As [`super::stream::listener`].
-    pub fn at(address: IpAddr, mark: Mark) -> Result<Self, SocketError> {
+    pub fn at(address: IpAddr, protocol: Protocol, mark: Mark) -> Result<Self, SocketError> {
         let family = Family::of(address);
-        let socket = marked(family, mark)?;
+        let socket = match protocol {
+            Protocol::Tcp => marked(family, mark)?,
+            Protocol::Udp => datagram_from_anybody(family, mark)?,
+        };
         // Before the first packet can come: whoever sent it would be answered.
         discard_all(&socket)?;
         bind_foreign(&socket, family, SocketAddr::new(address, 0))?;
-        socket.listen(1).map_err(os("listen"))?;
+        if protocol == Protocol::Tcp {
+            socket.listen(1).map_err(os("listen"))?;
+        }
         Ok(Self(socket))
     }
 
@@ -57,26 +64,24 @@ impl Counting {
     }
 }
 
-const TCP_HEADER: usize = 20;
-
-/// A SYN in an Ethernet frame, to the interface with this hardware address.
+/// The packet that begins a flow, in an Ethernet frame to the interface with this hardware address.
 #[must_use]
-pub fn first_packet(from: SocketAddr, to: SocketAddr, hardware_address: [u8; 6]) -> Vec<u8> {
+pub fn first_packet(
+    protocol: Protocol,
+    from: SocketAddr,
+    to: SocketAddr,
+    hardware_address: [u8; 6],
+) -> Vec<u8> {
     const TTL: u8 = 64;
-    const TCP: u8 = Protocol::Tcp.number();
-    let mut segment = [0; TCP_HEADER];
-    segment[..2].copy_from_slice(&from.port().to_be_bytes());
-    segment[2..4].copy_from_slice(&to.port().to_be_bytes());
-    segment[7] = 1;
-    segment[12] = (TCP_HEADER as u8 / 4) << 4;
-    segment[13] = tcp_flag::SYN;
-    segment[14..16].fill(0xff);
-    let pseudo = pseudo_header(from.ip(), to.ip(), TCP, TCP_HEADER as u16);
-    let sum = checksum([&pseudo[..], &segment]);
-    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    let number = protocol.number();
+    let segment = match protocol {
+        Protocol::Tcp => syn(from, to),
+        Protocol::Udp => datagram(from, to),
+    };
+    let length = segment.len() as u8;
     let (ether_type, header) = match (from.ip(), to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let mut header = vec![0x45, 0, 0, 20 + TCP_HEADER as u8, 0, 0, 0x40, 0, TTL, TCP, 0, 0];
+            let mut header = vec![0x45, 0, 0, 20 + length, 0, 0, 0x40, 0, TTL, number, 0, 0];
             header.extend([from.octets(), to.octets()].concat());
             let sum = checksum([&header]);
             header[10..12].copy_from_slice(&sum.to_be_bytes());
@@ -87,7 +92,7 @@ pub fn first_packet(from: SocketAddr, to: SocketAddr, hardware_address: [u8; 6])
                 IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
                 IpAddr::V6(address) => address.octets(),
             };
-            let mut header = vec![0x60, 0, 0, 0, 0, TCP_HEADER as u8, TCP, TTL];
+            let mut header = vec![0x60, 0, 0, 0, 0, length, number, TTL];
             header.extend([v6(from), v6(to)].concat());
             (0x86dd, header)
         }
@@ -95,4 +100,35 @@ pub fn first_packet(from: SocketAddr, to: SocketAddr, hardware_address: [u8; 6])
     // Nobody's address, of those that are given out locally.
     let sender = [2, 0, 0, 0, 0, 1];
     [&hardware_address[..], &sender, &ether_type.to_be_bytes(), &header, &segment].concat()
+}
+
+/// A SYN without options.
+fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    const HEADER: usize = 20;
+    let mut segment = vec![0; HEADER];
+    segment[..2].copy_from_slice(&from.port().to_be_bytes());
+    segment[2..4].copy_from_slice(&to.port().to_be_bytes());
+    segment[7] = 1;
+    segment[12] = (HEADER as u8 / 4) << 4;
+    segment[13] = tcp_flag::SYN;
+    segment[14..16].fill(0xff);
+    let pseudo = pseudo_header(from.ip(), to.ip(), Protocol::Tcp.number(), HEADER as u16);
+    let sum = checksum([&pseudo[..], &segment]);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    segment
+}
+
+/// One without a payload.
+fn datagram(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    const HEADER: u16 = 8;
+    let words = [from.port(), to.port(), HEADER, 0];
+    let mut datagram: Vec<u8> = words.into_iter().flat_map(u16::to_be_bytes).collect();
+    let pseudo = pseudo_header(from.ip(), to.ip(), Protocol::Udp.number(), HEADER);
+    // Zero would say that there is none (RFC 768).
+    let sum = match checksum([&pseudo[..], &datagram]) {
+        0 => u16::MAX,
+        sum => sum,
+    };
+    datagram[6..].copy_from_slice(&sum.to_be_bytes());
+    datagram
 }

@@ -1,6 +1,6 @@
 //! What is steered, as far as firewalls ask about it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use tproxy::{
     config::{Action, Config, Reach, Scope, Selector},
@@ -18,10 +18,16 @@ pub(super) const STRANGER: &str = "";
 
 /// First packets of flows, by what firewalls ask of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct FirstPacket {
-    pub(super) interface: String,
-    pub(super) family: Family,
-    pub(super) protocol: Protocol,
+pub(in super::super) struct FirstPacket {
+    pub(in super::super) interface: String,
+    pub(in super::super) family: Family,
+    pub(in super::super) protocol: Protocol,
+}
+
+impl fmt::Display for FirstPacket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {})", self.interface, named(self.protocol), self.family)
+    }
 }
 
 /// As findings name it.

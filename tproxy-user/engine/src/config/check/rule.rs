@@ -319,10 +319,7 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
     if treatment.accept != Accept::default() && !(connects && tcp) {
         say(
             &["accept", "action", "protocol"],
-            format!(
-                "{} is about TCP connections to upstreams: leave it out",
-                form.key("accept")
-            ),
+            format!("{} is about TCP connections to upstreams: leave it out", form.key("accept")),
         );
     }
     const CONNECT: &[&str] = &["timeouts.connect", "action", "protocol"];
