@@ -6,6 +6,7 @@
 mod packet;
 mod running;
 mod steps;
+mod way;
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
@@ -182,6 +183,10 @@ impl Explanation {
         }
     }
 
+    fn steers(&self) -> bool {
+        self.verdict == "steer"
+    }
+
     fn passes(&self) -> bool {
         self.verdict == "pass"
     }
@@ -221,7 +226,12 @@ pub fn explain(args: &Args, config: Option<&Config>) -> Result<Vec<Explanation>,
     if let Some(config) = config {
         let surroundings =
             Surroundings { links, routed: local_table::routed_interfaces()?, families: Vec::new() };
-        return Ok(vec![of_rules(&case, &config.rules, &surroundings, &local)?]);
+        let mut explanation = of_rules(&case, &config.rules, &surroundings, &local)?;
+        if let Some(rule) = explanation.rule.filter(|_| explanation.steers()) {
+            let rule = &config.rules[rule as usize];
+            explanation.steps.extend(way::step(&case, rule, config.mark, config.priority));
+        }
+        return Ok(vec![explanation]);
     }
     let alive: Vec<_> =
         on_record()?.into_iter().filter(|instance| instance.standing == Standing::Lives).collect();
@@ -231,7 +241,7 @@ pub fn explain(args: &Args, config: Option<&Config>) -> Result<Vec<Explanation>,
     if let Some(path) = &args.cgroup {
         Cgroup::join(path)?;
     }
-    running::explain(&case, alive.iter().map(|instance| instance.pid))
+    running::explain(&case, &alive)
 }
 
 /// What the rules say, when only they are known.

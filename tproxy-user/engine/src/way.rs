@@ -4,6 +4,8 @@
 //! where rules of others may tell the two apart, the kernel is asked by which table the client's packet would leave, and the
 //! socket is given the user id that stands for that table ([`uid_for`]).
 
+mod told;
+
 use std::{
     collections::{BTreeSet, HashMap},
     io,
@@ -34,6 +36,8 @@ use crate::{
     mark::Mark,
     socket::{Egress, TrafficClass},
 };
+
+pub use told::{Asked, Way};
 
 /// Number of `lo`.
 const LOOPBACK: u32 = 1;

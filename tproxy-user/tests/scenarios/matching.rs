@@ -107,6 +107,24 @@ fn cgroup_selects_its_processes_and_those_below() {
     }
 }
 
+/// As that of a service that is restarted.
+#[test]
+fn a_cgroup_that_is_made_anew_is_selected_again() {
+    let world = World::new();
+    let cgroup = Cgroup::new();
+    let path = cgroup.0.display();
+    let tproxy = world.tproxy(&format!("--scope outbound --cgroup {path} --action respond=taken"));
+    for family in Family::ALL {
+        let asked = || curl_in_cgroup(&world.net.gateway, &cgroup.0, family.server());
+        assert_eq!(asked().trim_end(), "taken", "{}", *tproxy);
+        let position = tproxy.position();
+        fs::remove_dir(&cgroup.0).unwrap();
+        fs::create_dir(&cgroup.0).unwrap();
+        tproxy.wait_line_from(position, &["cgroups that rules name came or went"], PATIENCE).unwrap();
+        assert_eq!(asked().trim_end(), "taken", "{}", *tproxy);
+    }
+}
+
 fn assert_taken(taken: bool, got: &Curl, source: IpAddr, context: &dyn std::fmt::Display) {
     if taken {
         got.assert_body("taken", context);

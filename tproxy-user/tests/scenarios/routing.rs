@@ -234,3 +234,50 @@ fn a_way_that_is_not_there_is_said_and_leads_nowhere() {
         tproxy.wait_line(&["closed", end], PATIENCE).unwrap();
     }
 }
+
+/// What `explain` says of the way that a client's flow leaves by.
+#[track_caller]
+fn explained(world: &World, family: Family, flags: &str) -> String {
+    let (client, server) = (SocketAddr::new(family.client(), 5), SocketAddr::new(family.public(), 80));
+    let ended = tproxy_output(
+        &world.net.gateway,
+        &format!("explain --json tcp {client} {server} --interface lan {flags}"),
+    );
+    let said: serde_json::Value =
+        serde_json::from_str(&ended.said).unwrap_or_else(|error| panic!("{error}: {}", ended.said));
+    let steps = said[0]["steps"].as_array().unwrap().clone();
+    let egress = steps.iter().find(|step| step["step"] == "egress");
+    egress.unwrap_or_else(|| panic!("{said:#}"))["found"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn explain_says_by_which_way_it_leaves_and_who_comes_first() {
+    let world = two_uplinks();
+    for family in Family::ALL {
+        let other = explained(&world, family, &format!("-- {FORWARDED} --action direct"));
+        assert!(
+            other.contains("by table main, as any packet of this host") && other.contains("this host's"),
+            "{other}"
+        );
+        let chosen = format!("-- {FORWARDED} --action direct --egress-interface wan2 --egress-mark 0x1/0xff");
+        let chosen = explained(&world, family, &chosen);
+        assert!(chosen.contains("only by wan2") && chosen.contains("0x10000001"), "{chosen}");
+        rule(&world, family, "add", &format!("iif lan lookup {TABLE}"));
+        let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --source client"));
+        let said = explained(&world, family, "");
+        assert!(said.contains(&format!("by table {TABLE}")), "{said}\n{}", *tproxy);
+        assert!(said.contains(&format!("{} (the client's)", family.client())), "{said}");
+        assert!(!said.contains("asked first"), "{said}");
+        let prefix = if family == Family::V4 { "0.0.0.0/0" } else { "::/0" };
+        rule(&world, family, "add", &format!("pref 50 from {prefix} lookup main"));
+        let said = explained(&world, family, "");
+        assert!(said.contains("asked first and leads to table 254") && said.contains("pref 50"), "{said}");
+        rule(&world, family, "del", "pref 50");
+        drop(tproxy);
+        rule(&world, family, "add", "iif lan prohibit pref 40");
+        let refused = explained(&world, family, &format!("-- {FORWARDED} --action direct"));
+        assert!(refused.contains("there is no way for it"), "{refused}");
+        rule(&world, family, "del", "pref 40");
+        rule(&world, family, "del", &format!("iif lan lookup {TABLE}"));
+    }
+}

@@ -9,6 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tproxy::{
+    config::{RuleEgress, Source},
     flows::{FlowProtocol, FlowScope, LiveFlow, ShownFlow},
     generation::KeptRule,
     host::{Direction, InstanceName},
@@ -118,6 +119,12 @@ pub struct ShownRule {
     pub protocols: Vec<FlowProtocol>,
     /// What becomes of a flow that it selects.
     pub action: String,
+    /// Whose address the upstream sees.
+    #[serde(default)]
+    pub source: Source,
+    /// The way that the rule chooses, if it does.
+    #[serde(default)]
+    pub egress: RuleEgress,
     /// Flows it has decided.
     pub hits: u64,
     /// Flows by it at the moment.
@@ -235,6 +242,8 @@ impl ShownRule {
                 .map(FlowProtocol::from)
                 .collect(),
             action: rule.treatment.action.to_string(),
+            source: rule.treatment.source,
+            egress: rule.treatment.egress.clone(),
             hits: look.hits.get(&rule.name).copied().unwrap_or_default(),
             live: by_name.get(&*rule.name).copied().unwrap_or_default(),
         };

@@ -1,7 +1,7 @@
 //! Policy routing, instances that run, and what others left.
 
 use tproxy::host::{
-    HostError, Identity, OnRecord, Standing, on_record,
+    Change, HostError, Identity, OnRecord, Standing, on_record,
     policy::{self, RoutingRule, route_in},
 };
 
@@ -34,6 +34,12 @@ pub(super) fn examine(identity: &Identity) -> Vec<Finding> {
         Ok(rules) => {
             let foreign: Vec<_> = rules.into_iter().filter(|rule| !is_on_record(rule, &known)).collect();
             findings.extend(marks(&foreign, identity));
+            if known
+                .iter()
+                .any(|instance| instance.changes.iter().any(|change| matches!(change, Change::Way { .. })))
+            {
+                findings.extend(relayed(&foreign, identity));
+            }
             findings.extend(before(&foreign, identity, |table| matches!(route_in(table), Ok(Some(_)))));
         }
         Err(error) => findings.push(Finding::unknown(RULES, &error)),
@@ -136,6 +142,24 @@ pub(super) fn before(
     findings
 }
 
+/// Rules that are asked before those of ours by which what is relayed leaves as the client's own packets would.
+fn relayed(foreign: &[RoutingRule], identity: &Identity) -> Vec<Finding> {
+    let takes = |rule: &&RoutingRule| {
+        rule.priority < identity.priority
+            && rule.may_take_relayed(identity.mark)
+            && rule.table.is_some_and(|table| table != LOCAL)
+    };
+    let finding = |rule: &RoutingRule| {
+        Finding::warn(
+            RULES,
+            format!("asked before ours (priority {}): {rule}", identity.priority),
+            "what is relayed and selected by it leaves by that table, and not by the one of the client's own packets",
+            "tproxy run --priority with a lower number; tproxy explain shows the way of a flow",
+        )
+    };
+    foreign.iter().filter(takes).map(finding).collect()
+}
+
 fn table(table: u32) -> Finding {
     match route_in(table) {
         Ok(None) => Finding::ok(TABLE, format!("table {table} is free")),
@@ -200,6 +224,18 @@ mod tests {
         );
         let nowhere = before(&[rule(50, None, 7)], &Identity::DEFAULT, |_| false);
         assert_eq!(worst(&nowhere), Level::Ok, "an empty table decides nothing");
+    }
+
+    #[test]
+    fn what_takes_relayed_packets_before_ours_is_named() {
+        let is_named = |rule: RoutingRule| !relayed(&[rule], &Identity::DEFAULT).is_empty();
+        assert!(is_named(rule(50, None, 7)));
+        assert!(is_named(RoutingRule { inverted: true, ..rule(50, Some((1, 1)), 7) }), "wg-quick");
+        assert!(is_named(RoutingRule { by_source: true, narrowed: true, ..rule(50, None, 7) }));
+        assert!(!is_named(rule(200, None, 7)), "after ours");
+        assert!(!is_named(rule(50, Some((1, 1)), 7)), "another mark");
+        assert!(!is_named(RoutingRule { iif: Some("lan".into()), ..rule(50, None, 7) }), "what is forwarded");
+        assert!(!is_named(RoutingRule { uids: Some((1000, 1999)), ..rule(50, None, 7) }), "users");
     }
 
     #[test]

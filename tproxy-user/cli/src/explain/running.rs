@@ -6,24 +6,25 @@ use tproxy::{
         running::{Answer, Running, RunningError},
         support,
     },
-    host::links::Layer,
+    host::{Identity, OnRecord, links::Layer},
 };
 use tproxy_common::rule::RuleIndex;
 
-use super::{Case, ExplainError, ExplainStep, Explanation, packet, steps};
+use super::{Case, ExplainError, ExplainStep, Explanation, packet, steps, way};
 
-/// Of the instances with these processes, in the order in which they see a packet: all that let it pass, and the first
+/// Of these instances, in the order in which they see a packet: all that let it pass, and the first
 /// that does not.
-pub(super) fn explain(
-    case: &Case,
-    processes: impl Iterator<Item = u32>,
-) -> Result<Vec<Explanation>, ExplainError> {
-    let mut instances = processes.map(Running::of).collect::<Result<Vec<_>, _>>()?;
+pub(super) fn explain(case: &Case, alive: &[OnRecord]) -> Result<Vec<Explanation>, ExplainError> {
+    let mut instances =
+        alive.iter().map(|instance| Running::of(instance.pid)).collect::<Result<Vec<_>, _>>()?;
     let position = |instance: &Running| attached(case, instance).unwrap_or(usize::MAX);
     instances.sort_by_key(position);
     let mut explanations = Vec::new();
     for instance in instances {
-        let explanation = ask(case, &instance)?;
+        let mut explanation = ask(case, &instance)?;
+        if let Some(found) = alive.iter().find(|found| found.pid == instance.pid) {
+            complete(&mut explanation, case, found);
+        }
         let passes = explanation.passes();
         explanations.push(explanation);
         if !passes {
@@ -31,6 +32,17 @@ pub(super) fn explain(
         }
     }
     Ok(explanations)
+}
+
+/// Adds what only the process knows: the rule's name, and by which way what it relays leaves.
+fn complete(explanation: &mut Explanation, case: &Case, instance: &OnRecord) {
+    let Some(rule) = explanation.rule else { return };
+    let Some(rule) = way::rules_of(instance, case.scope).into_iter().nth(rule as usize) else { return };
+    explanation.name = Some(rule.name.as_ref().to_owned());
+    if explanation.steers() {
+        let Identity { mark, priority, .. } = instance.identity;
+        explanation.steps.extend(way::step(case, &rule, mark, priority));
+    }
 }
 
 /// At which place of the hook the instance's program is.

@@ -5,7 +5,10 @@ use ratatui::{
     backend::TestBackend,
     crossterm::event::{KeyCode, KeyEvent, KeyModifiers},
 };
-use tproxy::flows::{FlowProtocol, FlowScope, FlowState, ShownFlow};
+use tproxy::{
+    config::{RuleEgress, Source},
+    flows::{FlowProtocol, FlowScope, FlowState, ShownFlow},
+};
 
 use super::{app::Prompt, *};
 use crate::control::{Counts, ShownLive, ShownRule, ShownState, Status};
@@ -34,6 +37,8 @@ fn rule(name: &str, action: &str, hits: u64, live: u64) -> ShownRule {
         scope: FlowScope::Forwarded,
         protocols: vec![FlowProtocol::Tcp, FlowProtocol::Udp],
         action: action.into(),
+        source: Source::default(),
+        egress: RuleEgress::default(),
         hits,
         live,
     }

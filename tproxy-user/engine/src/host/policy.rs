@@ -59,10 +59,18 @@ pub(super) enum Which<'a> {
 /// anybody else once a packet has the own mark. No users have numbers as high as these.
 #[must_use]
 pub const fn uid_for(table: u32) -> Option<u32> {
-    const FIRST: u32 = 1 << 31;
     // Two of the numbers mean that there is no user.
-    if table < FIRST - 2 { Some(FIRST + table) } else { None }
+    if table < FIRST_UID - 2 { Some(FIRST_UID + table) } else { None }
 }
+
+/// The reverse of [`uid_for`].
+#[must_use]
+pub const fn table_for(uid: u32) -> Option<u32> {
+    uid.checked_sub(FIRST_UID)
+}
+
+/// Lower ones are users'.
+const FIRST_UID: u32 = 1 << 31;
 
 /// An `ip rule` of ours, of protocol `kernel`: systemd-networkd deletes rules and routes of every other protocol.
 pub(super) fn rule(deed: Deed, identity: &Identity, family: Family, which: Which<'_>) -> io::Result<()> {
@@ -392,6 +400,19 @@ impl RoutingRule {
         // What else it is about may be any packet.
         let narrowed = self.narrowed || self.iif.is_some() || self.uids.is_some();
         if self.inverted { narrowed || !selected } else { selected }
+    }
+
+    /// Whether it may take what an instance relays, and nothing else of whose mark is known.
+    #[must_use]
+    pub fn may_take_relayed(&self, mark: Mark) -> bool {
+        let selected = self.mark.is_none_or(|(value, mask)| mark.own() & mask == value);
+        let is_of_others = self.iif.as_ref().is_some_and(|iif| iif != LOOPBACK_NAME)
+            || self.uids.is_some_and(|(_, last)| last < FIRST_UID);
+        if self.inverted {
+            self.narrowed || self.iif.is_some() || self.uids.is_some() || !selected
+        } else {
+            selected && !is_of_others
+        }
     }
 
     /// Whether it belongs to an instance, or stands in every namespace: packets of clients and of instances meet it alike,

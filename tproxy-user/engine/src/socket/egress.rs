@@ -37,7 +37,7 @@ impl From<Mark> for Egress {
 
 impl Egress {
     /// `SO_MARK` of the socket.
-    pub(super) const fn mark(&self) -> u32 {
+    pub(crate) const fn mark(&self) -> u32 {
         self.mark.own() | self.bits & !self.mark.mask()
     }
 
