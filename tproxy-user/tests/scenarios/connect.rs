@@ -77,6 +77,7 @@ fn what_is_accepted_at_once_is_reset() {
 
 /// Forwarded flows are taken on the same interfaces, where tc sees what is for the host, too.
 const INBOUND: &str = r#"
+steer = "ENGINE"
 [[rules]]
 name = "application"
 scope = "inbound"
@@ -105,8 +106,8 @@ fn an_application_that_is_dead_looks_so() {
         // With it, a mark on what is for the host would have its sender taken for the host.
         for (source, src_valid_mark) in [("host", "1"), ("client", "0")] {
             host.set_sysctl("net.ipv4.conf.lan.src_valid_mark", src_valid_mark).unwrap();
-            let file = File::new(&INBOUND.replace("SOURCE", source));
-            let tproxy = world.tproxy(&format!("{} --steer {steer}", file.flags()));
+            let file = File::new(&INBOUND.replace("SOURCE", source).replace("ENGINE", steer));
+            let tproxy = world.tproxy(&file.flags());
             for family in Family::ALL {
                 let context = format!("{steer} {source} {family:?}\n{}", *tproxy);
                 let seen = if source == "client" { family.client() } else { family.lan() };

@@ -89,8 +89,8 @@ fn clients_behind_a_bridge_are_decided_where_routing_sees_them() {
             .ip("link add br0 type bridge\naddr flush dev lan\nlink set lan master br0\nlink set br0 up\n\
                  addr add 10.1.0.1/24 dev br0\naddr add fd00:1::1/64 dev br0 nodad")
             .unwrap();
-        let file = File::new(BEHIND_A_BRIDGE);
-        let tproxy = world.tproxy(&format!("{} --steer {engine}", file.flags()));
+        let file = File::new(&format!("steer = \"{engine}\"{BEHIND_A_BRIDGE}"));
+        let tproxy = world.tproxy(&file.flags());
         for family in Family::ALL {
             let context = format!("{engine} {family:?}\n{}", *tproxy);
             world.curl(family.public(), 80).assert_body("taken", &context);

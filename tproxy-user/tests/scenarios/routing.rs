@@ -261,7 +261,7 @@ fn explain_says_by_which_way_it_leaves_and_who_comes_first() {
         );
         let chosen = format!("-- {FORWARDED} --action direct --egress-interface wan2 --egress-mark 0x1/0xff");
         let chosen = explained(&world, family, &chosen);
-        assert!(chosen.contains("only by wan2") && chosen.contains("0x10000001"), "{chosen}");
+        assert!(chosen.contains("only by wan2") && chosen.contains("0x30000001"), "{chosen}");
         rule(&world, family, "add", &format!("iif lan lookup {TABLE}"));
         let tproxy = world.tproxy(&format!("{FORWARDED} --action direct --source client"));
         let said = explained(&world, family, "");

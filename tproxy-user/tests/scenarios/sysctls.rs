@@ -1,6 +1,6 @@
 //! Hosts that are set up unlike the default.
 
-use crate::support::*;
+use crate::{reload::File, support::*};
 
 /// Settings of the gateway that broke other interceptors.
 const ROWS: [&[(&str, &str)]; 8] = [
@@ -98,4 +98,24 @@ fn each_setting(check: impl Fn(&World, &[(&str, &str)])) {
             assert_eq!(world.net.gateway.sysctl(key).unwrap(), *value, "{key}");
         }
     }
+}
+
+#[test]
+fn what_a_mark_that_counts_for_senders_takes_is_said_and_two_instances_do() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    gateway.set_sysctl("net.ipv4.conf.all.src_valid_mark", "1").unwrap();
+    let file = File::new(
+        "[[rules]]\nname = \"own\"\nscope = \"outbound\"\nto = [\"8.8.8.8\"]\nports = [\"81\"]\naction = \"respond=own\"\n\
+         [[rules]]\nname = \"clients\"\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\naction = \"respond=taken\"\n",
+    );
+    let one = world.tproxy(&file.flags());
+    one.wait_line(&["interface=\"lan\"", "src_valid_mark", "sysctl -w"], PATIENCE).unwrap();
+    drop(one);
+    let clients = world.tproxy(&format!("{FORWARDED} --action respond=taken"));
+    let own = world.tproxy(
+        "--name own --mark 0x100000/0x300000 --table 4711 --priority 4711 --scope outbound --to 8.8.8.8 --port 81 --action respond=own",
+    );
+    world.curl(Family::V4.public(), 80).assert_body("taken", &*clients);
+    curl(gateway, "", Family::V4.public(), 81).assert_body("own", &*own);
 }

@@ -68,11 +68,15 @@ fn is_in_iptables() -> bool {
 /// `lo` receives by that mark: neither does its sender seem to be this host then (`fib_validate_source()` asks by the mark, as if
 /// from `lo`), nor do the replies bear it.
 pub(crate) fn marks_are_harmless<'a>(interfaces: impl IntoIterator<Item = &'a str>) -> bool {
-    let is_set = |key: &str| {
-        fs::read_to_string(format!("/proc/sys/net/ipv4/{key}")).is_ok_and(|value| value.trim() != "0")
-    };
     let mut interfaces = ["all"].into_iter().chain(interfaces);
-    !is_set("tcp_fwmark_accept")
-        && !is_set("fwmark_reflect")
-        && !interfaces.any(|interface| is_set(&format!("conf/{interface}/src_valid_mark")))
+    !is_set("tcp_fwmark_accept") && !is_set("fwmark_reflect") && !interfaces.any(validates_by_mark)
+}
+
+/// Whether, on an interface or on `all`, the sender of a packet is looked for by the packet's mark.
+pub(crate) fn validates_by_mark(interface: &str) -> bool {
+    is_set(&format!("conf/{interface}/src_valid_mark"))
+}
+
+fn is_set(key: &str) -> bool {
+    fs::read_to_string(format!("/proc/sys/net/ipv4/{key}")).is_ok_and(|value| value.trim() != "0")
 }

@@ -1,7 +1,7 @@
 //! What the rules need on the host, put in place, and kept so as interfaces, routes and addresses change, and as others
 //! take away what is ours.
 
-use std::time::Instant;
+use std::{sync::Once, time::Instant};
 
 use super::{
     Cgroups, Instance, InstanceError, announce_no_cgroup,
@@ -207,6 +207,7 @@ impl Instance {
                 Err(error) => attempt.errors.push(error),
             }
         }
+        Self::warn_of_marks(plan);
         attempt.note(self.discern());
         let publishing =
             self.nat.redirects() && (!plan.delivering.contains("lo") || self.marks_are_harmless(plan));
@@ -247,6 +248,26 @@ impl Instance {
         nat::marks_are_harmless(
             self.surroundings.links.iter().filter(is_hooked).map(|link| link.name.as_str()),
         )
+    }
+
+    /// Says, once, whose steered packets are lost: under `src_valid_mark` their sender is looked for by their mark, as if they came
+    /// from `lo`, and the rule that delivers what `lo` receives takes it for this host (`fib_validate_source()`).
+    fn warn_of_marks(plan: &Plan) {
+        static SAID: Once = Once::new();
+        if !plan.delivering.contains("lo") {
+            return;
+        }
+        let is_lost =
+            |name: &&String| *name != "lo" && (nat::validates_by_mark("all") || nat::validates_by_mark(name));
+        let Some(interface) = plan.delivering.iter().find(is_lost) else { return };
+        SAID.call_once(|| {
+            tracing::warn!(
+                interface,
+                "src_valid_mark is set, and beside rules that deliver by lo (scope outbound; inbound with a spoofed source) what \
+                 is steered from here over IPv4 is lost: sysctl -w net.ipv4.conf.all.src_valid_mark=0 \
+                 net.ipv4.conf.{interface}.src_valid_mark=0, or an instance of its own for it (--name, --mark, --table, --priority)"
+            );
+        });
     }
 
     fn changes(&self, plan: &Plan) -> Result<Vec<Change>, HostError> {

@@ -190,8 +190,8 @@ impl Relay {
     fn opening(&self, beginning: Beginning, egress: Egress, may_evict: usize) -> Opening {
         let Beginning { flow, rule, is_redirected, .. } = &beginning;
         // What an application of this host sees as a client's endpoint is one towards that application only.
-        let mirrored = rule.treatment.source != Source::Host
-            && (rule.reach.scope == Scope::Inbound || *is_redirected);
+        let mirrored =
+            rule.treatment.source != Source::Host && (rule.reach.scope == Scope::Inbound || *is_redirected);
         let wanted = match (&rule.treatment.action, rule.treatment.nat) {
             (Action::Direct, Nat::EndpointIndependent) if !mirrored => {
                 let sharing = Sharing {

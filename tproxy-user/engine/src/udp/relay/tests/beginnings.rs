@@ -78,7 +78,7 @@ fn a_client_is_told_why_there_is_no_way() {
                 let Step::FindWay(beginning) = rig.relay.begin(&datagram, selected(), rig.now) else {
                     panic!("it has no way yet")
                 };
-                let step = rig.relay.found_way(beginning, Err(kind.into()), rig.now);
+                let step = rig.relay.found_way(beginning, Err(kind.into()), false, rig.now);
                 assert!(matches!(step, Step::Refused));
                 rig.carry_out();
             } else {
@@ -108,7 +108,7 @@ fn the_hop_that_we_are_is_counted_where_the_client_is_elsewhere() {
             panic!("no way")
         };
         let egress = crate::socket::Egress::from(crate::mark::Mark::DEFAULT);
-        let Step::Open(opening) = rig.relay.found_way(beginning, Ok(egress), rig.now) else {
+        let Step::Open(opening) = rig.relay.found_way(beginning, Ok(egress), false, rig.now) else {
             panic!("no room")
         };
         let opened = crate::udp::relay::Opened { reply: Reply::Own, local: None };

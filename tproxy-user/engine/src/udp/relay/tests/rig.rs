@@ -171,7 +171,7 @@ impl Rig {
             self.carry_out();
             step = match step {
                 Step::FindWay(beginning) => {
-                    self.relay.found_way(beginning, Ok(Egress::from(Mark::DEFAULT)), self.now)
+                    self.relay.found_way(beginning, Ok(Egress::from(Mark::DEFAULT)), false, self.now)
                 }
                 Step::Open(opening) => match open(&opening) {
                     Ok(reply) => return Some(self.opened(opening, reply)),
