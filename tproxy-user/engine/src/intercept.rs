@@ -1,88 +1,39 @@
-//! Connections to arbitrary destinations for a program of one's own: a rule with [`Action::HandOver`] has its
-//! connections arrive at [`Connections`], in place of being relayed. `examples/intercept.rs` is a whole one.
+//! Flows to arbitrary destinations for a program of one's own: a rule with [`Action::HandOver`] has its connections arrive
+//! at [`Connections`] and its UDP flows at [`UdpSessions`], in place of being relayed. `examples/intercept.rs` and
+//! `examples/intercept_udp.rs` are whole ones.
 //!
 //! [`Action::HandOver`]: crate::config::Action::HandOver
 
-use std::{fmt, io, sync::Arc};
+mod connections;
+mod sessions;
 
-use tokio::{
-    net::TcpStream,
-    sync::{mpsc, oneshot},
-};
+use std::fmt;
 
-use crate::flow::{ClientAddr, OriginalDst};
+use tokio::sync::mpsc;
 
-/// Connections that wait to be taken, at most; further ones wait at their workers.
+pub use connections::{Connections, Intercepted, connections};
+pub(crate) use sessions::{Handing, Said, TakenSession, Ticket, Word};
+pub use sessions::{UdpSession, UdpSessions, sessions};
+
+/// Flows that wait to be taken, at most; further connections wait at their workers, and UDP flows are turned away.
 const WAITING: usize = 1024;
 
-/// Where a rule's connections go. The other end is [`Connections`].
+/// Where a rule's flows go. The other end is [`Connections`] or [`UdpSessions`]. What a rule selects of a protocol that its taker
+/// does not take is turned away, and counted.
 #[derive(Clone)]
-pub struct Taker(mpsc::Sender<Handed>);
-
-/// The connections of the rules that have the [`Taker`].
-#[derive(Debug)]
-pub struct Connections(mpsc::Receiver<Handed>);
-
-/// A client's connection to wherever it wanted to go. It is steered for as long as this lives and the instance does.
-#[derive(Debug)]
-pub struct Intercepted {
-    /// To and from the client, who believes to talk to the destination. Closing it is an orderly end.
-    pub stream: TcpStream,
-    /// Who connected.
-    pub client: ClientAddr,
-    /// Where the client wanted to go.
-    pub destination: OriginalDst,
-    /// The name of the rule that selected the connection.
-    pub rule: Arc<str>,
-    /// The worker counts the connection as live until this is dropped.
-    _live: oneshot::Sender<()>,
-}
-
-/// On its way from the runtime of a worker to another.
-#[derive(Debug)]
-struct Handed {
-    stream: std::net::TcpStream,
-    client: ClientAddr,
-    destination: OriginalDst,
-    rule: Arc<str>,
-    live: oneshot::Sender<()>,
-}
-
-/// Both ends.
-#[must_use]
-pub fn connections() -> (Taker, Connections) {
-    let (taker, connections) = mpsc::channel(WAITING);
-    (Taker(taker), Connections(connections))
-}
-
-impl Connections {
-    /// Waits for the next connection; `None` once no rule hands over any more. To be called within a tokio runtime, which
-    /// the stream then belongs to. Safe to drop while waiting.
-    ///
-    /// # Errors
-    /// When the runtime cannot take the stream on.
-    pub async fn next(&mut self) -> io::Result<Option<Intercepted>> {
-        let Some(handed) = self.0.recv().await else { return Ok(None) };
-        let Handed { stream, client, destination, rule, live } = handed;
-        Ok(Some(Intercepted { stream: TcpStream::from_std(stream)?, client, destination, rule, _live: live }))
-    }
+pub struct Taker {
+    connections: Option<mpsc::Sender<connections::Handed>>,
+    sessions: Option<mpsc::Sender<UdpSession>>,
 }
 
 impl Taker {
-    /// Hands a connection over, and waits until whoever took it has dropped it. An error, when nobody takes it.
-    pub(crate) async fn hand_over(
-        &self,
-        stream: TcpStream,
-        client: ClientAddr,
-        destination: OriginalDst,
-        rule: Arc<str>,
-    ) -> io::Result<()> {
-        let (live, dropped) = oneshot::channel();
-        let handed = Handed { stream: stream.into_std()?, client, destination, rule, live };
-        self.0.send(handed).await.map_err(|_| io::ErrorKind::NotConnected)?;
-        // Nothing is ever sent: it is told that the other end is gone.
-        let _ = dropped.await;
-        Ok(())
+    /// One for rules about both protocols: it takes what this one takes, and what another one does.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            connections: self.connections.or(other.connections),
+            sessions: self.sessions.or(other.sessions),
+        }
     }
 }
 
@@ -94,8 +45,18 @@ impl fmt::Debug for Taker {
 
 impl PartialEq for Taker {
     fn eq(&self, other: &Self) -> bool {
-        self.0.same_channel(&other.0)
+        fn are_same<T>(one: Option<&mpsc::Sender<T>>, other: Option<&mpsc::Sender<T>>) -> bool {
+            match (one, other) {
+                (Some(one), Some(other)) => one.same_channel(other),
+                (one, other) => one.is_none() && other.is_none(),
+            }
+        }
+        are_same(self.connections.as_ref(), other.connections.as_ref())
+            && are_same(self.sessions.as_ref(), other.sessions.as_ref())
     }
 }
 
 impl Eq for Taker {}
+
+#[cfg(test)]
+mod tests;

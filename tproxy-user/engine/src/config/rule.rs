@@ -228,7 +228,7 @@ pub enum Action {
     Upstream(SocketAddr),
     /// Intercept, and answer with this text.
     Respond(Arc<str>),
-    /// Intercept, and hand the connection over to other code of this process; TCP only.
+    /// Intercept, and hand the flow over to other code of this process.
     HandOver(Taker),
     /// Refuse: RST for TCP, ICMP port unreachable for UDP.
     Reject,

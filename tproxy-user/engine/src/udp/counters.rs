@@ -21,7 +21,7 @@ pub enum End {
     Evicted,
     /// We were told to stop.
     Stopped,
-    /// Somebody asked for its end (`tproxy close`).
+    /// Somebody asked for its end (`tproxy close`), or has taken it and is done with it.
     Closed,
 }
 

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     flow::{ClientAddr, OriginalDst},
+    intercept::{Said, Word},
     socket::{Datagram, Visibility},
 };
 
@@ -49,7 +50,8 @@ impl Forwarder {
                 Step::Open(opening) => match io.open(&opening) {
                     Ok(sockets) => {
                         let id = relay.opened(opening, &sockets.opened(), now);
-                        if let Err(error) = io.adopt(id, relay.mapping_of(id), sockets) {
+                        let begun = relay.begun(id)?;
+                        if let Err(error) = io.adopt(id, begun, sockets) {
                             tracing::debug!(%error, "cannot watch a socket");
                             relay.unwatched(id, now);
                         }
@@ -112,7 +114,8 @@ impl Forwarder {
 
     /// Datagrams from a client to where its session leads.
     fn up(&mut self, id: SessionId, run: &Run<'_>, now: Instant) {
-        let sent = match self.relay.up(id) {
+        let up = self.relay.up(id);
+        let sent = match up {
             Some(Up::Own(peer, travel)) => self.io.own(id).map(|socket| socket.send(run, peer, travel)),
             Some(Up::Shared(index, to, travel)) => {
                 let sent = self.io.shared(index).map(|socket| socket.send(run, to, travel));
@@ -121,11 +124,26 @@ impl Forwarder {
                 }
                 sent
             }
+            Some(Up::Taker) => self.io.give(id, run),
             Some(Up::Answer) => return self.answer(id, run, now),
             None => None,
         };
-        if let Some(sent) = sent {
-            self.relay.sent_up(id, run, &sent, now);
+        let Some(sent) = sent else { return };
+        self.relay.sent_up(id, run, &sent, now);
+        let is_done = |error: &io::Error| error.kind() == io::ErrorKind::NotConnected;
+        if up == Some(Up::Taker) && sent.error.as_ref().is_some_and(is_done) {
+            self.relay.end(id, End::Closed, now);
+        }
+    }
+
+    /// What somebody says who has taken a session.
+    pub(super) fn hear(&mut self, said: Said, now: Instant) {
+        let Said { ticket, word } = said;
+        let Some(id) = self.io.taken(ticket) else { return };
+        let Some(Down { flow, .. }) = self.relay.down(id) else { return };
+        match word {
+            Word::Send(datagram) => self.down(id, &Run::one(flow.dst.0, &datagram), now),
+            Word::End => self.relay.end(id, End::Closed, now),
         }
     }
 
@@ -285,7 +303,7 @@ impl Forwarder {
         let socket = match self.relay.up(id) {
             Some(Up::Own(..)) => self.io.own(id),
             Some(Up::Shared(index, ..)) => self.io.shared(index),
-            Some(Up::Answer) | None => None,
+            Some(Up::Taker | Up::Answer) | None => None,
         };
         socket.map_or(SINGLY, |socket| socket.channel.most())
     }

@@ -6,24 +6,27 @@ use std::{
     sync::Arc,
 };
 
+use tokio::sync::mpsc;
 use tproxy_common::flow::Protocol;
 
 use super::{
     Memory, UdpCounters,
-    batch::Most,
-    channel::{Channel, UpstreamSocket},
+    batch::{Most, Run},
+    channel::{Channel, Sent, UpstreamSocket},
     counters::add,
     raw::RawReplies,
     readiness::{Interest, Token},
-    relay::{Command, Opened, Opening, Wanted},
+    relay::{Begun, Command, Opened, Opening, Wanted},
     session::Reply,
     table::{Flow, SessionId},
 };
 use crate::{
+    config::Action,
     family::Family,
     flow::{ClientAddr, OriginalDst},
     generation::KeptRule,
     host::connections,
+    intercept::{Handing, Said, TakenSession, Ticket},
     mark::Mark,
     socket::{self, Egress, Endpoint, IcmpSender, SocketError, UpstreamSource, Visibility},
     source::Sources,
@@ -44,6 +47,10 @@ pub(super) struct Io {
     counters: Arc<UdpCounters>,
     sessions: Vec<Ends>,
     mappings: Vec<Option<UpstreamSocket>>,
+    /// Where those who have taken sessions say what is to become of them.
+    takers: mpsc::Sender<Said>,
+    /// Sessions handed over, ever.
+    handed: u64,
 }
 
 /// The sockets of one session.
@@ -53,16 +60,19 @@ pub(super) struct Ends {
     client: Option<Channel>,
     /// Connected to the upstream, if no mapping has it.
     upstream: Option<UpstreamSocket>,
+    /// Whoever has taken it.
+    taker: Option<Box<TakenSession>>,
 }
 
-/// Sockets of a session that is about to begin.
-pub(super) struct Sockets {
+/// OpenSockets of a session that is about to begin.
+pub(super) struct OpenSockets {
     client: Option<Channel>,
     /// The session's own or that of a new mapping.
     upstream: Option<UpstreamSocket>,
+    taker: Option<Handing>,
 }
 
-impl Sockets {
+impl OpenSockets {
     /// What matters of them.
     pub(super) fn opened(&self) -> Opened {
         Opened {
@@ -79,17 +89,18 @@ impl Io {
         raw: RawReplies,
         icmp: Vec<(Family, IcmpSender)>,
         watch: Interest,
-        mark: Mark,
-        counters: Arc<UdpCounters>,
+        (mark, counters): (Mark, Arc<UdpCounters>),
+        takers: mpsc::Sender<Said>,
     ) -> Self {
-        Self { memory, ways, raw, mark, icmp, watch, counters, sessions: Vec::new(), mappings: Vec::new() }
+        let (sessions, mappings) = (Vec::new(), Vec::new());
+        Self { memory, ways, raw, mark, icmp, watch, counters, sessions, mappings, takers, handed: 0 }
     }
 
     /// Makes the sockets of a session.
     ///
     /// # Errors
     /// What is missing for one of them.
-    pub(super) fn open(&mut self, opening: &Opening) -> Result<Sockets, SocketError> {
+    pub(super) fn open(&mut self, opening: &Opening) -> Result<OpenSockets, SocketError> {
         let flow = *opening.flow();
         let client = match socket::session(flow.dst, flow.client, self.mark) {
             Ok(socket) => Some(Channel::new(socket)),
@@ -99,10 +110,16 @@ impl Io {
         let to = match *opening.wanted() {
             Wanted::Peer(peer) => Endpoint::Peer(peer),
             Wanted::Mapping(_) => Endpoint::Any(Family::of(flow.dst.0.ip())),
-            Wanted::Shared(_) | Wanted::Nothing => return Ok(Sockets { client, upstream: None }),
+            Wanted::Shared(_) | Wanted::Nothing => {
+                return Ok(OpenSockets { client, upstream: None, taker: None });
+            }
+            Wanted::Taker => {
+                let taker = taker(opening.rule())?;
+                return Ok(OpenSockets { client, upstream: None, taker: Some(taker) });
+            }
         };
         let upstream = self.upstream(to, flow.client, opening.rule(), opening.egress())?;
-        Ok(Sockets { client, upstream: Some(upstream) })
+        Ok(OpenSockets { client, upstream: Some(upstream), taker: None })
     }
 
     /// Makes a socket towards an upstream.
@@ -146,13 +163,19 @@ impl Io {
     ///
     /// # Errors
     /// When one of them cannot be watched.
-    pub(super) fn adopt(&mut self, id: SessionId, mapping: Option<u32>, sockets: Sockets) -> io::Result<()> {
-        let Sockets { client, upstream } = sockets;
+    pub(super) fn adopt(&mut self, id: SessionId, begun: Begun, sockets: OpenSockets) -> io::Result<()> {
+        let OpenSockets { client, upstream, taker } = sockets;
+        let Begun { flow, rule, mapping } = begun;
+        let taker = taker.map(|taker| {
+            self.handed += 1;
+            let ticket = Ticket { place: id.index(), number: self.handed };
+            Box::new(taker.hand_over((flow.client, flow.dst), rule, ticket, self.takers.clone()))
+        });
         let place = id.index() as usize;
         if self.sessions.len() <= place {
             self.sessions.resize_with(place + 1, Ends::default);
         }
-        self.sessions[place] = Ends { client, upstream: None };
+        self.sessions[place] = Ends { client, upstream: None, taker };
         match (upstream, mapping) {
             (None, _) => Ok(()),
             (Some(socket), None) => self.set_upstream(id, socket),
@@ -230,6 +253,22 @@ impl Io {
         self.sessions.get_mut(id.index() as usize)?.upstream.as_mut()
     }
 
+    /// Gives datagrams to whoever has taken a session. Without anybody, they have not gone anywhere.
+    pub(super) fn give(&mut self, id: SessionId, run: &Run<'_>) -> Option<Sent> {
+        let taker = self.sessions.get(id.index() as usize)?.taker.as_ref()?;
+        let mut sent = Sent::default();
+        for datagram in run.datagrams() {
+            sent.count(1, datagram.len(), taker.give(datagram));
+        }
+        Some(sent)
+    }
+
+    /// The session that somebody has taken, if it is still the same.
+    pub(super) fn taken(&self, ticket: Ticket) -> Option<SessionId> {
+        let ends = self.sessions.get(ticket.place as usize)?;
+        ends.taker.as_ref().filter(|taker| taker.ticket == ticket).map(|_| SessionId::new(ticket.place))
+    }
+
     /// A mapping's socket.
     pub(super) fn shared(&mut self, index: u32) -> Option<&mut UpstreamSocket> {
         self.mappings.get_mut(index as usize)?.as_mut()
@@ -248,4 +287,13 @@ impl Io {
         let towards = socket::datagram_upstream(Endpoint::Peer(peer), UpstreamSource::Host, egress).ok()?;
         Some(towards.local_addr().ok()?.as_socket()?.ip())
     }
+}
+
+/// A place with whoever takes a rule's sessions.
+fn taker(rule: &KeptRule) -> Result<Handing, SocketError> {
+    let taken = match &rule.treatment.action {
+        Action::HandOver(taker) => taker.place(),
+        action => unreachable!("{action} hands nothing over"),
+    };
+    taken.map_err(|source| SocketError::Os { step: "hand over", source })
 }

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(super) use begin::{Opened, Opening, Step, Wanted};
+pub(super) use begin::{Begun, Opened, Opening, Step, Wanted};
 pub(super) use command::Command;
 pub(super) use course::{Down, Stranger, Up};
 use moving::Moving;

@@ -11,7 +11,7 @@ use std::{
 
 use socket2::Socket;
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     task::yield_now,
     time::{MissedTickBehavior, interval},
 };
@@ -31,6 +31,7 @@ use crate::{
     family::Family,
     flows::FlowTable,
     generation::Generations,
+    intercept::Said,
     live::LiveCount,
     mark::Mark,
     socket::{self, IcmpSender, RawSender, SocketError},
@@ -45,6 +46,9 @@ const SWEPT_AT_ONCE: usize = 64;
 
 /// Sockets dealt with before the runtime has its turn.
 const TURN: usize = 32;
+
+/// What those who have taken sessions may have said that was not yet heard; then they wait.
+const SAID: usize = 1024;
 
 /// What a worker needs for UDP.
 pub struct Setup {
@@ -113,6 +117,8 @@ pub(crate) struct Service {
     batch: Batch,
     flows: Arc<FlowTable>,
     gone: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    /// What is said by those who have taken sessions.
+    said: mpsc::Receiver<Said>,
     draining: CancellationToken,
 }
 
@@ -135,9 +141,10 @@ impl Service {
         }
         let gone = routing.gone();
         let ways = Ways::new(routing, mark);
-        let io = Io::new(memory, ways, RawReplies(raws), icmps, watch, mark, counters);
+        let (takers, said) = mpsc::channel(SAID);
+        let io = Io::new(memory, ways, RawReplies(raws), icmps, watch, (mark, counters), takers);
         let forwarder = Forwarder { relay, io };
-        Ok(Self { listeners, readiness, forwarder, batch: Batch::new(), flows, gone, draining })
+        Ok(Self { listeners, readiness, forwarder, batch: Batch::new(), flows, gone, said, draining })
     }
 
     /// Serves for ever, on the worker's thread. When it is dropped, the sessions end.
@@ -166,6 +173,12 @@ impl Service {
                     let gone = Arc::clone(&self.gone.borrow_and_update());
                     let stranded = self.forwarder.relay.hear(gone);
                     self.forwarder.move_on(stranded);
+                }
+                Some(said) = self.said.recv() => {
+                    let now = Instant::now();
+                    self.forwarder.hear(said, now);
+                    self.settle(now);
+                    attended += 1;
                 }
                 () = self.flows.closing() => {
                     let now = Instant::now();

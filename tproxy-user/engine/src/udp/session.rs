@@ -49,6 +49,8 @@ pub(super) enum Upstream {
     Own(Outlet, SocketAddr),
     /// To the original destination, by the socket of this mapping.
     Shared(u32),
+    /// To other code of this process.
+    Taker,
     /// Nowhere: each is answered with this.
     Text(Arc<str>),
 }
@@ -132,7 +134,7 @@ impl Session {
         let (upstream, source) = match &self.upstream {
             Upstream::Own(outlet, peer) => (Some(*peer), outlet.local),
             Upstream::Shared(_) => (Some(flow.dst.0), mapping.and_then(|mapping| mapping.outlet.local)),
-            Upstream::Text(_) => (None, None),
+            Upstream::Taker | Upstream::Text(_) => (None, None),
         };
         if let Some(upstream) = upstream {
             self.live.leads_to(upstream);

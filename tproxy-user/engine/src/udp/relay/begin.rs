@@ -68,6 +68,8 @@ pub(in super::super) enum Wanted {
     Mapping(Sharing),
     /// None but that of this mapping.
     Shared(u32),
+    /// None, but somebody else's code that takes it.
+    Taker,
     /// None.
     Nothing,
 }
@@ -78,6 +80,14 @@ pub(in super::super) struct Opened {
     pub(in super::super) reply: Reply,
     /// The address and port of what was opened towards the upstream.
     pub(in super::super) local: Option<SocketAddr>,
+}
+
+/// A session, for whoever has its sockets.
+pub(in super::super) struct Begun {
+    pub(in super::super) flow: Flow,
+    /// The name of its rule.
+    pub(in super::super) rule: Arc<str>,
+    pub(in super::super) mapping: Option<u32>,
 }
 
 /// Why there is no session.
@@ -160,9 +170,9 @@ impl Relay {
         };
         let rule = self.generations.rule(number).ok_or(Unbegun::Undecided)?;
         match &rule.treatment.action {
-            Action::Direct | Action::Upstream(_) | Action::Respond(_) => {}
+            Action::Direct | Action::Upstream(_) | Action::Respond(_) | Action::HandOver(_) => {}
             // The datapath does these without us.
-            Action::HandOver(_) | Action::Reject | Action::Drop | Action::Pass => {
+            Action::Reject | Action::Drop | Action::Pass => {
                 return Err(Unbegun::Undecided);
             }
         }
@@ -204,6 +214,7 @@ impl Relay {
             }
             (Action::Direct, _) => Wanted::Peer(flow.dst.0),
             (Action::Upstream(address), _) => Wanted::Peer(*address),
+            (Action::HandOver(_), _) => Wanted::Taker,
             _ => Wanted::Nothing,
         };
         Opening { beginning, egress, wanted, may_evict }
@@ -224,6 +235,7 @@ impl Relay {
                 self.mappings.share(index);
                 Upstream::Shared(index)
             }
+            Wanted::Taker => Upstream::Taker,
             Wanted::Nothing => match &rule.treatment.action {
                 Action::Respond(text) => Upstream::Text(Arc::clone(text)),
                 action => unreachable!("{action} leads to an upstream"),
@@ -239,7 +251,7 @@ impl Relay {
         let session = Session::new(rule, reply, upstream, travel, live, now);
         let mapping = match session.upstream {
             Upstream::Shared(index) => self.mappings.get(index),
-            Upstream::Own(..) | Upstream::Text(_) => None,
+            Upstream::Own(..) | Upstream::Text(_) | Upstream::Taker => None,
         };
         session.announce(&flow, mapping);
         add(&self.books.counters.sessions, 1);
@@ -258,11 +270,18 @@ impl Relay {
         id
     }
 
+    /// What there is to know of a session for whoever has its sockets.
+    pub(in super::super) fn begun(&mut self, id: SessionId) -> Option<Begun> {
+        let mapping = self.mapping_of(id);
+        let (flow, session) = self.table.get_mut(id)?;
+        Some(Begun { flow: *flow, rule: Arc::clone(&session.record.rule.name), mapping })
+    }
+
     /// The mapping that a session uses.
-    pub(in super::super) fn mapping_of(&mut self, id: SessionId) -> Option<u32> {
+    pub(super) fn mapping_of(&mut self, id: SessionId) -> Option<u32> {
         match self.table.get_mut(id)?.1.upstream {
             Upstream::Shared(index) => Some(index),
-            Upstream::Own(..) | Upstream::Text(_) => None,
+            Upstream::Own(..) | Upstream::Text(_) | Upstream::Taker => None,
         }
     }
 

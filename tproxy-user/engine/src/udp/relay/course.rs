@@ -27,6 +27,8 @@ pub(in super::super) enum Up {
     Own(SocketAddr, Travel),
     /// To this address, by the socket of a mapping.
     Shared(u32, SocketAddr, Travel),
+    /// To whoever has taken the session.
+    Taker,
     /// Nowhere: they are answered. See [`Relay::asked`].
     Answer,
 }
@@ -59,6 +61,7 @@ impl Relay {
         Some(match &session.upstream {
             Upstream::Own(_, peer) => Up::Own(*peer, session.travel),
             Upstream::Shared(index) => Up::Shared(*index, flow.dst.0, session.travel),
+            Upstream::Taker => Up::Taker,
             Upstream::Text(_) => Up::Answer,
         })
     }
@@ -141,7 +144,7 @@ impl Relay {
         session.count_down(Traffic::from(sent));
         let sender = match session.upstream {
             Upstream::Text(_) => Sender::Ourselves,
-            Upstream::Own(..) | Upstream::Shared(_) => Sender::Upstream,
+            Upstream::Own(..) | Upstream::Shared(_) | Upstream::Taker => Sender::Upstream,
         };
         self.count_down(sent);
         self.table.used(id, sender, run.count(), now);

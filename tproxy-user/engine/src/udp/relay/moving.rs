@@ -138,7 +138,7 @@ impl Relay {
         match stranded {
             Stranded::Own(id) => match &mut self.table.get_mut(id)?.1.upstream {
                 Upstream::Own(outlet, _) => Some(outlet),
-                Upstream::Shared(_) | Upstream::Text(_) => None,
+                Upstream::Shared(_) | Upstream::Text(_) | Upstream::Taker => None,
             },
             Stranded::Shared(index, _) => self.mappings.get_mut(index).map(|mapping| &mut mapping.outlet),
         }

@@ -9,6 +9,7 @@ use crate::{
     config::{Action, Nat, Scope, SessionLimits, Source, Treatment},
     flow::{ClientAddr, OriginalDst},
     generation::RuleNumber,
+    intercept::sessions,
     socket::{Datagram, IcmpError, Pieces, SocketError, TrafficClass},
     udp::{
         End, Selected,
@@ -27,6 +28,7 @@ fn each_action_wants_what_it_needs_and_what_the_datapath_does_is_none_of_ours() 
         (Action::Direct, Nat::PerDestination, Some(Wanted::Peer(FLOW().dst.0))),
         (Action::Upstream(upstream), Nat::EndpointIndependent, Some(Wanted::Peer(upstream))),
         (Action::Respond("text".into()), Nat::EndpointIndependent, Some(Wanted::Nothing)),
+        (Action::HandOver(sessions().0), Nat::EndpointIndependent, Some(Wanted::Taker)),
         (Action::Reject, Nat::EndpointIndependent, None),
         (Action::Drop, Nat::EndpointIndependent, None),
         (Action::Pass, Nat::EndpointIndependent, None),

@@ -214,6 +214,7 @@ impl Rig {
         match up {
             Up::Own(..) => assert!(self.sessions[&id].1),
             Up::Shared(index, ..) => assert!(self.mappings.contains(&index)),
+            Up::Taker => {}
             Up::Answer => {
                 self.relay.asked(id, &run, self.now);
                 return Some(up);
