@@ -10,22 +10,24 @@
 //! 3. `forward` moves datagrams, several at once where it can, by sockets that are `channel`s; where one goes, it asks
 //! 4. the `relay`, which knows all sessions and decides everything, and does no I/O: `begin` makes a session of a flow that
 //!    the datapath, by way of [`Memory`], has a rule for; `course` says where its datagrams go, and hears what became of them;
-//!    `errors` has clients told of ICMP errors, at a `rate`; `moving` has sessions go on from another address when theirs is
+//!    `own` says which sessions have a socket of their own towards the client; `errors` has clients told of ICMP errors, at a
+//!    `rate`; `moving` has sessions go on from another address when theirs is
 //!    the host's no more;
-//! 5. `io` has the sockets. A session's is bound to the original destination *and connected* to the client, to which the
+//! 5. `io` has the sockets. A busy session's is bound to the original destination *and connected* to the client, to which the
 //!    kernel's own lookup brings the flow from then on; an upstream socket may be that of a `mapping`, which the sessions of a
 //!    client endpoint share;
 //! 6. `table` knows the sessions in the order of their use, and which of them ends for lack of use or of room;
 //! 7. `session` writes down how it went, `counters` how it all went.
 //!
 //! All of it is plain state that one task owns: a session is a place in a table and at most two descriptors, and it ends
-//! where it is ended. Nothing is allocated for a datagram.
+//! where it is ended. Nothing is allocated for a datagram, except for one that is handed over.
 //!
 //! **Order.** Datagrams that arrived before the session's socket was connected wait in the listener. That socket is read
 //! only after the listener was found empty, or was read for as long as it could have been full.
 //!
-//! **No socket of its own.** Somebody of this host may hold the original destination's port on every address, and in scope
-//! `inbound` an application always does. The session's datagrams then go on to come by the listener, and what is sent to
+//! **No socket of its own.** A session that is not busy has none towards the client, so that daemons of this host can bind the
+//! original destination's port at all addresses (see `relay/own.rs`); and one that is has none where somebody holds the port
+//! already, as in scope `inbound` an application always may. Its datagrams go on to come by the listener, and what is sent to
 //! the client leaves by a raw socket.
 
 mod batch;

@@ -57,6 +57,12 @@ impl Family {
     pub fn public(self) -> IpAddr {
         parse(self.pick("8.8.8.8", "2001:4860:4860::8888"))
     }
+
+    /// All addresses of a host.
+    #[must_use]
+    pub fn unspecified(self) -> IpAddr {
+        parse(self.pick("0.0.0.0", "::"))
+    }
 }
 
 fn parse(text: &str) -> IpAddr {

@@ -1,6 +1,7 @@
 //! UDP: what is true of connections, for datagrams.
 
 mod broken;
+mod daemons;
 mod errors;
 mod forwarded;
 mod fragments;

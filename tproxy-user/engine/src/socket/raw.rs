@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use rustix::io::Errno;
+use rustix::{io::Errno, net::sockopt::set_socket_send_buffer_size_force};
 use socket2::{MsgHdr, Protocol, Socket, Type};
 
 use super::{
@@ -16,6 +16,9 @@ use crate::{
     flow::{ClientAddr, OriginalDst},
     mark::Mark,
 };
+
+/// Bytes for what has not left yet, with the kernel's own bookkeeping: one socket sends for many sessions.
+const BUFFER: usize = 4 << 20;
 
 const UDP: u8 = 17;
 const UDP_HEADER: usize = 8;
@@ -28,7 +31,10 @@ impl RawSender {
     /// # Errors
     /// [`SocketError::Privilege`] without `CAP_NET_RAW` and `CAP_NET_ADMIN`, [`SocketError::Os`] for lack of resources.
     pub fn new(family: Family, mark: Mark) -> Result<Self, SocketError> {
-        raw(family, Protocol::UDP, mark).map(Self)
+        let socket = raw(family, Protocol::UDP, mark)?;
+        set_socket_send_buffer_size_force(&socket, BUFFER)
+            .map_err(|errno| privileged("SO_SNDBUFFORCE")(errno.into()))?;
+        Ok(Self(socket))
     }
 
     /// Sends `payload` to `to` as if from `from`, of the same family.

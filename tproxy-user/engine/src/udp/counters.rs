@@ -108,7 +108,7 @@ counters! {
     bytes_up: "bytes_up",
     /// Bytes in these.
     bytes_down: "bytes_down",
-    /// Sessions without a socket of their own: somebody of this host holds the original destination's port.
+    /// Busy sessions without a socket of their own: somebody of this host holds the original destination's port.
     reply_fallbacks: "reply_fallbacks",
     /// Upstream sockets that could not have the client's port and got another one.
     source_fallbacks: "source_fallbacks",

@@ -8,7 +8,7 @@ use super::{
     channel::Sent,
     io::{Io, SINGLY},
     readiness::Token,
-    relay::{Down, Relay, Step, Stranded, Stranger, Up},
+    relay::{Command, Down, Relay, Step, Stranded, Stranger, Up},
     session::Reply,
     table::{Flow, SessionId},
 };
@@ -49,7 +49,7 @@ impl Forwarder {
                 }
                 Step::Open(opening) => match io.open(&opening) {
                     Ok(sockets) => {
-                        let id = relay.opened(opening, &sockets.opened(), now);
+                        let id = relay.opened(opening, sockets.local_addr(), now);
                         let begun = relay.begun(id)?;
                         if let Err(error) = io.adopt(id, begun, sockets) {
                             tracing::debug!(%error, "cannot watch a socket");
@@ -193,7 +193,7 @@ impl Forwarder {
         let Some(Down { flow: Flow { client, dst }, reply }) = self.relay.down(id) else { return };
         let sent = match reply {
             Reply::Own => self.io.client(id).map(|channel| channel.send(run, client.0)),
-            Reply::Raw => Some(self.io.raw.send(dst, client, run)),
+            Reply::Raw | Reply::OnlyRaw => Some(self.io.raw.send(dst, client, run)),
         };
         if let Some(sent) = sent {
             self.relay.sent_down(id, run, &sent, now);
@@ -270,6 +270,20 @@ impl Forwarder {
         self.carry_out(now);
     }
 
+    /// Closes the own sockets of sessions that are no longer busy. What comes from then on comes by the listener.
+    pub(super) fn give_back(&mut self, batch: &mut Batch, now: Instant) {
+        for id in self.relay.next_second() {
+            self.relay.gives_back(id);
+            self.carry_out(now);
+            self.io.set_visibility(id, Visibility::Hidden);
+            while self.receive_from_client(id, batch, now) {
+                self.all_up(id, batch, now);
+            }
+            self.io.close_client(id);
+        }
+        self.carry_out(now);
+    }
+
     /// Makes sockets anew whose address is gone. Where there is no other yet, it is tried again.
     pub(super) fn move_on(&mut self, stranded: Vec<Stranded>) {
         for stranded in stranded {
@@ -315,7 +329,12 @@ impl Forwarder {
 
 fn carry_out(relay: &mut Relay, io: &mut Io, now: Instant) {
     while let Some(command) = relay.next_command() {
-        if let Err(id) = io.carry_out(command) {
+        if let Command::Own(id, flow) = command {
+            match io.open_client(id, &flow) {
+                Ok(()) => relay.owns(id),
+                Err(error) => relay.owns_not(id, &error),
+            }
+        } else if let Err(id) = io.carry_out(command) {
             relay.unwatched(id, now);
         }
     }

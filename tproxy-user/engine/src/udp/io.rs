@@ -16,8 +16,7 @@ use super::{
     counters::add,
     raw::RawReplies,
     readiness::{Interest, Token},
-    relay::{Begun, Command, Opened, Opening, Wanted},
-    session::Reply,
+    relay::{Begun, Command, Opening, Wanted},
     table::{Flow, SessionId},
 };
 use crate::{
@@ -64,21 +63,18 @@ pub(super) struct Ends {
     taker: Option<Box<TakenSession>>,
 }
 
-/// OpenSockets of a session that is about to begin.
+/// What a session that is about to begin has towards its upstream.
+#[derive(Default)]
 pub(super) struct OpenSockets {
-    client: Option<Channel>,
     /// The session's own or that of a new mapping.
     upstream: Option<UpstreamSocket>,
     taker: Option<Handing>,
 }
 
 impl OpenSockets {
-    /// What matters of them.
-    pub(super) fn opened(&self) -> Opened {
-        Opened {
-            reply: if self.client.is_some() { Reply::Own } else { Reply::Raw },
-            local: self.upstream.as_ref().and_then(UpstreamSocket::local_addr),
-        }
+    /// The address and port of the socket.
+    pub(super) fn local_addr(&self) -> Option<SocketAddr> {
+        self.upstream.as_ref().and_then(UpstreamSocket::local_addr)
     }
 }
 
@@ -96,30 +92,23 @@ impl Io {
         Self { memory, ways, raw, mark, icmp, watch, counters, sessions, mappings, takers, handed: 0 }
     }
 
-    /// Makes the sockets of a session.
+    /// Makes what a session needs towards its upstream.
     ///
     /// # Errors
     /// What is missing for one of them.
     pub(super) fn open(&mut self, opening: &Opening) -> Result<OpenSockets, SocketError> {
         let flow = *opening.flow();
-        let client = match socket::session(flow.dst, flow.client, self.mark) {
-            Ok(socket) => Some(Channel::new(socket)),
-            Err(SocketError::Taken { .. }) => None,
-            Err(error) => return Err(error),
-        };
         let to = match *opening.wanted() {
             Wanted::Peer(peer) => Endpoint::Peer(peer),
             Wanted::Mapping(_) => Endpoint::Any(Family::of(flow.dst.0.ip())),
-            Wanted::Shared(_) | Wanted::Nothing => {
-                return Ok(OpenSockets { client, upstream: None, taker: None });
-            }
+            Wanted::Shared(_) | Wanted::Nothing => return Ok(OpenSockets::default()),
             Wanted::Taker => {
                 let taker = taker(opening.rule())?;
-                return Ok(OpenSockets { client, upstream: None, taker: Some(taker) });
+                return Ok(OpenSockets { upstream: None, taker: Some(taker) });
             }
         };
         let upstream = self.upstream(to, flow.client, opening.rule(), opening.egress())?;
-        Ok(OpenSockets { client, upstream: Some(upstream), taker: None })
+        Ok(OpenSockets { upstream: Some(upstream), taker: None })
     }
 
     /// Makes a socket towards an upstream.
@@ -164,7 +153,7 @@ impl Io {
     /// # Errors
     /// When one of them cannot be watched.
     pub(super) fn adopt(&mut self, id: SessionId, begun: Begun, sockets: OpenSockets) -> io::Result<()> {
-        let OpenSockets { client, upstream, taker } = sockets;
+        let OpenSockets { upstream, taker } = sockets;
         let Begun { flow, rule, mapping } = begun;
         let taker = taker.map(|taker| {
             self.handed += 1;
@@ -175,11 +164,30 @@ impl Io {
         if self.sessions.len() <= place {
             self.sessions.resize_with(place + 1, Ends::default);
         }
-        self.sessions[place] = Ends { client, upstream: None, taker };
+        self.sessions[place] = Ends { client: None, upstream: None, taker };
         match (upstream, mapping) {
             (None, _) => Ok(()),
             (Some(socket), None) => self.set_upstream(id, socket),
             (Some(socket), Some(index)) => self.set_mapping(index, socket),
+        }
+    }
+
+    /// Makes a session's own socket towards the client.
+    ///
+    /// # Errors
+    /// Somebody holds the port, or something is missing.
+    pub(super) fn open_client(&mut self, id: SessionId, flow: &Flow) -> Result<(), SocketError> {
+        let socket = socket::session(flow.dst, flow.client, self.mark)?;
+        if let Some(ends) = self.sessions.get_mut(id.index() as usize) {
+            ends.client = Some(Channel::new(socket));
+        }
+        Ok(())
+    }
+
+    /// Closes it.
+    pub(super) fn close_client(&mut self, id: SessionId) {
+        if let Some(ends) = self.sessions.get_mut(id.index() as usize) {
+            ends.client = None;
         }
     }
 
@@ -217,6 +225,8 @@ impl Io {
                     *socket = None;
                 }
             }
+            // It matters what comes of it: see `Forwarder::carry_out`.
+            Command::Own(..) => {}
             Command::Read(id) => {
                 if let Some(channel) =
                     self.sessions.get(id.index() as usize).and_then(|ends| ends.client.as_ref())

@@ -8,6 +8,7 @@ mod command;
 mod course;
 mod errors;
 mod moving;
+mod own;
 mod queue;
 
 use std::{
@@ -17,11 +18,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(super) use begin::{Begun, Opened, Opening, Step, Wanted};
+pub(super) use begin::{Begun, Opening, Step, Wanted};
 pub(super) use command::Command;
 pub(super) use course::{Down, Stranger, Up};
 use moving::Moving;
 pub(super) use moving::Stranded;
+use own::Owners;
+pub(super) use own::Pace;
 use queue::Queue;
 pub(super) use queue::Watermark;
 
@@ -93,6 +96,8 @@ pub(super) struct Relay {
     queues: [Queue; 2],
     allowed: Allowed,
     moving: Moving,
+    /// Sessions with a socket of their own towards the client.
+    owners: Owners,
     books: Books,
     /// Sessions whose queries have all been answered, just now.
     answered: Vec<SessionId>,
@@ -116,6 +121,7 @@ impl Relay {
                 expected: Rates::new(share(EXPECTED_PER_SECOND)),
             },
             moving: Moving::default(),
+            owners: Owners::default(),
             books,
             answered: Vec::new(),
             commands: VecDeque::new(),
@@ -162,7 +168,7 @@ impl Relay {
         live.ended(end.name());
         // Before anything that takes time: what arrives until then is lost.
         self.commands.push_back(Command::Close(id));
-        if reply == Reply::Raw {
+        if reply != Reply::Own {
             self.forget(flow);
         }
         if let Upstream::Own(Outlet { local: Some(own), .. }, peer) = upstream

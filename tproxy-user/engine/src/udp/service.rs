@@ -167,6 +167,7 @@ impl Service {
                     self.forwarder.relay.adopt_limits(Instant::now());
                     let stranded = self.forwarder.relay.look_again();
                     self.forwarder.move_on(stranded);
+                    self.forwarder.give_back(&mut self.batch, Instant::now());
                     sweeping = true;
                 }
                 Ok(()) = self.gone.changed() => {

@@ -2,12 +2,19 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use tproxy_common::packet::Fragmenting;
+use tproxy_common::{abi::Origin, packet::Fragmenting};
 
-use super::{End, channel::Sent, mapping::Mapping, relay::Watermark, table::Flow};
+use super::{
+    End,
+    channel::Sent,
+    mapping::Mapping,
+    relay::{Pace, Watermark},
+    table::Flow,
+};
 use crate::{
+    config::Scope,
     flows::{FlowState, LiveEntry},
-    generation::ChosenRule,
+    generation::{ChosenRule, RuleNumber},
     socket::Egress,
 };
 
@@ -19,6 +26,9 @@ pub(super) struct Session {
     pub(super) travel: Travel,
     /// The socket towards the client is not read yet.
     pub(super) waits_for: Option<Watermark>,
+    /// What it was decided by.
+    pub(super) decided: (RuleNumber, Origin),
+    pub(super) pace: Pace,
     pub(super) record: Record,
     pub(super) live: LiveEntry,
 }
@@ -39,8 +49,10 @@ pub(super) struct Record {
 pub(super) enum Reply {
     /// By a socket that has it, and that is connected to the client.
     Own,
-    /// By the raw socket of the worker: somebody of this host holds the port.
+    /// By the raw socket of the worker, as long as there is not much to send.
     Raw,
+    /// By that in any case: somebody of this host holds the port, or it is somebody's.
+    OnlyRaw,
 }
 
 /// Where the client's datagrams go.
@@ -97,17 +109,20 @@ pub(super) struct Travel {
 impl Session {
     pub(super) fn new(
         rule: ChosenRule,
-        reply: Reply,
+        decided: (RuleNumber, Origin),
         upstream: Upstream,
         travel: Travel,
         live: LiveEntry,
         now: Instant,
     ) -> Self {
-        let (up, down) = (Traffic::default(), Traffic::default());
         if let Upstream::Text(_) = upstream {
             live.set_state(FlowState::Answering);
         }
-        Self { reply, upstream, travel, waits_for: None, record: Record { rule, up, down, began: now }, live }
+        // Of addresses of this host, ports are somebody's, or will be.
+        let reply = if rule.reach.scope == Scope::Inbound { Reply::OnlyRaw } else { Reply::Raw };
+        let (up, down) = (Traffic::default(), Traffic::default());
+        let record = Record { rule, up, down, began: now };
+        Self { reply, upstream, travel, waits_for: None, decided, pace: Pace::default(), record, live }
     }
 
     /// Counts what was sent to the upstream.

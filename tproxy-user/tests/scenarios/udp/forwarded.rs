@@ -216,6 +216,6 @@ fn a_service_of_the_gateway_on_the_same_port_keeps_its_own_clients() {
             assert!(served.contains(&own.port().to_string()) && served.ends_with("served"), "{served}");
             assert!(!served.contains(&Family::V4.wan().to_string()), "{served}");
         }
-        assert_eq!(counted_at_the_end(&mut tproxy, "reply_fallbacks"), 2, "{}", *tproxy);
+        assert_eq!(counted_at_the_end(&mut tproxy, "sessions"), 2, "{}", *tproxy);
     }
 }

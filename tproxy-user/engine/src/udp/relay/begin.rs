@@ -10,14 +10,13 @@ use super::{
         End, Selected,
         counters::add,
         mapping::Sharing,
-        session::{Outlet, Reply, Session, Travel, Upstream},
+        session::{Outlet, Session, Travel, Upstream},
         table::{Flow, SessionId},
     },
     Relay,
 };
 use crate::{
     config::{Action, Nat, Scope, Source},
-    family::Family,
     flows::Selection,
     generation::{ChosenRule, RuleNumber},
     socket::{Datagram, Egress, SocketError, TrafficClass},
@@ -72,14 +71,6 @@ pub(in super::super) enum Wanted {
     Taker,
     /// None.
     Nothing,
-}
-
-/// What was opened, as far as it matters to anybody but who has it.
-pub(in super::super) struct Opened {
-    /// How datagrams get to the client.
-    pub(in super::super) reply: Reply,
-    /// The address and port of what was opened towards the upstream.
-    pub(in super::super) local: Option<SocketAddr>,
 }
 
 /// A session, for whoever has its sockets.
@@ -220,11 +211,15 @@ impl Relay {
         Opening { beginning, egress, wanted, may_evict }
     }
 
-    /// All that was wanted is there, for this session.
-    pub(in super::super) fn opened(&mut self, opening: Opening, opened: &Opened, now: Instant) -> SessionId {
+    /// All that was wanted is there, for this session; what was opened has this address and port.
+    pub(in super::super) fn opened(
+        &mut self,
+        opening: Opening,
+        local: Option<SocketAddr>,
+        now: Instant,
+    ) -> SessionId {
         let Opening { beginning: Beginning { flow, rule, decided, travel, .. }, egress, wanted, .. } =
             opening;
-        let Opened { reply, local } = *opened;
         let outlet = Outlet { egress, local, makeshift: false };
         let upstream = match wanted {
             Wanted::Peer(peer) => Upstream::Own(outlet, peer),
@@ -248,7 +243,7 @@ impl Relay {
             client: flow.client,
             dst: flow.dst,
         });
-        let session = Session::new(rule, reply, upstream, travel, live, now);
+        let session = Session::new(rule, decided, upstream, travel, live, now);
         let mapping = match session.upstream {
             Upstream::Shared(index) => self.mappings.get(index),
             Upstream::Own(..) | Upstream::Text(_) | Upstream::Taker => None,
@@ -256,18 +251,7 @@ impl Relay {
         session.announce(&flow, mapping);
         add(&self.books.counters.sessions, 1);
         self.books.live.begin();
-        let id = self.table.insert(flow, session, now);
-        match reply {
-            // The kernel's own lookup brings the flow's datagrams to its socket from now on.
-            Reply::Own => {
-                self.forget(flow);
-                let place = self.queues[Family::of(flow.client.0.ip()) as usize].wait(id);
-                let (_, session) = self.table.get_mut(id).expect("it was just inserted");
-                session.waits_for = Some(place);
-            }
-            Reply::Raw => add(&self.books.counters.reply_fallbacks, 1),
-        }
-        id
+        self.table.insert(flow, session, now)
     }
 
     /// What there is to know of a session for whoever has its sockets.

@@ -18,7 +18,10 @@ pub(in super::super) enum Command {
     Close(SessionId),
     /// A mapping's socket is.
     CloseMapping(u32),
-    /// A session's socket towards the client is read from now on.
+    /// A session is to have a socket of its own towards the client: [`Relay::owns`](super::Relay::owns),
+    /// [`Relay::owns_not`](super::Relay::owns_not).
+    Own(SessionId, Flow),
+    /// That is read from now on.
     Read(SessionId),
     /// A client is told that what it sent did not arrive.
     Notify {

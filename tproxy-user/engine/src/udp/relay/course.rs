@@ -80,6 +80,7 @@ impl Relay {
         }
         self.table.used(id, Sender::Client, run.count(), now);
         note_what_is_no_dns(&mut self.table, id, run, dns::is_query);
+        self.paced(id, run.count());
     }
 
     /// Datagrams have come that are answered in place of an upstream, with this.
@@ -93,6 +94,7 @@ impl Relay {
         add(&self.books.counters.bytes_up, bytes);
         self.table.used(id, Sender::Client, run.count(), now);
         note_what_is_no_dns(&mut self.table, id, run, dns::is_query);
+        self.paced(id, run.count());
         Some(text)
     }
 
@@ -149,6 +151,7 @@ impl Relay {
         self.count_down(sent);
         self.table.used(id, sender, run.count(), now);
         note_what_is_no_dns(&mut self.table, id, run, dns::is_answer);
+        self.paced(id, run.count());
         if self.table.is_answered(id) {
             self.answered.push(id);
         }

@@ -5,4 +5,5 @@ mod beginnings;
 mod endings;
 mod endpoints;
 mod model;
+mod own;
 mod rig;

@@ -14,7 +14,6 @@ use crate::{
     udp::{
         End, Selected,
         relay::{Step, Up, Wanted},
-        session::Reply,
         table::Flow,
     },
 };
@@ -38,11 +37,11 @@ fn each_action_wants_what_it_needs_and_what_the_datapath_does_is_none_of_ours() 
         let mut wanted = None;
         let id = rig.begin(FLOW(), selected(), |opening| {
             wanted = Some(*opening.wanted());
-            Ok(Reply::Own)
+            Ok(())
         });
         assert_eq!((id.is_some(), wanted), (expected.is_some(), expected));
         assert_eq!(rig.counted().undecided, u64::from(expected.is_none()));
-        assert_eq!(rig.forgotten, [FLOW()], "its own socket has it, or it is decided anew");
+        assert_eq!(rig.forgotten.len(), usize::from(expected.is_none()), "it is decided anew");
     }
 }
 
@@ -113,8 +112,7 @@ fn the_hop_that_we_are_is_counted_where_the_client_is_elsewhere() {
         let Step::Open(opening) = rig.relay.found_way(beginning, Ok(egress), false, rig.now) else {
             panic!("no room")
         };
-        let opened = crate::udp::relay::Opened { reply: Reply::Own, local: None };
-        let id = rig.relay.opened(opening, &opened, rig.now);
+        let id = rig.relay.opened(opening, None, rig.now);
         let Some(Up::Own(_, travel)) = rig.relay.up(id) else { panic!("no socket") };
         assert_eq!(travel.ttl, expected);
     }
@@ -171,39 +169,4 @@ fn one_that_has_to_go_is_closed_before_anything_is_opened() {
     assert_eq!(rig.session(flow(1, 3, 1, 443)), first);
     assert_eq!(rig.ended, [(flow(1, 1, 1, 443), End::Evicted)]);
     assert_eq!(rig.sessions.len(), 2);
-}
-
-#[test]
-fn a_socket_is_read_when_the_listener_was_and_only_the_session_that_waited() {
-    let sessions = SessionLimits { total: 1, per_client: 1 };
-    let mut rig = Rig::limited(rule(Action::Direct), sessions);
-    let family = crate::family::Family::V4;
-    let id = rig.session(flow(1, 1, 1, 443));
-    assert!(rig.relay.is_waiting(id) && rig.relay.waits_for(family));
-    // It ends, and another is in its place.
-    assert_eq!(rig.session(flow(1, 2, 1, 443)), id);
-    rig.relay.has_read(family, ROOM / 2);
-    rig.relay.take_over(family, false);
-    rig.carry_out();
-    assert!(rig.read.is_empty());
-    rig.relay.has_read(family, ROOM / 2);
-    rig.relay.take_over(family, false);
-    rig.carry_out();
-    assert!(rig.read.contains(&id) && !rig.relay.is_waiting(id));
-    // The end of a third is known at once.
-    assert_eq!(rig.session(flow(1, 3, 1, 443)), id);
-    rig.relay.take_over(family, true);
-    rig.carry_out();
-    assert!(rig.read.contains(&id) && !rig.relay.waits_for(family));
-}
-
-#[test]
-fn a_session_without_a_socket_of_its_own_stays_in_the_datapaths_memory() {
-    let mut rig = Rig::new(rule(Action::Direct));
-    let id = rig.begin(FLOW(), selected(), |_| Ok(Reply::Raw)).unwrap();
-    assert!(rig.forgotten.is_empty() && !rig.relay.is_waiting(id));
-    assert_eq!(rig.counted().reply_fallbacks, 1);
-    rig.relay.end(id, End::Idle, rig.now);
-    rig.carry_out();
-    assert_eq!(rig.forgotten, [FLOW()]);
 }

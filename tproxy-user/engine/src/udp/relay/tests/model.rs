@@ -18,8 +18,7 @@ const LIMITS: SessionLimits = SessionLimits { total: 6, per_client: 4 };
 /// What can be had when a session begins, each time that it is asked for.
 #[derive(Debug, Clone, Copy)]
 enum Luck {
-    Own,
-    Raw,
+    Good,
     NoDescriptor,
     NoPort,
     NoWay,
@@ -29,6 +28,8 @@ enum Luck {
 enum Event {
     Up(Flow, Vec<Luck>),
     Down(Flow),
+    /// Very many datagrams of a client, while somebody holds all ports or nobody does.
+    Busy(Flow, bool),
     Refused(Flow),
     Listener(bool),
     Time(u64, bool),
@@ -38,8 +39,7 @@ enum Event {
 
 fn luck() -> impl Strategy<Value = Luck> {
     prop_oneof![
-        4 => Just(Luck::Own),
-        1 => Just(Luck::Raw),
+        5 => Just(Luck::Good),
         1 => Just(Luck::NoDescriptor),
         1 => Just(Luck::NoPort),
         1 => Just(Luck::NoWay),
@@ -56,6 +56,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => (any_flow(), prop::collection::vec(luck(), 1..4)).prop_map(|(flow, luck)| Event::Up(flow, luck)),
         4 => any_flow().prop_map(Event::Down),
+        3 => (any_flow(), any::<bool>()).prop_map(|(flow, held)| Event::Busy(flow, held)),
         1 => any_flow().prop_map(Event::Refused),
         2 => any::<bool>().prop_map(Event::Listener),
         2 => (0..150_u64, any::<bool>()).prop_map(|(seconds, draining)| Event::Time(seconds, draining)),
@@ -70,8 +71,7 @@ fn happen(rig: &mut Rig, event: Event) {
             let mut luck = luck.into_iter().cycle();
             let begun = rig.relay.find(&flow).or_else(|| {
                 rig.begin(flow, selected(), |_| match luck.next().unwrap() {
-                    Luck::Own => Ok(Reply::Own),
-                    Luck::Raw => Ok(Reply::Raw),
+                    Luck::Good => Ok(()),
                     Luck::NoDescriptor => Err(lack(libc::EMFILE)),
                     Luck::NoPort => Err(SocketError::Taken { address: ([0, 0, 0, 0], 0).into() }),
                     Luck::NoWay => Err(lack(libc::ENETUNREACH)),
@@ -84,6 +84,12 @@ fn happen(rig: &mut Rig, event: Event) {
         Event::Down(flow) => {
             if let Some(id) = rig.relay.find(&flow) {
                 rig.down(id, b"x", &sent(b"x"));
+            }
+        }
+        Event::Busy(flow, held) => {
+            rig.held = held;
+            if let Some(id) = rig.relay.find(&flow) {
+                rig.be_busy(id);
             }
         }
         Event::Refused(flow) => {
@@ -99,6 +105,7 @@ fn happen(rig: &mut Rig, event: Event) {
         Event::Time(seconds, draining) => {
             rig.wait(Duration::from_secs(seconds));
             rig.relay.adopt_limits(rig.now);
+            rig.next_second();
             rig.sweep(draining);
         }
         Event::AddressGone(there_is_another) => {
@@ -139,7 +146,9 @@ proptest! {
             for id in rig.sessions.keys().copied().collect::<Vec<_>>() {
                 let (flow, _) = rig.relay.owner(id).expect("sockets of a session");
                 prop_assert_eq!(rig.relay.find(&flow), Some(id));
-                prop_assert!(!(rig.read.contains(&id) && rig.relay.is_waiting(id)));
+                let has_own = rig.relay.down(id).unwrap().reply == Reply::Own;
+                prop_assert_eq!(has_own, rig.sessions[&id].0);
+                prop_assert_eq!(has_own, rig.read.contains(&id) || rig.relay.is_waiting(id));
                 used.extend(rig.relay.mapping_of(id));
             }
             prop_assert_eq!(&used, &rig.mappings);

@@ -9,7 +9,7 @@ use std::{
 
 use tproxy_common::abi::Origin;
 
-use super::super::{Books, Command, Given, Opened, Opening, Relay, Step, Up, Wanted};
+use super::super::{Books, Command, Given, Opening, Relay, Step, Up, Wanted, own::BUSY};
 use crate::{
     config::{Config, Rule, Scope, SessionLimits, Timeouts, Treatment},
     family::Family,
@@ -44,6 +44,8 @@ pub(super) struct Rig {
     /// Sessions with sockets: whether one is the client's, and whether one is an upstream's.
     pub(super) sessions: BTreeMap<SessionId, (bool, bool)>,
     pub(super) mappings: BTreeSet<u32>,
+    /// Somebody holds all ports.
+    pub(super) held: bool,
     /// Sessions whose sockets towards clients are read.
     pub(super) read: BTreeSet<SessionId>,
     pub(super) told: Vec<(IpAddr, IcmpError, Flow)>,
@@ -76,8 +78,8 @@ pub(super) fn selected() -> Option<Selected> {
 }
 
 /// Everything can be had.
-pub(super) fn had(_: &Opening) -> Result<Reply, SocketError> {
-    Ok(Reply::Own)
+pub(super) fn had(_: &Opening) -> Result<(), SocketError> {
+    Ok(())
 }
 
 impl Rig {
@@ -111,6 +113,7 @@ impl Rig {
             live,
             sessions: BTreeMap::new(),
             mappings: BTreeSet::new(),
+            held: false,
             read: BTreeSet::new(),
             told: Vec::new(),
             forgotten: Vec::new(),
@@ -141,6 +144,14 @@ impl Rig {
                     self.read.remove(&id);
                 }
                 Command::CloseMapping(index) => assert!(self.mappings.remove(&index), "{index}"),
+                Command::Own(id, flow) => match self.held {
+                    true => self.relay.owns_not(id, &SocketError::Taken { address: flow.dst.0 }),
+                    false => {
+                        let (client, _) = self.sessions.get_mut(&id).expect("a session");
+                        assert!(!std::mem::replace(client, true), "{id:?} has one");
+                        self.relay.owns(id);
+                    }
+                },
                 Command::Read(id) => {
                     assert!(self.sessions.get(&id).is_some_and(|(client, _)| *client), "{id:?}");
                     assert!(self.read.insert(id), "{id:?} is read");
@@ -161,7 +172,7 @@ impl Rig {
         &mut self,
         flow: Flow,
         selected: Option<Selected>,
-        mut open: impl FnMut(&Opening) -> Result<Reply, SocketError>,
+        mut open: impl FnMut(&Opening) -> Result<(), SocketError>,
     ) -> Option<SessionId> {
         let Flow { client, dst } = flow;
         let (class, pieces, ttl) = (TrafficClass(0), Pieces::One, 64);
@@ -174,7 +185,7 @@ impl Rig {
                     self.relay.found_way(beginning, Ok(Egress::from(Mark::DEFAULT)), false, self.now)
                 }
                 Step::Open(opening) => match open(&opening) {
-                    Ok(reply) => return Some(self.opened(opening, reply)),
+                    Ok(()) => return Some(self.opened(opening)),
                     Err(error) => self.relay.not_opened(opening, error, self.now),
                 },
                 Step::Carry | Step::Refused => return None,
@@ -182,11 +193,11 @@ impl Rig {
         }
     }
 
-    fn opened(&mut self, opening: Opening, reply: Reply) -> SessionId {
+    fn opened(&mut self, opening: Opening) -> SessionId {
         let wanted = *opening.wanted();
         let local = matches!(wanted, Wanted::Peer(_) | Wanted::Mapping(_)).then(|| self.local(HOST));
-        let id = self.relay.opened(opening, &Opened { reply, local }, self.now);
-        let ends = (reply == Reply::Own, matches!(wanted, Wanted::Peer(_)));
+        let id = self.relay.opened(opening, local, self.now);
+        let ends = (false, matches!(wanted, Wanted::Peer(_)));
         assert!(self.sessions.insert(id, ends).is_none(), "{id:?} has sockets");
         if let Wanted::Mapping(_) = wanted {
             assert!(self.mappings.insert(self.relay.mapping_of(id).unwrap()));
@@ -230,6 +241,24 @@ impl Rig {
         let Some(down) = self.relay.down(id) else { return };
         assert_eq!(down.reply == Reply::Own, self.sessions[&id].0);
         self.relay.sent_down(id, &Run::one(down.flow.dst.0, payload), sent, self.now);
+        self.carry_out();
+    }
+
+    /// Many datagrams of a client, one after the other: as many as make a session busy.
+    pub(super) fn be_busy(&mut self, id: SessionId) {
+        for _ in 0..BUSY {
+            self.up(id, b"x");
+        }
+    }
+
+    /// A second has passed: who is quiet has no socket of its own any more.
+    pub(super) fn next_second(&mut self) {
+        for id in self.relay.next_second() {
+            self.relay.gives_back(id);
+            let (client, _) = self.sessions.get_mut(&id).expect("a session");
+            assert!(std::mem::replace(client, false), "{id:?} has none");
+            self.read.remove(&id);
+        }
         self.carry_out();
     }
 
