@@ -207,6 +207,8 @@ impl Forwarder {
             .and_then(|(port, peer, egress)| Some(SocketAddr::new(Io::address_towards(peer, egress)?, port)));
         if seen.is_none() {
             self.relay.expect(index, run.from, now);
+            // Before it can answer.
+            self.carry_out(now);
         }
         let sent = self.io.raw.send(OriginalDst(seen.unwrap_or(run.from)), client, run);
         self.relay.sent_unsolicited(&sent);
