@@ -103,7 +103,7 @@ pub mod program {
     pub const EGRESS: &str = "tproxy_egress";
     /// tc egress of a device without a link-layer header.
     pub const EGRESS_L3: &str = "tproxy_egress_l3";
-    /// tc ingress of `lo`: what egress redirected.
+    /// tc ingress of `lo`: what egress redirected, what was held, and what our own sockets send to applications.
     pub const LO_INGRESS: &str = "tproxy_lo";
     /// Attached nowhere: has the packet of a `BPF_PROG_TEST_RUN` come in by the interface that is named there.
     pub const INJECT: &str = "tproxy_inject";
@@ -325,8 +325,8 @@ pub struct Decision {
     pub seen: u64,
     /// The rule that selected the flow.
     pub rule: RuleNumber,
-    /// The worker of the CPU that saw the first packet. The rest of the handshake has to meet the same listener: a SYN
-    /// cookie is valid only for one that sent cookies lately (`tcp_synq_no_recent_overflow`).
+    /// The worker that gets it, or [`APPLICATION`]. The rest of the handshake has to meet the same listener: a SYN cookie is
+    /// valid only for one that sent cookies lately (`tcp_synq_no_recent_overflow`).
     pub worker: u32,
     /// How its first packet came.
     pub origin: Origin,
@@ -491,7 +491,7 @@ pub struct Memory {
     /// The worker whose listener receives it until a socket of its own does; [`PASSED`], [`LEFT`], [`HEARD`]; or
     /// [`APPLICATION`].
     pub worker: u32,
-    /// How its last datagram came that was decided.
+    /// How the datagram came by which it was decided last.
     pub origin: Origin,
     /// [`FRAGMENTABLE`], [`WHOLE`], or zero where that is not known.
     pub fragmenting: u32,
@@ -701,7 +701,7 @@ pub const fn listener_index(worker: u32, protocol: Protocol, family: Family) -> 
     (1 + worker) * 4 + protocol as u32 * 2 + family as u32
 }
 
-/// The listener that swallows what scope `inbound` drops.
+/// The listener that swallows what is dropped or refused where `sk_lookup` asks the rules, or carries out what tc has noted.
 #[inline(always)]
 #[must_use]
 pub const fn black_hole_index(protocol: Protocol, family: Family) -> u32 {

@@ -1,6 +1,6 @@
 //! `sk_lookup`: which listener receives a flow. For one that tc decided, the worker's it chose; in scope `inbound` the
-//! rules are asked here. It also runs where there is no packet (see [`Finding`]), so that it changes nothing by itself: what
-//! comes of its answer is for `arrival` to carry out.
+//! rules are asked here. It also runs where there is no packet (see [`Finding`]): what comes of its answer is for `arrival` to
+//! carry out, and here is told and remembered only of what passes or finds no listener.
 
 use aya_ebpf::{
     bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup, sk_action},

@@ -1,4 +1,4 @@
-//! The maps, as `tproxy_common::abi` describes them, and the two questions every program asks of them.
+//! The maps, as `tproxy_common::abi` describes them, and what is asked of them and counted in them by more than one program.
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
@@ -167,7 +167,8 @@ pub(crate) fn hit(action: u32) {
 #[inline(always)]
 fn increment(counter: Option<*mut u64>) {
     if let Some(counter) = counter {
-        // SAFETY: the slot is this CPU's own, and programs on one CPU do not interrupt each other in softirq.
+        // SAFETY: the slot is this CPU's own. Where a packet interrupts a look-up without one (sock_diag), one of two counts
+        // may be lost.
         unsafe { *counter += 1 };
     }
 }

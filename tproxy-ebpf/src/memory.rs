@@ -23,7 +23,7 @@ pub(crate) enum Known {
     Left,
     /// It arrived for a socket of the host's, whatever scope `inbound` will make of it.
     Heard,
-    /// The same, but what of it was delivered this worker sends on.
+    /// It was left alone, but this worker sends on what of it was delivered.
     Carried(u32),
     /// It is our own, to an application of this host.
     Application,
@@ -151,7 +151,7 @@ pub(crate) fn translated(tuple: &Tuple, entered: &Entered) {
     write(tuple, entered.number, entered.worker, &entered.origin, entered.fragmenting);
 }
 
-/// The same where that is not to be seen.
+/// Remembers that a rule of scope `inbound` gave a flow to a worker.
 #[inline(always)]
 pub(crate) fn given(tuple: &Tuple, rule: RuleNumber, worker: u32, ifindex: u32) {
     remember(tuple, rule, worker, ifindex);

@@ -2,8 +2,8 @@
 //! for two more, and its payload is cut off.
 //!
 //! A packet whose checksum was left to the hardware (`CHECKSUM_PARTIAL`, from a local sender or over veth) keeps that
-//! state. Whoever receives it in this host or over veth takes it as valid; a network card would fill in the sum of the
-//! quoted datagram, but from a card no such packet comes.
+//! state. Whoever receives it in this host or over veth takes it as valid, and so does the other side of a card that a
+//! hypervisor emulates (virtio). A real one would fill in the sum of the quoted datagram, but none brings such a packet.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
