@@ -6,6 +6,7 @@ use hyper::Method;
 use tokio::time::timeout;
 use tproxy::{
     config::{Action, Rule, Treatment},
+    family::Family,
     host::{OnRecord, control_socket, policy},
     mark::Mark,
     way::{Asked, Way},
@@ -35,7 +36,7 @@ pub(super) fn step(case: &Case, rule: &Rule, mark: Mark, priority: u32) -> Optio
     let found = match Way::of(rule, mark, &asked) {
         Ok(way) => {
             let way = way?;
-            way.to_string() + &taken_by(&way, mark, priority)
+            way.to_string() + &taken_by(&way, Family::of(case.destination.ip()), mark, priority)
         }
         Err(error) => format!("there is no way for it, as the client is told: {error}"),
     };
@@ -43,12 +44,15 @@ pub(super) fn step(case: &Case, rule: &Rule, mark: Mark, priority: u32) -> Optio
 }
 
 /// A rule of others that comes first, with the table that it leads to.
-fn taken_by(way: &Way, mark: Mark, priority: u32) -> String {
+fn taken_by(way: &Way, family: Family, mark: Mark, priority: u32) -> String {
     let (Some(meant), Some(table)) = (way.meant, way.table) else { return String::new() };
     let rules = policy::rules().unwrap_or_default();
-    let before = rules
-        .iter()
-        .find(|rule| rule.priority < priority && rule.table == Some(table) && rule.may_take_relayed(mark));
+    let before = rules.iter().find(|rule| {
+        rule.family == family
+            && rule.priority < priority
+            && rule.table == Some(table)
+            && rule.may_take_relayed(mark)
+    });
     match before {
         Some(rule) if meant != table => {
             format!(
