@@ -88,7 +88,12 @@ fn policy(times: usize) -> anyhow::Result<()> {
     rules.push(rule_to(vec![], 80));
     let compiled = Compiled::new(&rules, |_| None, &[]);
     let is_host_address = |_: &Addr| false;
-    let lookups = HostLookups { compiled: &compiled, is_host_address: &is_host_address, sender_cgroups: &[] };
+    let lookups = HostLookups {
+        compiled: &compiled,
+        is_host_address: &is_host_address,
+        is_publishing: false,
+        sender_cgroups: &[],
+    };
     let (src, dst) = (Ipv4Addr::new(10, 1, 0, 2), Ipv4Addr::new(8, 8, 8, 8));
     let tuple = Tuple {
         src: Addr::from_v4(src.octets()),

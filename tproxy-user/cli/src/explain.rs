@@ -260,6 +260,7 @@ fn of_rules(
     let lookups = HostLookups {
         compiled: &compiled,
         is_host_address: &|addr| local.contains((*addr).into()),
+        is_publishing: false,
         sender_cgroups: &case.sender,
     };
     let name = |rule: RuleIndex| rules.get(rule as usize).map(|rule| rule.name.as_ref().to_owned());

@@ -11,6 +11,7 @@ use tproxy_common::{abi, rule::MAX_RULES};
 
 use crate::{
     config::{Claim, Config, Reach, Rule, SessionLimits, Timeouts, Treatment},
+    decider::Decider,
     flow::ClientAddr,
     limits::{Full, Limits, Place},
 };
@@ -123,13 +124,21 @@ impl Drop for Generation {
 
 /// The generations whose rules may yet be asked for, the latest last. A handle: all workers share them.
 #[derive(Debug, Clone)]
-pub struct Generations(Arc<RwLock<Vec<Arc<Generation>>>>);
+pub struct Generations {
+    all: Arc<RwLock<Vec<Arc<Generation>>>>,
+    decider: Decider,
+}
 
 impl Generations {
     /// Only this one.
     #[must_use]
     pub fn of(first: Generation) -> Self {
-        Self(Arc::new(RwLock::new(vec![Arc::new(first)])))
+        Self { all: Arc::new(RwLock::new(vec![Arc::new(first)])), decider: Decider::default() }
+    }
+
+    /// Who decides by the latest, where the datapath has forgotten what it decided.
+    pub(crate) const fn decider(&self) -> &Decider {
+        &self.decider
     }
 
     /// The generation that was added last.
@@ -165,11 +174,11 @@ impl Generations {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Vec<Arc<Generation>>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.all.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Vec<Arc<Generation>>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.all.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

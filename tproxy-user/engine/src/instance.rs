@@ -101,6 +101,8 @@ pub struct Instance {
     journal: Journal,
     config: Config,
     cgroups: Cgroups,
+    /// The rules that the datapath decides by.
+    compiled: Arc<Compiled>,
     generations: Generations,
     superseded: Vec<Superseded>,
     ended: Arc<Notify>,
@@ -188,6 +190,7 @@ impl Instance {
             journal,
             config,
             cgroups,
+            compiled: compiled.into(),
             generations,
             superseded: Vec::new(),
             ended,

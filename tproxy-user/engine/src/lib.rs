@@ -17,6 +17,7 @@ pub mod config;
 mod counts;
 #[doc(hidden)]
 pub mod datapath;
+mod decider;
 #[doc(hidden)]
 pub mod family;
 pub mod flow;

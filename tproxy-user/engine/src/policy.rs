@@ -214,6 +214,8 @@ pub struct HostLookups<'a> {
     pub compiled: &'a Compiled,
     /// Whether an address is one of the host's own.
     pub is_host_address: &'a dyn Fn(&Addr) -> bool,
+    /// Whether NAT of this host sends elsewhere what is for one of its addresses: only a running instance looks for it.
+    pub is_publishing: bool,
     /// The sender's cgroups, from the deepest up.
     pub sender_cgroups: &'a [Cgroup],
 }
@@ -223,9 +225,8 @@ impl Lookups for HostLookups<'_> {
         (self.is_host_address)(addr)
     }
 
-    /// Only a running instance looks for NAT.
     fn is_publishing(&self, _: Protocol) -> bool {
-        false
+        self.is_publishing
     }
 
     fn by_scope(&self, scope: Scope, protocol: Protocol) -> Option<&RuleSet> {

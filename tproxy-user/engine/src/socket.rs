@@ -41,8 +41,9 @@ pub use raw::RawSender;
 pub use readable::ReadableFd;
 pub use receive::{Datagram, DatagramReceiver};
 pub use stream::{
-    Received, Rest, black_hole, class_of_syn, close_in_order, has_data, join_ack_with_data, keep_alive,
-    listener, push, receive, segments_received, set_class, upstream,
+    Received, Rest, arrival_interface, black_hole, class_of_syn, close_in_order, destination_before_nat,
+    has_data, join_ack_with_data, keep_alive, listener, push, receive, segments_received, set_class,
+    upstream,
 };
 
 pub use syn::SynSender;

@@ -239,6 +239,7 @@ fn errors(observed: &Observed<'_>) -> Vec<MetricSample> {
     let (tcp, udp) = (&observed.look.tcp, &observed.look.udp);
     let counted = [
         ("tcp", "source_fallbacks", tcp.source_fallbacks),
+        ("tcp", "decided_again", tcp.decided_again),
         ("tcp", "out_of_descriptors", tcp.out_of_descriptors),
         ("udp", "source_fallbacks", udp.source_fallbacks),
         ("udp", "reply_fallbacks", udp.reply_fallbacks),

@@ -280,16 +280,9 @@ impl Executor {
         let Some(Unconfirmed { before, .. }) = self.unconfirmed.take() else { return };
         self.reloads.rolled_back += 1;
         manager::reloading();
-        match instance.roll_back(before) {
-            Ok(changes) => {
-                tracing::warn!(%changes, "rolled back: the reload was not confirmed in time");
-                manager::ready(&format!("rolled back: {changes}"));
-            }
-            Err(error) => {
-                tracing::error!("the reload was not confirmed, and cannot be rolled back: {error}");
-                manager::ready(&format!("cannot be rolled back: {error}"));
-            }
-        }
+        let changes = instance.roll_back(before);
+        tracing::warn!(%changes, "rolled back: the reload was not confirmed in time");
+        manager::ready(&format!("rolled back: {changes}"));
     }
 }
 

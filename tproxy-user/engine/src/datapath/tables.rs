@@ -1,7 +1,10 @@
 //! The rule tables: the slot that is not active is filled, then the control word flips. A packet sees the old rules or
 //! the new ones, never a mix.
 
-use std::collections::{BTreeSet, HashMap as StdHashMap};
+use std::{
+    collections::{BTreeSet, HashMap as StdHashMap},
+    sync::Arc,
+};
 
 use aya::{
     Ebpf, Pod,
@@ -39,7 +42,7 @@ pub(super) struct RuleTables {
 
 /// Rules in a slot.
 struct FilledSlot {
-    rules: Compiled,
+    rules: Arc<Compiled>,
     filled: Filled,
 }
 
@@ -84,9 +87,9 @@ impl RuleTables {
         ]
     }
 
-    fn fill(&mut self, slot: u32, rules: &Compiled) -> Result<(), DatapathError> {
+    fn fill(&mut self, slot: u32, rules: &Arc<Compiled>) -> Result<(), DatapathError> {
         // First, so that what a failure leaves is removed as well.
-        self.held.insert(slot, FilledSlot { rules: rules.clone(), filled: Filled::InPart });
+        self.held.insert(slot, FilledSlot { rules: Arc::clone(rules), filled: Filled::InPart });
         for (id, set) in (0..).zip(&rules.sets) {
             self.sets.set(abi::set_index(slot, id), set, 0).map_err(in_map(map::SETS))?;
         }
@@ -119,13 +122,14 @@ impl RuleTables {
         for (cgroup, set) in &rules.cgroups {
             insert(&mut self.cgroups, CgroupKey { id: cgroup.id(), slot: slot.into() }, *set, map::CGROUPS)?;
         }
-        self.held.insert(slot, FilledSlot { rules: rules.clone(), filled: Filled::Whole });
+        self.held.insert(slot, FilledSlot { rules: Arc::clone(rules), filled: Filled::Whole });
         Ok(())
     }
 
-    /// Whether the slot still has these very rules: those that a reload replaced, which was not confirmed.
+    /// Whether the slot still has these very rules: those that a reload replaced, which was not confirmed. Then there is
+    /// nothing to fill.
     fn has(&self, slot: u32, rules: &Compiled) -> bool {
-        self.held.get(&slot).is_some_and(|held| held.filled == Filled::Whole && held.rules == *rules)
+        self.held.get(&slot).is_some_and(|held| held.filled == Filled::Whole && *held.rules == *rules)
     }
 
     fn clear(&mut self, slot: u32) -> Result<(), DatapathError> {
@@ -163,7 +167,7 @@ impl Datapath {
     /// When there is no room or a map cannot be written; the rules that were active then still are.
     pub fn install(
         &mut self,
-        rules: &Compiled,
+        rules: &Arc<Compiled>,
         generation: u32,
         lasting: Extent,
     ) -> Result<(), DatapathError> {

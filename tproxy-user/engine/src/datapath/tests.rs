@@ -1,5 +1,6 @@
 //! The loaded programs against the reference: the same parser and policy in user space, on generated packets.
 
+mod forgetting;
 mod frames;
 mod reference;
 
@@ -99,7 +100,7 @@ impl Rig {
     }
 
     /// Installs rules for an otherwise fresh datapath.
-    fn install(&mut self, compiled: &Compiled, hosts: &[IpAddr], deciding: bool) {
+    fn install(&mut self, compiled: &Arc<Compiled>, hosts: &[IpAddr], deciding: bool) {
         self.datapath.install(compiled, 0, Extent::default()).unwrap();
         self.datapath.set_host_addresses(hosts.iter().map(|addr| IpNet::from(*addr))).unwrap();
         if deciding { self.datapath.start_deciding() } else { self.datapath.stop_deciding() }.unwrap();
@@ -262,12 +263,16 @@ impl Rig {
         let rules: Vec<_> = numbered
             .map(|(index, rule): (u32, _)| Rule { name: index.to_string().into(), ..rule.clone() })
             .collect();
-        let compiled = Compiled::new(&rules, interfaces, &[]);
+        let compiled = Arc::new(Compiled::new(&rules, interfaces, &[]));
         let hits_before = self.datapath.rule_hits().unwrap();
         self.install(&compiled, &case.hosts, case.deciding);
         let is_host_address = |addr: &Addr| case.hosts.contains(&IpAddr::from(*addr));
-        let rules =
-            HostLookups { compiled: &compiled, is_host_address: &is_host_address, sender_cgroups: &[] };
+        let rules = HostLookups {
+            compiled: &compiled,
+            is_host_address: &is_host_address,
+            is_publishing: false,
+            sender_cgroups: &[],
+        };
         let settings = self.datapath.settings;
         let mut reference = Reference::new(rules, settings.mark, case.deciding);
         for sighting in &case.sightings {
@@ -337,7 +342,7 @@ fn connections_that_come_in_on_one_cpu_are_shared_out() {
         let mut here = CpuSet::new();
         here.set(sched_getcpu());
         sched_setaffinity(None, &here).unwrap();
-        rig.install(&Compiled::new(&[rule()], interfaces, &[]), &[], true);
+        rig.install(&Arc::new(Compiled::new(&[rule()], interfaces, &[])), &[], true);
         let (link, mac) = rig.links[0].clone();
         for sport in 1025..1325 {
             let mut syn = Ip::syn("8.0.0.1".parse().unwrap(), "9.0.0.1".parse().unwrap());
@@ -358,7 +363,7 @@ fn connections_that_come_in_on_one_cpu_are_shared_out() {
 #[test]
 fn nothing_is_taken_whose_listener_is_gone() {
     Rig::run(Steer::SkLookup, |mut rig| {
-        let everything = Compiled::new(&[rule()], interfaces, &[]);
+        let everything = Arc::new(Compiled::new(&[rule()], interfaces, &[]));
         rig.install(&everything, &[], true);
         let (link, mac) = rig.links[0].clone();
         let syn = Frame::of(Ip::syn("8.0.0.1".parse().unwrap(), "9.0.0.1".parse().unwrap())).bytes(mac);
@@ -387,7 +392,7 @@ fn a_refused_syn_is_answered_with_a_proper_reset() {
     Rig::run(Steer::SkLookup, |mut rig| {
         let refuse = |scope| Rule::new("r", scope, Action::Reject);
         let rules = [refuse(Scope::Forwarded), refuse(Scope::Outbound)];
-        rig.install(&Compiled::new(&rules, interfaces, &[]), &[], true);
+        rig.install(&Arc::new(Compiled::new(&rules, interfaces, &[])), &[], true);
         let (ethernet, mac) = rig.links[0].clone();
         let bare = Link { layer: Layer::Ip, ..ethernet.clone() };
         check(300, syn(), |ip| {

@@ -1,7 +1,10 @@
 //! What the rules need on the host, put in place, and kept so as interfaces, routes and addresses change, and as others
 //! take away what is ours.
 
-use std::{sync::Once, time::Instant};
+use std::{
+    sync::{Arc, Once},
+    time::Instant,
+};
 
 use super::{
     Cgroups, Instance, InstanceError, announce_no_cgroup,
@@ -152,6 +155,7 @@ impl Instance {
     pub(super) fn set_host_addresses(&mut self) -> Result<(), InstanceError> {
         let local = LocalTable::load(self.config.table)?;
         self.datapath.set_host_addresses(local.prefixes())?;
+        self.generations.decider().set_host_addresses(local.clone());
         self.routing.set_host_addresses(local);
         Ok(())
     }
@@ -281,13 +285,25 @@ impl Instance {
 
     /// Has the datapath decide by the latest rules, given the surroundings.
     pub(super) fn switch(&mut self) -> Result<(), InstanceError> {
+        self.switch_to(self.compiled_now())?;
+        self.convergence.stale = false;
+        Ok(())
+    }
+
+    /// The latest rules, given the surroundings.
+    pub(super) fn compiled_now(&self) -> Arc<Compiled> {
         let surroundings = &self.surroundings;
-        let compiled =
-            Compiled::new(&self.config.rules, |reach| surroundings.limit(reach), &self.cgroups.of_rules);
+        Compiled::new(&self.config.rules, |reach| surroundings.limit(reach), &self.cgroups.of_rules).into()
+    }
+
+    /// Has the datapath decide by these, which are the latest.
+    pub(super) fn switch_to(&mut self, compiled: Arc<Compiled>) -> Result<(), InstanceError> {
         let extents = self.superseded.iter().map(|superseded| Extent::of(&*superseded.rules));
         let lasting = extents.fold(Extent::default(), Extent::and);
-        self.datapath.install(&compiled, self.generations.latest().number(), lasting)?;
-        self.convergence.stale = false;
+        let generation = self.generations.latest().number();
+        self.datapath.install(&compiled, generation, lasting)?;
+        self.generations.decider().set_rules(generation, Arc::clone(&compiled));
+        self.compiled = compiled;
         Ok(())
     }
 

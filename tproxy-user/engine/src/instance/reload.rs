@@ -31,20 +31,14 @@ pub(super) struct Superseded {
     pub(super) until: Option<Instant>,
 }
 
-/// Rules that held.
+/// Rules that held, as the datapath had them.
 #[derive(Debug)]
 pub struct Before {
     config: Config,
     cgroups: Cgroups,
-}
-
-/// Without what rules do not come to hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Demand {
-    /// All that they need is in place.
-    Everything,
-    /// The datapath has them.
-    Rules,
+    compiled: Arc<Compiled>,
+    /// As long as one of its flows it keeps in place what they need on the host.
+    _generation: Arc<Generation>,
 }
 
 /// A configuration that could take the place of the one that holds.
@@ -66,7 +60,7 @@ impl Instance {
         }
         announce_absent(&config.rules, &surroundings);
         announce_no_cgroup(&config.rules, &cgroups);
-        self.take_over(config, cgroups, surroundings, Demand::Everything)?;
+        self.take_over(config, cgroups, surroundings)?;
         if !self.datapath.is_large_enough(&self.config) {
             tracing::warn!(
                 "these rules ask for larger tables than were made at the start, which forget sooner: restart tproxy to have them larger"
@@ -75,24 +69,53 @@ impl Instance {
         Ok(changes)
     }
 
-    /// The rules as they are, to go back to.
+    /// The rules as they are, to go back to. What they need on the host stays in place for as long as this is kept.
     #[doc(hidden)]
     #[must_use]
     pub fn before(&self) -> Before {
-        Before { config: self.config.clone(), cgroups: self.cgroups.clone() }
+        Before {
+            config: self.config.clone(),
+            cgroups: self.cgroups.clone(),
+            compiled: Arc::clone(&self.compiled),
+            _generation: self.generations.latest(),
+        }
     }
 
-    /// Has flows that begin from now on go by the rules that there were, with the cgroups that they were about; nothing of
-    /// it is asked for anew, and what is missing on the host by now is seen to afterwards.
-    ///
-    /// # Errors
-    /// When the datapath's maps cannot be written.
+    /// Has flows that begin from now on go by the rules that there were, as they were: the datapath still has them, unless
+    /// interfaces or cgroups have come or gone since, for which it was told of the others anew. Nothing is resolved, so that
+    /// nothing can be refused; what is missing on the host by now, or has changed, is seen to afterwards, until it is right.
     #[doc(hidden)]
-    pub fn roll_back(&mut self, before: Before) -> Result<Changes, InstanceError> {
-        let changes = Changes::between(&self.config, &before.config);
-        let surroundings = self.surroundings.clone();
-        self.take_over(before.config, before.cgroups, surroundings, Demand::Rules)?;
-        Ok(changes)
+    pub fn roll_back(&mut self, before: Before) -> Changes {
+        let Before { config, cgroups, compiled, _generation } = before;
+        let changes = Changes::between(&self.config, &config);
+        self.supersede(config, cgroups, self.surroundings.clone());
+        // What it fails for is told of, and tried again, where the rest is.
+        let switched = self.switch_to(compiled);
+        self.convergence.stale = switched.is_err() || *self.compiled != *self.compiled_now();
+        self.reconcile();
+        changes
+    }
+
+    /// Has the rules of a configuration be the latest. What there was is handed back.
+    fn supersede(
+        &mut self,
+        config: Config,
+        cgroups: Cgroups,
+        surroundings: Surroundings,
+    ) -> (Config, Cgroups, Surroundings) {
+        let previous = self.generations.latest();
+        self.superseded.push(Superseded {
+            number: previous.number(),
+            generation: Arc::downgrade(&previous),
+            rules: Arc::clone(previous.rules()),
+            until: Some(Instant::now() + HANDSHAKE.max(self.config.timeouts.udp_stream)),
+        });
+        self.generations.add(previous.next(&config));
+        (
+            mem::replace(&mut self.config, config),
+            mem::replace(&mut self.cgroups, cgroups),
+            mem::replace(&mut self.surroundings, surroundings),
+        )
     }
 
     fn take_over(
@@ -100,36 +123,16 @@ impl Instance {
         config: Config,
         cgroups: Cgroups,
         surroundings: Surroundings,
-        demand: Demand,
     ) -> Result<(), InstanceError> {
-        let previous = self.generations.latest();
-        let next = previous.next(&config);
-        let number = next.number();
-        self.superseded.push(Superseded {
-            number: previous.number(),
-            generation: Arc::downgrade(&previous),
-            rules: Arc::clone(previous.rules()),
-            until: Some(Instant::now() + HANDSHAKE.max(self.config.timeouts.udp_stream)),
-        });
-        drop(previous);
-        self.generations.add(next);
-        let before = (
-            mem::replace(&mut self.config, config),
-            mem::replace(&mut self.cgroups, cgroups),
-            mem::replace(&mut self.surroundings, surroundings),
-        );
+        let before = self.supersede(config, cgroups, surroundings);
         let plan = self.surroundings.plan(self.claims());
         let mut attempt = Attempt::default();
         self.prepare(&plan, &mut attempt);
-        let prepared = match demand {
-            Demand::Everything => attempt.errors.into_iter().next().map_or(Ok(()), Err),
-            Demand::Rules => Ok(()),
-        };
-        let outcome = prepared.and_then(|()| self.switch());
+        let outcome = attempt.errors.into_iter().next().map_or(Ok(()), Err).and_then(|()| self.switch());
         if outcome.is_err() {
-            (self.config, self.cgroups, self.surroundings) = before;
+            self.generations.remove(self.generations.latest().number());
             self.superseded.pop();
-            self.generations.remove(number);
+            (self.config, self.cgroups, self.surroundings) = before;
         }
         // The rules hold, these or those, whatever of it is left to be done.
         self.reconcile();

@@ -1,4 +1,6 @@
-//! What a kernel without tcx does, on one that has it.
+//! What a kernel without tcx does, on one that has it; what heals, what is gone back to, and what was forgotten.
+
+mod forgotten;
 
 use std::{io::Read, net::IpAddr, net::TcpStream};
 
@@ -160,11 +162,77 @@ fn a_roll_back_fills_no_table_while_the_rules_before_are_there() {
         assert!(instance.reload(at(82)).is_err(), "for other rules tables are filled");
         assert_taken(81, 82);
         let second = instance.before();
-        instance.roll_back(first).unwrap();
+        instance.roll_back(first);
         assert_taken(80, 81);
-        instance.roll_back(second).unwrap();
+        instance.roll_back(second);
         assert_taken(81, 80);
         inject(&[]);
+        instance.stop().unwrap();
+    });
+}
+
+/// What the kernel takes for a cgroup that goes with this.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new() -> Self {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let mount = mounts.lines().find_map(|line| {
+            let fields: Vec<_> = line.split(' ').collect();
+            (fields[2] == "cgroup2").then(|| fields[1])
+        });
+        let mount = mount.expect("mount -t cgroup2 none /sys/fs/cgroup");
+        let path = PathBuf::from(format!("{mount}/tproxy-{}", tproxy_netns::random_suffix()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_roll_back_needs_nothing_that_has_gone_since() {
+    let net = Topology::three().unwrap();
+    let cgroup = Cgroup::new();
+    net.gateway.enter(|| {
+        let at = |port| {
+            let mut config = config(Steer::SkLookup, "0x2/0x3", 1000, port, "hello");
+            let of_cgroup = Selector { cgroups: vec![cgroup.0.clone()], ..Scope::Outbound.into() };
+            let of_cgroup = Rule::new("cgroup", of_cgroup, Action::Respond("out".into()));
+            config.rules.extend((port == 80).then_some(of_cgroup));
+            config
+        };
+        let mut instance = Instance::start(at(80), false).unwrap();
+        let hooks = instance.datapath.attached().len();
+        let before = instance.before();
+        instance.reload(at(81)).unwrap();
+        // It lasts longer than the flows of the rules before may.
+        instance.superseded[0].until = Some(Instant::now());
+        instance.retire();
+        assert_eq!(instance.datapath.attached().len(), hooks, "what those need stays in place");
+        std::fs::remove_dir(&cgroup.0).unwrap();
+        net.gateway.ip("link del lan").unwrap();
+        instance.follow(Changed::EVERYTHING);
+        assert!(!instance.roll_back(before).is_empty());
+        assert_eq!(instance.health().missing, [""; 0]);
+        assert_eq!((instance.generations.latest().number(), &instance.config), (2, &at(80)));
+        instance.retire();
+        assert_eq!(instance.superseded.len(), 1, "only the rules that were not confirmed");
+        net.plug_lan().unwrap();
+        instance.follow(Changed::EVERYTHING);
+        until(&mut instance, |instance| instance.health().missing.is_empty());
+        let hits = || instance.datapath.rule_hits().unwrap()["1"];
+        let counted = hits();
+        for family in tproxy_netns::Family::ALL {
+            assert_eq!(told(&net, family.public(), 80), "hello\n");
+            assert!(!is_told(&net, family.public(), 81, "hello"));
+        }
+        assert_eq!(hits(), counted + 2);
         instance.stop().unwrap();
     });
 }

@@ -174,6 +174,17 @@ impl Cgroup {
         (1..=self.path.len()).rev().map(|depth| Self { path: self.path[..depth].to_vec() })
     }
 
+    /// The cgroup that the kernel knows by this id and those above it, from the deepest up; none of them for that of the
+    /// root. `None` where it is gone by now, or not to be seen by this process.
+    pub(crate) fn lineage_of(id: u64) -> Option<Vec<Self>> {
+        let mount = mount_point()?;
+        if fs::metadata(&mount).ok()?.ino() == id {
+            return Some(Vec::new());
+        }
+        let mut path = Vec::new();
+        leads_to(&mount, id, &mut path).then(|| Self { path }.lineage().collect())
+    }
+
     /// The cgroup that the calling process is in; none, if that is the root.
     ///
     /// # Errors
@@ -248,6 +259,22 @@ fn search(directory: &Path, path: &mut Vec<u64>, sought: &Sought<'_>, found: &mu
     }
 }
 
+/// Whether a cgroup is below this one, whose ids are `path`; it ends with its own then.
+fn leads_to(directory: &Path, id: u64, path: &mut Vec<u64>) -> bool {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if path.len() == MAX_DEPTH || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let Ok(metadata) = entry.metadata() else { continue };
+        path.push(metadata.ino());
+        if metadata.ino() == id || leads_to(&entry.path(), id, path) {
+            return true;
+        }
+        path.pop();
+    }
+    false
+}
+
 /// The table of cgroups: a deeper one's set includes the rules of those above it, since the deepest match decides.
 pub(super) fn compile(rules: &[Vec<Cgroup>], sets: &mut Sets) -> BTreeMap<Cgroup, SetId> {
     let mut named: BTreeMap<&[u64], RuleSet> = BTreeMap::new();
@@ -318,6 +345,21 @@ mod tests {
             }
             assert_eq!(judge("container:0123456789ab", "docker-ffff.scope", depth), (false, true));
         }
+    }
+
+    #[test]
+    fn what_is_known_by_its_id_is_found_with_those_above() {
+        let Some(mount) = mount_point() else { return };
+        let above = format!("tproxy-{}", std::process::id());
+        let below = mount.join(&above).join("below");
+        fs::create_dir_all(&below).unwrap();
+        let cgroup = Cgroup::resolve(&below).unwrap();
+        let found = Cgroup::lineage_of(cgroup.id());
+        fs::remove_dir(&below).unwrap();
+        fs::remove_dir(mount.join(&above)).unwrap();
+        assert_eq!(found, Some(cgroup.lineage().collect()));
+        assert_eq!(Cgroup::lineage_of(cgroup.id()), None, "it is gone");
+        assert_eq!(Cgroup::lineage_of(fs::metadata(mount).unwrap().ino()), Some(Vec::new()));
     }
 
     #[test]

@@ -34,8 +34,12 @@ fn flow(src: &str, dst: &str, port: u16) -> Flow {
 fn verdict(rules: &[Rule], flow: &Flow) -> Verdict {
     let compiled = Compiled::new(rules, |_| None, &[]);
     let host = Addr::from(IpAddr::from([192, 0, 2, 1]));
-    let lookups =
-        HostLookups { compiled: &compiled, is_host_address: &|addr| *addr == host, sender_cgroups: &[] };
+    let lookups = HostLookups {
+        compiled: &compiled,
+        is_host_address: &|addr| *addr == host,
+        is_publishing: false,
+        sender_cgroups: &[],
+    };
     decide(Scope::Forwarded, flow, &lookups)
 }
 
@@ -124,6 +128,7 @@ fn scope_inbound_is_about_the_hosts_own_addresses_and_not_its_own_clients() {
     let lookups = HostLookups {
         compiled: &compiled,
         is_host_address: &|addr| hosts.contains(addr),
+        is_publishing: false,
         sender_cgroups: &[],
     };
     let verdict = |src, dst| decide(Scope::Inbound, &flow(src, dst, 80), &lookups);
@@ -149,8 +154,12 @@ fn the_deepest_cgroup_of_the_sender_decides_with_the_rules_of_those_above() {
     let [above, below, elsewhere] = [&[1][..], &[1, 2], &[3]].map(Cgroup::of);
     let compiled = Compiled::new(&rules, |_| None, &[vec![above.clone()], vec![below.clone()], vec![]]);
     let verdict = |sender: &[Cgroup], port| {
-        let lookups =
-            HostLookups { compiled: &compiled, is_host_address: &|_| false, sender_cgroups: sender };
+        let lookups = HostLookups {
+            compiled: &compiled,
+            is_host_address: &|_| false,
+            is_publishing: false,
+            sender_cgroups: sender,
+        };
         decide(Scope::Outbound, &flow("10.0.0.1", "8.8.8.8", port), &lookups)
     };
     assert_eq!(verdict(&[below.clone(), above.clone()], 443), Verdict::Drop, "a rule of the cgroup above");
@@ -166,7 +175,12 @@ fn a_rule_whose_interface_is_absent_matches_nothing() {
     let flow = flow("10.0.0.1", "8.8.8.8", 80);
     let on = |interfaces: &[u32]| {
         let compiled = Compiled::new(&rules, |_| Some(interfaces.iter().copied().collect()), &[]);
-        let lookups = HostLookups { compiled: &compiled, is_host_address: &|_| false, sender_cgroups: &[] };
+        let lookups = HostLookups {
+            compiled: &compiled,
+            is_host_address: &|_| false,
+            is_publishing: false,
+            sender_cgroups: &[],
+        };
         decide(Scope::Forwarded, &flow, &lookups)
     };
     assert_eq!(on(&[7]), Verdict::Steer(0));
@@ -181,8 +195,12 @@ fn a_fragment_without_ports_waits_for_them_only_where_a_rule_could_ask() {
         [selecting(|of| (of.from, of.to, of.ports) = (from, to, vec![53..=53].into()), Action::Direct)];
     let compiled = Compiled::new(&rules, |_| None, &[]);
     let host = Addr::from(IpAddr::from([10, 0, 0, 254]));
-    let lookups =
-        HostLookups { compiled: &compiled, is_host_address: &|addr| *addr == host, sender_cgroups: &[] };
+    let lookups = HostLookups {
+        compiled: &compiled,
+        is_host_address: &|addr| *addr == host,
+        is_publishing: false,
+        sender_cgroups: &[],
+    };
     let fragment = |src, dst| Flow { protocol: Protocol::Udp, ..flow(src, dst, 0) };
     let selects = |src, dst| may_select(&fragment(src, dst), &lookups);
     assert!(selects("10.0.0.1", "8.8.8.8"), "its port may be 53");
@@ -242,7 +260,7 @@ proptest! {
     ) {
         let compiled = Compiled::new(&rules, interfaces, &[]);
         let is_host_address = |addr: &Addr| hosts.contains(&IpAddr::from(*addr));
-        let lookups = HostLookups { compiled: &compiled, is_host_address: &is_host_address, sender_cgroups: &[] };
+        let lookups = HostLookups { compiled: &compiled, is_host_address: &is_host_address, is_publishing: false, sender_cgroups: &[] };
         for (protocol, src, dst, port, uid, ifindex) in flows {
             let tuple = Tuple { src: src.into(), dst: dst.into(), sport: [9, 9], dport: port.to_be_bytes() };
             let flow = Flow { protocol, tuple, ifindex, uid };

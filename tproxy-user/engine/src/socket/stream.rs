@@ -7,7 +7,7 @@
 use std::{
     io,
     mem::{self, MaybeUninit},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd as _},
     time::Duration,
 };
@@ -130,6 +130,53 @@ pub fn class_of_syn(accepted: &impl AsFd) -> TrafficClass {
         Ok(length @ 20..) => TrafficClass::of_packet(&headers[..length.min(headers.len())]),
         _ => TrafficClass::default(),
     }
+}
+
+/// The interface by which the last segment of a connection's handshake came in (`mc_index`, `mcast_oif` of
+/// `tcp_v4_syn_recv_sock` and `tcp_v6_syn_recv_sock`).
+pub fn arrival_interface(accepted: &impl AsFd, family: Family) -> Option<u32> {
+    /// `linux/in.h`, `linux/in6.h`
+    const IP_PKTOPTIONS: libc::c_int = 9;
+    const IPV6_2292PKTOPTIONS: libc::c_int = 6;
+    /// Of a control message, cmsg(3), and of the addresses in it.
+    const HEADER: usize = size_of::<libc::cmsghdr>();
+    let (level, told, options, message, place) = match family {
+        Family::V4 => (libc::IPPROTO_IP, libc::IP_PKTINFO, IP_PKTOPTIONS, libc::IP_PKTINFO, HEADER),
+        Family::V6 => (
+            libc::IPPROTO_IPV6,
+            libc::IPV6_RECVPKTINFO,
+            IPV6_2292PKTOPTIONS,
+            libc::IPV6_PKTINFO,
+            HEADER + size_of::<libc::in6_addr>(),
+        ),
+    };
+    set_number(accepted, level, told, 1).ok()?;
+    let mut room = [0_u8; 256];
+    let length = get(accepted, level, options, &mut room);
+    // It would have each segment copied.
+    let _ = set_number(accepted, level, told, 0);
+    let answer = room.get(..length.ok()?)?;
+    let word = |at: usize| answer.get(at..)?.first_chunk().copied().map(i32::from_ne_bytes);
+    let kind = (word(HEADER - 8)?, word(HEADER - 4)?);
+    if kind == (level, message) { word(place)?.try_into().ok() } else { None }
+}
+
+/// Where a connection was to go before NAT of this host sent it here, if connection tracking knows it.
+pub fn destination_before_nat(accepted: &impl AsFd, family: Family) -> Option<SocketAddr> {
+    /// `linux/netfilter_ipv4.h`, and of the same number for IPv6
+    const SO_ORIGINAL_DST: libc::c_int = 80;
+    let level = match family {
+        Family::V4 => libc::IPPROTO_IP,
+        Family::V6 => libc::IPPROTO_IPV6,
+    };
+    let mut room = [0_u8; size_of::<libc::sockaddr_in6>()];
+    get(accepted, level, SO_ORIGINAL_DST, &mut room).ok()?;
+    let port = u16::from_be_bytes([room[2], room[3]]);
+    let address = match family {
+        Family::V4 => IpAddr::from(*room[4..].first_chunk::<4>()?),
+        Family::V6 => IpAddr::from(*room[8..].first_chunk::<16>()?),
+    };
+    Some(SocketAddr::new(address, port))
 }
 
 /// Gives what a socket sends from now on a class, but for ECN, which is the connection's own business.

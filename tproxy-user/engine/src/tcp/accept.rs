@@ -9,8 +9,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
 };
+use tproxy_common::abi::Origin;
 
 use super::{
+    Decided,
     connection::{Arrived, Connection, place, refuse},
     counters::End,
     service::Shared,
@@ -19,6 +21,7 @@ use super::{
 use crate::{
     family::Family,
     flow::{ClientAddr, OriginalDst},
+    generation::ChosenRule,
     socket,
 };
 
@@ -70,10 +73,7 @@ fn decide(stream: TcpStream, client: ClientAddr, shared: &Rc<Shared>) {
     if shared.bound.contains(&local) {
         return refuse(shared, client, dst, End::Loop);
     }
-    let decision = shared.decisions.borrow_mut().take(client, dst);
-    let Some((rule, origin)) =
-        decision.and_then(|decided| Some((shared.generations.rule(decided.rule)?, decided.origin)))
-    else {
+    let Some((rule, origin)) = rule_of(&stream, client, dst, shared) else {
         return refuse(shared, client, dst, End::Undecided);
     };
     let Some(place) = place(shared, &rule, client, dst) else {
@@ -85,6 +85,24 @@ fn decide(stream: TcpStream, client: ClientAddr, shared: &Rc<Shared>) {
     let connection = Connection::new(Rc::clone(shared), client, dst, rule, Arrived { class, origin }, place);
     let flow = connection.live.share();
     flow.served_by(tokio::task::spawn_local(session::run(stream, connection)).abort_handle());
+}
+
+/// The rule that selected a connection, and how it came: as the datapath has it, or, where that has forgotten, as it would
+/// decide now.
+fn rule_of(
+    stream: &TcpStream,
+    client: ClientAddr,
+    dst: OriginalDst,
+    shared: &Shared,
+) -> Option<(ChosenRule, Origin)> {
+    let chosen = |decided: Decided| Some((shared.generations.rule(decided.rule)?, decided.origin));
+    let remembered = shared.decisions.borrow_mut().take(client, dst);
+    remembered.and_then(chosen).or_else(|| {
+        let again =
+            shared.generations.decider().connection(stream, client, dst, shared.mark).and_then(chosen)?;
+        shared.counters.decided_again.fetch_add(1, Relaxed);
+        Some(again)
+    })
 }
 
 /// Errors that were already pending on the connection; accept(2) says to treat them like `EAGAIN`.

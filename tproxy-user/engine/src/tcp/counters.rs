@@ -110,6 +110,7 @@ pub struct TcpCounters {
     pub(super) bytes_up: AtomicU64,
     pub(super) bytes_down: AtomicU64,
     pub(super) source_fallbacks: AtomicU64,
+    pub(super) decided_again: AtomicU64,
     pub(super) out_of_descriptors: AtomicU64,
     pub(super) connect_latency: Latency,
     accept_latency: Arc<Latency>,
@@ -140,6 +141,7 @@ impl TcpCounters {
             bytes_up: read(&self.bytes_up),
             bytes_down: read(&self.bytes_down),
             source_fallbacks: read(&self.source_fallbacks),
+            decided_again: read(&self.decided_again),
             out_of_descriptors: read(&self.out_of_descriptors),
             accept_latency: self.accept_latency.snapshot(),
             connect_latency: self.connect_latency.snapshot(),
@@ -158,6 +160,8 @@ pub struct Snapshot {
     pub bytes_down: u64,
     /// Upstream connections that could not have the client's port and got another one.
     pub source_fallbacks: u64,
+    /// Connections whose rule the datapath had forgotten when they were accepted.
+    pub decided_again: u64,
     /// Times that `accept` failed for lack of descriptors or memory.
     pub out_of_descriptors: u64,
     /// From the first packet of a connection to its accept, which includes the handshake with the client.
@@ -189,6 +193,7 @@ impl Snapshot {
             ("bytes_up", self.bytes_up),
             ("bytes_down", self.bytes_down),
             ("source_fallbacks", self.source_fallbacks),
+            ("decided_again", self.decided_again),
             ("out_of_descriptors", self.out_of_descriptors),
         ]
         .into_iter()
@@ -203,6 +208,7 @@ impl Sum for Snapshot {
             bytes_up: a.bytes_up + b.bytes_up,
             bytes_down: a.bytes_down + b.bytes_down,
             source_fallbacks: a.source_fallbacks + b.source_fallbacks,
+            decided_again: a.decided_again + b.decided_again,
             out_of_descriptors: a.out_of_descriptors + b.out_of_descriptors,
             accept_latency: [a.accept_latency, b.accept_latency].into_iter().sum(),
             connect_latency: [a.connect_latency, b.connect_latency].into_iter().sum(),
