@@ -2,6 +2,8 @@
 
 use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
+use socket2::{Domain, Socket, Type};
+
 use crate::support::*;
 
 /// The gateway is the host here; its application is an nginx of its own.
@@ -118,6 +120,52 @@ fn except_from_and_to_limit_the_rule() {
         for (family, taken) in Family::ALL.into_iter().zip(taken) {
             let got = world.curl(family.lan(), 80);
             assert_eq!(got.body.trim_end() == "hello", taken, "{flags} {family:?}: {got:?}\n{}", *tproxy);
+        }
+    }
+}
+
+/// What the datapath remembers of a connection of ours to an application must not be taken for a client's.
+#[test]
+fn a_client_on_the_port_of_a_connection_of_ours_that_failed_is_taken() {
+    const PORT: u16 = 9;
+    let world = World::new();
+    let (client, gateway) = (&world.net.client, &world.net.gateway);
+    let ports = |range: &str| gateway.set_sysctl("net.ipv4.ip_local_port_range", range).unwrap();
+    let connect_from = |family: Family, port: u16| {
+        client.enter(|| {
+            let own = SocketAddr::new(family.client(), port);
+            let socket = Socket::new(Domain::for_address(own), Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.set_linger(Some(Duration::ZERO))?;
+            socket.bind(&own.into())?;
+            socket.connect_timeout(&SocketAddr::new(family.lan(), PORT).into(), PATIENCE).map(|()| socket)
+        })
+    };
+    let flags = format!("--scope inbound --port {PORT} --action direct --source client --accept at-once");
+    for engine in ENGINES {
+        // Its application refuses; or it says nothing, and the client gives up.
+        for silent in [false, true] {
+            let tproxy = world.tproxy(&format!("{flags} --steer {engine}"));
+            // Its listeners have one of their own by now.
+            ports("40000 40000");
+            if silent {
+                let rule = format!("iif lo tcp dport {PORT} drop");
+                let chain = format!("chain in {{ type filter hook input priority 0; {rule}; }}");
+                gateway.feed("nft -f -", &format!("table inet silent {{ {chain}; }}")).unwrap();
+            }
+            for (nth, family) in (1..).zip(Family::ALL) {
+                for port in [30_000, 40_000] {
+                    let position = tproxy.position();
+                    // It may be reset before it is looked at.
+                    drop(connect_from(family, port));
+                    tproxy.wait_line_from(position, &["closed", &format!(":{port}")], PATIENCE).unwrap();
+                }
+                assert_eq!(hits(gateway), [2 * nth], "{engine} {silent} {family:?}\n{}", *tproxy);
+            }
+            if silent {
+                gateway.run("nft delete table inet silent").unwrap();
+            }
+            ports("32768 60999");
         }
     }
 }

@@ -2,19 +2,17 @@
 
 use std::{io, net::SocketAddr, pin::pin};
 
-use tokio::{
-    io::Interest,
-    net::{TcpSocket, TcpStream},
-    time::sleep,
-};
+use rustix::io::Errno;
+use socket2::Socket;
+use tokio::{io::Interest, net::TcpStream, time::sleep};
 use tproxy_common::flow::Protocol;
 
 use super::{
     End,
     connection::{Connection, Ended, client_failed, pending_error},
+    service::Shared,
 };
 use crate::{
-    config::Scope,
     family::Family,
     flow::{ClientAddr, OriginalDst},
     host::connections,
@@ -63,12 +61,14 @@ pub(super) async fn connect(
                 socket::join_ack_with_data(socket)
             }
         });
-        let connected = match socket.map(|socket| TcpSocket::from_std_stream(socket.into())) {
+        let connected = match socket {
             Ok(socket) => tokio::select! {
                 biased;
                 ended = &mut client_error => return Err(ended),
                 () = &mut timer => return Err(failed(connection, End::ConnectTimeout)),
-                connected = socket.connect(address) => connected.map_err(ConnectError::Connect),
+                connected = handshake(socket, address, &connection.shared) => {
+                    connected.map_err(ConnectError::Connect)
+                }
             },
             Err(error) => Err(ConnectError::Socket(error)),
         };
@@ -85,7 +85,6 @@ pub(super) async fn connect(
             }
             Ok(stream) => {
                 connection.shared.counters.connect_latency.observe(connection.live.began().elapsed());
-                forget_own(&stream, address, connection);
                 return Ok(stream);
             }
         }
@@ -113,13 +112,41 @@ fn forget_reached(connection: &Connection) {
     connection.shared.decisions.borrow_mut().unreached(connection.dst());
 }
 
-/// The datapath remembers a spoofed connection of ours to an application as such. Its handshake is over; later the
-/// client itself may come from the same port.
-fn forget_own(stream: &TcpStream, upstream: SocketAddr, connection: &Connection) {
-    if connection.rule().reach.scope == Scope::Inbound
-        && let Ok(own) = stream.local_addr()
-    {
-        connection.shared.decisions.borrow_mut().take(ClientAddr(own), OriginalDst(upstream));
+/// As connect(2), which is under way as soon as it is called: not before does it say from which port.
+async fn handshake(socket: Socket, upstream: SocketAddr, shared: &Shared) -> io::Result<TcpStream> {
+    let begun = socket.connect(&upstream.into());
+    // Whatever becomes of the handshake, it is dropped after the stream.
+    let _remembered = OwnHandshake::of(&socket, upstream, shared);
+    match begun {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    stream.take_error()?.map_or(Ok(stream), Err)
+}
+
+/// The datapath remembers a connection of ours to this host as such, by the first packet. Once its handshake is over,
+/// connected or not, the client itself may come from the same port, and is not to be taken for us.
+struct OwnHandshake<'a> {
+    own: SocketAddr,
+    upstream: SocketAddr,
+    shared: &'a Shared,
+}
+
+impl<'a> OwnHandshake<'a> {
+    fn of(socket: &Socket, upstream: SocketAddr, shared: &'a Shared) -> Option<Self> {
+        if !shared.generations.decider().is_host_address(upstream.ip()) {
+            return None;
+        }
+        let own = socket.local_addr().ok()?.as_socket()?;
+        Some(Self { own, upstream, shared })
+    }
+}
+
+impl Drop for OwnHandshake<'_> {
+    fn drop(&mut self) {
+        self.shared.decisions.borrow_mut().take(ClientAddr(self.own), OriginalDst(self.upstream));
     }
 }
 
