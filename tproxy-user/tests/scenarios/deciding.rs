@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use rustix::thread::{Uid, set_thread_uid};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{config::Files, support::*};
@@ -109,23 +110,28 @@ fn ask_for_a_socket(netlink: &Socket, protocol: u8, [from, to]: [SocketAddr; 2],
 fn who_asks_for_a_socket_decides_nothing() {
     const NETLINK_SOCK_DIAG: i32 = 4;
     const AF_NETLINK: i32 = 16;
+    const NOBODY: u32 = 65_534;
     let world = World::new();
     let files = Files::new();
     let tproxy = world.tproxy(&all_scopes(&files, ENGINES[0]));
     let gateway = &world.net.gateway;
     let index = gateway.enter(|| nix::net::if_::if_nametoindex("lan").unwrap());
-    let netlink = gateway.enter(|| {
-        Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_SOCK_DIAG))).unwrap()
-    });
-    for family in Family::ALL {
-        for port in 5000..5020 {
-            for to in [family.lan(), family.server()] {
-                let flow = [SocketAddr::new(family.client(), port), SocketAddr::new(to, 7000)];
-                ask_for_a_socket(&netlink, 6, flow, index);
-                ask_for_a_socket(&netlink, 17, flow, index);
+    gateway.enter(|| {
+        // Anybody may ask. It is the user of this thread alone.
+        set_thread_uid(Uid::from_raw(NOBODY)).unwrap();
+        let netlink =
+            Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_SOCK_DIAG)))
+                .unwrap();
+        for family in Family::ALL {
+            for port in 5000..5020 {
+                for to in [family.lan(), family.server()] {
+                    let flow = [SocketAddr::new(family.client(), port), SocketAddr::new(to, 7000)];
+                    ask_for_a_socket(&netlink, 6, flow, index);
+                    ask_for_a_socket(&netlink, 17, flow, index);
+                }
             }
         }
-    }
+    });
     assert_eq!(hits(&world.net.gateway), [0; 3], "{}", *tproxy);
     let metrics = tproxy_output(gateway, "metrics").said;
     for map in ["DECISIONS", "MEMORY"] {
