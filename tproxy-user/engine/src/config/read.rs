@@ -55,12 +55,12 @@ pub fn parse(file: &FilePath, bytes: &[u8]) -> Result<Config, Errors> {
         Ok(text) => text,
         Err(error) => {
             let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-            let source = FileText { file, text: &valid };
+            let source = FileText::new(file, &valid);
             let problem = source.problem(valid.len(), None, "this byte is not UTF-8: save the file as UTF-8");
             return Err(vec![problem].into());
         }
     };
-    FileReader { source: FileText { file, text }, problems: Vec::new(), broken: Vec::new() }.read()
+    FileReader { source: FileText::new(file, text), problems: Vec::new(), broken: Vec::new() }.read()
 }
 
 struct FileReader<'a> {

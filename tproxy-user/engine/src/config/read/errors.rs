@@ -1,6 +1,7 @@
 //! What is wrong with a file, a line for each mistake.
 
 use std::{
+    cell::Cell,
     fmt,
     path::{Path as FilePath, PathBuf},
 };
@@ -77,20 +78,70 @@ impl fmt::Display for Problem {
 pub(super) struct FileText<'a> {
     pub(super) file: &'a FilePath,
     pub(super) text: &'a str,
+    /// Where somebody looked last. Mistakes come mostly in their order, and there may be as many as there are bytes.
+    last: Cell<Position>,
 }
 
-impl FileText<'_> {
+#[derive(Clone, Copy)]
+struct Position {
+    at: usize,
+    line: usize,
+    column: usize,
+}
+
+impl Position {
+    const START: Self = Self { at: 0, line: 1, column: 1 };
+}
+
+impl<'a> FileText<'a> {
+    pub(super) const fn new(file: &'a FilePath, text: &'a str) -> Self {
+        Self { file, text, last: Cell::new(Position::START) }
+    }
+
     /// `at` counts bytes, a column counts characters.
     pub(super) fn problem(&self, at: usize, key: Option<&Path>, text: &str) -> Problem {
-        let before = self.text.get(..at).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = before.matches('\n').count() + 1;
-        let column = before[line_start..].chars().count() + 1;
+        let Position { line, column, .. } = self.position(at);
         Problem {
             file: self.file.to_owned(),
             place: Some((line, column)),
             key: key.map(Path::to_string).filter(|key| !key.is_empty()),
             text: text.to_owned(),
+        }
+    }
+
+    fn position(&self, at: usize) -> Position {
+        let at = if self.text.is_char_boundary(at) { at } else { self.text.len() };
+        let last = self.last.get();
+        let from = if last.at <= at { last } else { Position::START };
+        let mut position = Position { at, ..from };
+        for character in self.text[from.at..at].chars() {
+            (position.line, position.column) = match character {
+                '\n' => (position.line + 1, 1),
+                _ => (position.line, position.column + 1),
+            };
+        }
+        self.last.set(position);
+        position
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, sample::Index};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_place_is_the_same_whoever_looked_elsewhere_before(text in "[a\nü]{0,40}", looks in vec(any::<Index>(), 1..8)) {
+            let file = FileText::new(FilePath::new("f"), &text);
+            for look in looks {
+                let at = look.index(text.len() + 1);
+                let before = text.get(..at).unwrap_or(&text);
+                let line = before.matches('\n').count() + 1;
+                let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+                prop_assert_eq!(file.problem(at, None, "").place, Some((line, column)), "{} of {:?}", at, text);
+            }
         }
     }
 }
