@@ -5,16 +5,24 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::{
-    bench, build_ebpf, host, interface,
+    bench, build_ebpf, fuzz, host, interface,
     process::{cargo, output, run},
     test, vm,
 };
 
-pub(crate) fn main() -> Result<()> {
+/// Runs all that a change has to pass, installing what is missing (root)
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// And what takes hours: more scenarios on other kernels, ten minutes of fuzzing for each parser
+    #[arg(long)]
+    nightly: bool,
+}
+
+pub(crate) fn main(args: &Args) -> Result<()> {
     host::require_root("ci")?;
     let before = changes()?;
     let start = Instant::now();
-    for (title, check) in CHECKS {
+    for (title, check) in CHECKS.iter().chain(NIGHTLY.iter().filter(|_| args.nightly)) {
         println!("\n==> {title} (after {} s)", start.elapsed().as_secs());
         check()?;
     }
@@ -44,6 +52,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("other kernels", vm::smoke),
     ("tests", || test::main(&test::Args { filter: Vec::new() })),
 ];
+
+const NIGHTLY: &[(&str, Check)] = &[("more on other kernels", vm::chosen), ("fuzzing", fuzz::all)];
 
 /// What git sees as changed; the checks have to leave it as it was.
 fn changes() -> Result<String> {

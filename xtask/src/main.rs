@@ -1,12 +1,14 @@
 //! The project's tasks: `cargo xtask --help`.
 #![expect(clippy::print_stdout, reason = "what a task says is its product")]
 
+mod attack;
 mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
 mod dist;
 mod docs;
+mod fuzz;
 mod host;
 mod interface;
 mod process;
@@ -27,14 +29,15 @@ enum Task {
     Interface(interface::Args),
     Test(test::Args),
     Docs(docs::Args),
+    Fuzz(fuzz::Args),
+    Attack(attack::Args),
     Vm(vm::Args),
     Bench(bench::Args),
     /// Builds what is installed: target/dist/tproxy, and its debug information in tproxy.debug
     Dist,
     /// Shows tproxy at work in three network namespaces of its own (root)
     Demo,
-    /// Runs all that a change has to pass, installing what is missing (root)
-    Ci,
+    Ci(ci::Args),
 }
 
 fn main() -> ExitCode {
@@ -56,11 +59,13 @@ fn task() -> anyhow::Result<()> {
         Task::Interface(args) => interface::main(&args),
         Task::Test(args) => test::main(&args),
         Task::Docs(args) => docs::main(&args),
+        Task::Fuzz(args) => fuzz::main(&args),
+        Task::Attack(args) => attack::main(&args),
         Task::Vm(args) => vm::main(&args),
         Task::Bench(args) => bench::main(&args),
         Task::Dist => dist::main(),
         Task::Demo => demo::main(),
-        Task::Ci => ci::main(),
+        Task::Ci(args) => ci::main(&args),
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 
 /// cargo in a mount namespace that has a BPF file system to pin links in, which not every container has, and of which
 /// nothing is left whatever ends it.
-fn with_bpf_file_system() -> Command {
+pub(crate) fn with_bpf_file_system() -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", "mount -t bpf bpf /sys/fs/bpf && exec \"$@\"", "sh"]);
     command.arg(cargo().get_program());

@@ -80,8 +80,24 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 
 /// What CI does: verification and a scenario of each scope.
 pub(crate) fn smoke() -> Result<()> {
-    let kernels = KERNELS.map(str::to_owned).into();
-    main(&Args { kernels, smoke: true, limit: LIMIT, cpus: CPUS, filter: Vec::new() })
+    main(&Args::of_ci(true))
+}
+
+/// What it does at night: the property tests of the datapath as well, and all that was chosen.
+pub(crate) fn chosen() -> Result<()> {
+    main(&Args::of_ci(false))
+}
+
+impl Args {
+    fn of_ci(smoke: bool) -> Self {
+        Self {
+            kernels: KERNELS.map(str::to_owned).into(),
+            smoke,
+            limit: LIMIT,
+            cpus: CPUS,
+            filter: Vec::new(),
+        }
+    }
 }
 
 /// The shell's words. All of it runs, whatever fails first.

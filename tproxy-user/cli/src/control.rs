@@ -14,6 +14,8 @@ pub use api::{
     Checked, Closed, Confirmed, Counts, Failure, FlowEvent, Reloaded, ShownDraining, ShownHook, ShownLive,
     ShownRule, ShownState, Status,
 };
+#[doc(hidden)]
+pub use routes::{Asked, Refusal, understand};
 pub use seat::{Seat, SeatError, Served};
 pub use server::{Access, Server, Shown};
 

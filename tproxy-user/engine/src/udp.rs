@@ -33,7 +33,8 @@
 mod batch;
 mod channel;
 mod counters;
-mod dns;
+#[doc(hidden)]
+pub mod dns;
 mod endpoints;
 mod forward;
 mod io;

@@ -40,26 +40,38 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// What somebody asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Asked {
+pub enum Asked {
     /// What can be asked.
     Index,
+    /// How the instance is.
     Status,
+    /// Its rules.
     Rules,
+    /// Live flows.
     Flows(Filter),
+    /// The same, and each that begins or ends.
     Follow(Filter),
+    /// What Prometheus asks.
     Metrics,
+    /// To end flows.
     Close(Filter),
+    /// To read the configuration again, to be confirmed within a time.
     Reload(Option<Duration>),
+    /// What a reload of this file would change.
     Check(PathBuf),
+    /// To keep what a reload brought.
     Confirm,
+    /// To take no new flow, and stop.
     Drain,
 }
 
 /// Why a request is not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) status: StatusCode,
-    pub(super) error: String,
+pub struct Refusal {
+    /// Of the answer.
+    pub status: StatusCode,
+    /// One line, for whoever asks.
+    pub error: String,
     allow: Option<Method>,
 }
 
@@ -137,7 +149,10 @@ impl Refusal {
 }
 
 /// What a request asks. Whoever wrote it, it is understood or refused.
-pub(super) fn understand(method: &Method, path: &str, query: &str) -> Result<Asked, Refusal> {
+///
+/// # Errors
+/// Why it is refused.
+pub fn understand(method: &Method, path: &str, query: &str) -> Result<Asked, Refusal> {
     let no_such_path =
         || Refusal::new(StatusCode::NOT_FOUND, format!("there is no {path}; GET / lists what there is"));
     let route = ROUTES.iter().find(|route| route.path == path).ok_or_else(no_such_path)?;

@@ -8,13 +8,15 @@ const LONGEST_NAME: usize = 255;
 const LONGEST_LABEL: u8 = 63;
 
 /// Whether it asks one question.
-pub(super) fn is_query(datagram: &[u8]) -> bool {
+#[must_use]
+pub fn is_query(datagram: &[u8]) -> bool {
     const QUESTIONS: [u8; 2] = [0, 1];
     !is_response(datagram) && datagram.get(4..6) == Some(&QUESTIONS) && has_a_question(datagram)
 }
 
 /// Whether it answers one. An answer to what cannot be read has no question (RFC 1035, 4.1.1: format error).
-pub(super) fn is_answer(datagram: &[u8]) -> bool {
+#[must_use]
+pub fn is_answer(datagram: &[u8]) -> bool {
     match datagram.get(4..6) {
         Some([0, 0]) => is_response(datagram) && datagram.len() == HEADER,
         Some([0, 1]) => is_response(datagram) && has_a_question(datagram),
