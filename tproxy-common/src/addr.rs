@@ -37,14 +37,15 @@ impl Addr {
         [self.0[12], self.0[13], self.0[14], self.0[15]]
     }
 
-    /// Multicast, broadcast or unspecified: no connection to such an address can be taken over.
+    /// Multicast, broadcast or unspecified: no connection to such an address can be taken over, and from such a one the kernel
+    /// forwards nothing. Of 0.0.0.0/8 and 240.0.0.0/4 it forwards the rest (Linux 5.3, 96125bf9985a).
     #[inline(always)]
     #[must_use]
     pub fn is_special(&self) -> bool {
         if self.is_v4() {
             let v4 = self.v4();
-            // 224.0.0.0/4 multicast, 255.255.255.255, 0.0.0.0/8. The rest of 240.0.0.0/4 is forwarded like any other.
-            v4[0] & 0xf0 == 0xe0 || v4 == [255; 4] || v4[0] == 0
+            // 224.0.0.0/4 is multicast.
+            v4[0] & 0xf0 == 0xe0 || v4 == [255; 4] || v4 == [0; 4]
         } else {
             // ff00::/8 multicast
             self.0[0] == 0xff || self.0 == [0; 16]
@@ -102,13 +103,13 @@ mod tests {
 
     #[test]
     fn special_addresses() {
-        for text in ["224.0.0.1", "239.255.255.250", "255.255.255.255", "0.0.0.0", "0.1.2.3", "ff02::1", "::"]
-        {
+        for text in ["224.0.0.1", "239.255.255.250", "255.255.255.255", "0.0.0.0", "ff02::1", "::"] {
             assert!(addr(text).is_special(), "{text}");
         }
         for text in [
             "8.8.8.8",
             "127.0.0.1",
+            "0.1.2.3",
             "240.0.0.1",
             "255.255.255.254",
             "169.254.1.1",

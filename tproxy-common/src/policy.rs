@@ -51,7 +51,7 @@ pub trait Lookups {
 /// scope `forwarded` selects all the same: what becomes of it if NAT sends it elsewhere.
 #[inline(always)]
 pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
-    if is_never_intercepted(flow) {
+    if is_never_intercepted(scope, flow) {
         return Verdict::Pass(Reason::NeverIntercepted);
     }
     // Scope `inbound` is about the host's own addresses, the others about everything else; and what is published at one is
@@ -63,51 +63,66 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
         return Verdict::Pass(Reason::HostAddress);
     }
     // A local client is none of scope `inbound`'s business, and may be our own connection to the application. In scope
-    // `forwarded` somebody feigns an address of ours.
-    if !matches!(scope, Scope::Outbound) && tables.is_host_address(&flow.tuple.src) {
+    // `forwarded` somebody feigns an address of ours, and of IPv6 the kernel forwards that.
+    let is_feigned = !matches!(scope, Scope::Outbound) && tables.is_host_address(&flow.tuple.src);
+    if is_feigned && matches!(scope, Scope::Inbound) {
         return Verdict::Pass(Reason::HostAddress);
     }
     let Some(rule) = first_match(scope, flow, tables) else {
         return Verdict::Pass(match () {
-            () if may_be_published => Reason::HostAddress,
+            () if may_be_published || is_feigned => Reason::HostAddress,
             () if flow.tuple.dst.is_link_local() => Reason::NeverIntercepted,
             () => Reason::NoRule,
         });
     };
     match tables.action(rule) {
         ActionKind::Pass if may_be_published => Verdict::Pass(Reason::HostAddress),
-        // Nobody can be answered at port 0, but a server may not want to.
-        ActionKind::Steer if matches!(flow.protocol, Protocol::Udp) && flow.tuple.sport == [0, 0] => {
-            if is_strict(rule, tables) {
-                Verdict::Unreadable
-            } else {
-                Verdict::Pass(Reason::NeverIntercepted)
+        ActionKind::Pass => Verdict::Pass(Reason::RulePass),
+        ActionKind::Drop => Verdict::Drop,
+        // The answer would be for this host.
+        ActionKind::Reject if is_feigned => Verdict::Drop,
+        ActionKind::Reject => Verdict::Reject,
+        ActionKind::Steer | ActionKind::SteerReached | ActionKind::SteerConnected => {
+            if !is_feigned && !is_of_its_own(flow) {
+                return Verdict::Steer(rule);
+            }
+            match is_strict(rule, tables) {
+                true if !is_feigned && is_dhcp(flow) => Verdict::Steer(rule),
+                true => Verdict::Unreadable,
+                false if is_feigned => Verdict::Pass(Reason::HostAddress),
+                false => Verdict::Pass(Reason::NeverIntercepted),
             }
         }
-        ActionKind::Steer | ActionKind::SteerReached | ActionKind::SteerConnected => Verdict::Steer(rule),
-        ActionKind::Reject => Verdict::Reject,
-        ActionKind::Drop => Verdict::Drop,
-        ActionKind::Pass => Verdict::Pass(Reason::RulePass),
     }
+}
+
+/// Whether it is DHCP, or nobody can be answered: at port 0, or, beyond the link, at an address of the link. A server may not
+/// want to answer.
+///
+/// For the datapath a function of its own, which spares the stack of its caller.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+#[cfg_attr(not(target_arch = "bpf"), inline(always))]
+fn is_of_its_own(flow: &Flow) -> bool {
+    let Tuple { src, dst, sport, .. } = &flow.tuple;
+    matches!(flow.protocol, Protocol::Udp) && *sport == [0, 0]
+        || !src.is_v4() && src.is_link_local() && !dst.is_link_local()
+        || is_dhcp(flow)
 }
 
 /// Whether no rule may select the flow, by its addresses and ports alone.
 #[inline(always)]
 #[must_use]
-pub fn is_never_intercepted(flow: &Flow) -> bool {
-    let Tuple { dst, dport, .. } = flow.tuple;
-    // Nobody can listen on port 0.
+pub fn is_never_intercepted(scope: Scope, flow: &Flow) -> bool {
+    // Nobody can listen on port 0. Without DHCP this host loses its address; that of others may be meant by a rule.
     has_special_address(&flow.tuple)
-        || dport == [0, 0]
-        || matches!(flow.protocol, Protocol::Udp) && is_dhcp(&dst, dport)
+        || flow.tuple.dport == [0, 0]
+        || !matches!(scope, Scope::Forwarded) && is_dhcp(flow)
 }
 
-/// What has an address of one link belongs there at both ends; that rules select a link-local destination only where
-/// they name it as a host is the table's to say.
+/// That rules select a link-local destination only where they name it as a host is the table's to say.
 #[inline(always)]
 fn has_special_address(tuple: &Tuple) -> bool {
-    let Tuple { src, dst, .. } = tuple;
-    src.is_special() || dst.is_special() || src.is_link_local() && !dst.is_link_local()
+    tuple.src.is_special() || tuple.dst.is_special()
 }
 
 /// Whether a rule must not be got round.
@@ -156,7 +171,7 @@ pub fn decide_unreadable<L: Lookups>(
     let Tuple { src, dst, .. } = &flow.tuple;
     let passes = has_special_address(&flow.tuple)
         || tables.is_host_address(dst)
-        || !matches!(scope, Scope::Outbound) && tables.is_host_address(src);
+        || matches!(scope, Scope::Inbound) && tables.is_host_address(src);
     if !passes && is_caught(scope, flow, readable, tables) {
         Verdict::Unreadable
     } else {
@@ -197,18 +212,20 @@ fn may_be_strict<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> bool {
     tables.first_match_among(scope, flow, any_port).is_none_or(|before| rule <= before)
 }
 
-/// RFC 2131, 4.1; RFC 8415, 7.2
-#[inline(always)]
-fn is_dhcp(dst: &Addr, dport: [u8; 2]) -> bool {
+/// From a port of DHCP to one (RFC 2131, 4.1; RFC 8415, 7.2): whoever has only the latter uses the port for something else.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+#[cfg_attr(not(target_arch = "bpf"), inline(always))]
+fn is_dhcp(flow: &Flow) -> bool {
+    let Tuple { dst, sport, dport, .. } = &flow.tuple;
     let ports = if dst.is_v4() { [67, 68] } else { [546, 547] };
-    ports.contains(&u16::from_be_bytes(dport))
+    let is_one = |port: &[u8; 2]| ports.contains(&u16::from_be_bytes(*port));
+    matches!(flow.protocol, Protocol::Udp) && is_one(sport) && is_one(dport)
 }
 
 /// Whether a rule may select the datagram of which a fragment is seen in scope `forwarded` before the one with the ports.
 #[inline(always)]
 pub fn may_select<L: Lookups>(flow: &Flow, tables: &L) -> bool {
-    let Tuple { src, dst, .. } = flow.tuple;
-    if has_special_address(&flow.tuple) || tables.is_host_address(&dst) || tables.is_host_address(&src) {
+    if has_special_address(&flow.tuple) || tables.is_host_address(&flow.tuple.dst) {
         return false;
     }
     first_addressed(flow, tables).is_some()

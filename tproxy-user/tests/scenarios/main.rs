@@ -4,6 +4,7 @@
 mod addresses;
 mod admission;
 mod arrivals;
+mod attack;
 mod bench;
 mod check;
 mod clean;

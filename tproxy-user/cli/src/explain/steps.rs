@@ -21,11 +21,8 @@ pub(super) fn walk<L: Lookups>(
     let mut steps = Vec::new();
     let mut step = |step, found: String| steps.push(ExplainStep { step, found });
     let (source, destination) = (case.source.ip(), case.destination.ip());
-    if is_never_intercepted(&case.flow) {
-        step(
-            "never",
-            "multicast, broadcast, unspecified, a link-local source, port 0 or DHCP: no rule is asked".into(),
-        );
+    if is_never_intercepted(case.scope, &case.flow) {
+        step("never", "multicast, broadcast, unspecified, port 0 or DHCP: no rule is asked".into());
         return (steps, verdict, None);
     }
     step("never", "neither multicast nor broadcast, nor port 0, nor DHCP: the rules may be asked".into());
@@ -37,7 +34,7 @@ pub(super) fn walk<L: Lookups>(
     let may_be_published =
         case.scope == Scope::Forwarded && to_host && tables.is_publishing(case.flow.protocol);
     let is_about = match case.scope {
-        Scope::Forwarded => (!to_host || may_be_published) && !from_host,
+        Scope::Forwarded => !to_host || may_be_published,
         Scope::Outbound => !to_host,
         Scope::Inbound => to_host && !from_host,
     };

@@ -161,7 +161,7 @@ fn why_special(net: &IpNet) -> Option<&'static str> {
         (net4(224, 0, 4), "is multicast, which is never intercepted"),
         (net6(0xff00, 8), "is multicast, which is never intercepted"),
         (broadcast, "is broadcast, which is never intercepted"),
-        (net4(0, 0, 8), "is no address of a host, and never intercepted"),
+        (IpNet::from(IpAddr::from(Ipv4Addr::UNSPECIFIED)), "is no address of a host, and never intercepted"),
         (unspecified, "is no address of a host, and never intercepted"),
     ]
     .into_iter()

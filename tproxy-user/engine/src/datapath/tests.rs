@@ -421,9 +421,8 @@ fn answer_to(syn: &Ip) -> Option<Ip> {
     const NO_OPERATION: u8 = 1;
     let bytes = Frame::of(syn.clone()).packet();
     let parsed = tproxy_common::packet::parse(&bytes[..], 0).ok()?;
-    let is_of_one_link = parsed.tuple.src.is_link_local() || parsed.tuple.dst.is_link_local();
     let is_special = parsed.tuple.src.is_special() || parsed.tuple.dst.is_special();
-    if is_special || is_of_one_link || parsed.tuple.dport == [0, 0] || parsed.hops <= 1 {
+    if is_special || parsed.tuple.dst.is_link_local() || parsed.tuple.dport == [0, 0] || parsed.hops <= 1 {
         return None;
     }
     let Payload::Tcp(tcp) = &syn.payload else { unreachable!("generated as TCP") };

@@ -73,7 +73,12 @@ fn of_a_link_only_hosts_can_be_selected_and_only_by_rules_that_name_them() {
     assert_eq!(verdict(&named, &flow("10.0.0.1", metadata, 80)), Verdict::Steer(0));
     assert_eq!(verdict(&named, &flow("169.254.0.9", metadata, 80)), Verdict::Steer(0));
     assert_eq!(verdict(&named, &flow("10.0.0.1", "169.254.169.253", 80)), never);
-    assert_eq!(verdict(&named, &flow("169.254.0.9", "10.0.0.1", 80)), never, "a neighbour's own matter");
+    assert_eq!(verdict(&named, &flow("169.254.0.9", "10.0.0.1", 80)), Verdict::Steer(0), "IPv4 is forwarded");
+    let beyond = flow("fe80::1", "2001:db8::1", 80);
+    let by = |action| verdict(&[selecting(|_| {}, action)], &beyond);
+    assert_eq!(by(Action::Direct), never, "nobody beyond the link can answer");
+    assert_eq!(by(Action::Respond("no".into())), Verdict::Unreadable);
+    assert_eq!((by(Action::Drop), by(Action::Reject)), (Verdict::Drop, Verdict::Reject));
     assert_eq!(
         verdict(&but(&["169.254.169.254/32"], &["169.254.0.0/16"]), &flow("10.0.0.1", metadata, 80)),
         never
@@ -85,6 +90,33 @@ fn of_a_link_only_hosts_can_be_selected_and_only_by_rules_that_name_them() {
     let [named] = to(&["169.254.169.254/32"]);
     let rules = [selecting(|_| {}, Action::Drop), named];
     assert_eq!(verdict(&rules, &flow("10.0.0.1", metadata, 80)), Verdict::Steer(1));
+}
+
+#[test]
+fn dhcp_is_left_alone_but_by_rules_that_mean_it() {
+    let everything = |action, sport: u16, dport, scope| {
+        let rule = selecting(|of| of.reach.scope = scope, action);
+        let compiled = Compiled::new(&[rule], |_| None, &[]);
+        let lookups = HostLookups {
+            compiled: &compiled,
+            is_host_address: &|_| false,
+            is_publishing: false,
+            sender_cgroups: &[],
+        };
+        let mut datagram = Flow { protocol: Protocol::Udp, ..flow("10.0.0.1", "192.0.2.67", dport) };
+        datagram.tuple.sport = sport.to_be_bytes();
+        decide(scope, &datagram, &lookups)
+    };
+    let never = Verdict::Pass(Reason::NeverIntercepted);
+    let respond = || Action::Respond("no".into());
+    for (action, verdict) in
+        [(Action::Direct, never), (Action::Drop, Verdict::Drop), (respond(), Verdict::Steer(0))]
+    {
+        assert_eq!(everything(action, 68, 67, Scope::Forwarded), verdict);
+    }
+    assert_eq!(everything(Action::Drop, 68, 67, Scope::Outbound), never, "the lease of this host");
+    assert_eq!(everything(Action::Drop, 4068, 67, Scope::Outbound), Verdict::Drop, "a way out by that port");
+    assert_eq!(everything(Action::Direct, 4068, 67, Scope::Forwarded), Verdict::Steer(0));
 }
 
 #[test]
@@ -206,7 +238,7 @@ fn a_fragment_without_ports_waits_for_them_only_where_a_rule_could_ask() {
     assert!(selects("10.0.0.1", "8.8.8.8"), "its port may be 53");
     assert!(!selects("10.0.0.1", "9.9.9.9"));
     assert!(!selects("192.0.2.7", "8.8.8.8"));
-    assert!(!selects("10.0.0.254", "8.8.8.8"), "the host's own");
+    assert!(selects("10.0.0.254", "8.8.8.8"), "feigned: a rule may drop it");
     assert!(!selects("10.0.0.1", "10.0.0.254"), "for the host");
     assert!(!selects("10.0.0.1", "224.0.0.251"));
     let replies = |src, dst| may_be_reply(&fragment(src, dst), &lookups);
@@ -219,14 +251,16 @@ fn by_walking_the_rules(rules: &[Rule], hosts: &[IpAddr], scope: Scope, flow: &F
     let (src, dst) = (IpAddr::from(flow.tuple.src), IpAddr::from(flow.tuple.dst));
     let port = u16::from_be_bytes(flow.tuple.dport);
     let dhcp = if dst.is_ipv4() { [67, 68] } else { [546, 547] };
-    if port == 0 || flow.protocol == Protocol::Udp && dhcp.contains(&port) {
+    let both = [port, u16::from_be_bytes(flow.tuple.sport)];
+    let is_dhcp = flow.protocol == Protocol::Udp && both.iter().all(|port| dhcp.contains(port));
+    if port == 0 || is_dhcp && scope != Scope::Forwarded {
         return Verdict::Pass(Reason::NeverIntercepted);
     }
     let right_side = match scope {
         Scope::Inbound => hosts.contains(&dst) && !hosts.contains(&src),
-        Scope::Forwarded => !hosts.contains(&dst) && !hosts.contains(&src),
-        Scope::Outbound => !hosts.contains(&dst),
+        Scope::Forwarded | Scope::Outbound => !hosts.contains(&dst),
     };
+    let is_feigned = scope == Scope::Forwarded && hosts.contains(&src);
     if !right_side {
         return Verdict::Pass(Reason::HostAddress);
     }
@@ -243,10 +277,14 @@ fn by_walking_the_rules(rules: &[Rule], hosts: &[IpAddr], scope: Scope, flow: &F
             && (reach.interfaces.is_empty() || reach.interfaces.contains(&flow.ifindex.to_string()))
     });
     match first.map(|index| (index as u32, &rules[index].treatment.action)) {
+        None if is_feigned => Verdict::Pass(Reason::HostAddress),
         None => Verdict::Pass(Reason::NoRule),
         Some((_, Action::Pass)) => Verdict::Pass(Reason::RulePass),
-        Some((_, Action::Reject)) => Verdict::Reject,
-        Some((_, Action::Drop)) => Verdict::Drop,
+        Some((_, Action::Reject)) if !is_feigned => Verdict::Reject,
+        Some((_, Action::Reject | Action::Drop)) => Verdict::Drop,
+        Some((_, Action::Direct)) if is_feigned => Verdict::Pass(Reason::HostAddress),
+        Some((_, Action::Direct)) if is_dhcp => Verdict::Pass(Reason::NeverIntercepted),
+        Some(_) if is_feigned => Verdict::Unreadable,
         Some((index, _)) => Verdict::Steer(index),
     }
 }
