@@ -41,6 +41,12 @@ fn two_uplinks() -> World {
     world
 }
 
+/// Has the main table lead to the second uplink, too, for who asks for it.
+fn add_second_route(world: &World, family: Family) {
+    let (flag, hop) = if family == Family::V4 { ("-4", "10.3.0.2") } else { ("-6", "fd00:3::2") };
+    world.net.gateway.run(&format!("ip {flag} route add default via {hop} dev wan2 metric 4000")).unwrap();
+}
+
 /// What leaves by the first uplink is lost from now on.
 fn lose_the_first(world: &World) {
     let chains = ["output", "forward"].map(|hook| {
@@ -179,9 +185,7 @@ fn what_an_application_marks_leaves_by_its_mark() {
 fn a_rule_chooses_another_way() {
     let world = two_uplinks();
     let gateway = &world.net.gateway;
-    for (family, flag, address, length) in
-        [(Family::V4, "-4", "10.2.0.9", 24), (Family::V6, "-6", "fd00:2::9", 64)]
-    {
+    for (family, address, length) in [(Family::V4, "10.2.0.9", 24), (Family::V6, "fd00:2::9", 64)] {
         gateway.run(&format!("ip addr add {address}/{length} dev wan nodad preferred_lft 0")).unwrap();
         let assert_seen_by = |egress: &str, source: IpAddr| {
             for action in
@@ -204,12 +208,7 @@ fn a_rule_chooses_another_way() {
             rule(&world, family, "del", &format!("{selector} lookup {TABLE} pref 200"));
         }
         // No rule leads anywhere, but the main table has another route.
-        gateway
-            .run(&format!(
-                "ip {flag} route add default via {} dev wan2 metric 4000",
-                if family == Family::V4 { "10.3.0.2" } else { "fd00:3::2" }
-            ))
-            .unwrap();
+        add_second_route(&world, family);
         assert_seen_by("--egress-interface wan2", wan2(family));
         assert_seen_by("--egress-interface wan", family.wan());
     }
@@ -259,6 +258,7 @@ fn explain_says_by_which_way_it_leaves_and_who_comes_first() {
             other.contains("by table main, as any packet of this host") && other.contains("this host's"),
             "{other}"
         );
+        add_second_route(&world, family);
         let chosen = format!("-- {FORWARDED} --action direct --egress-interface wan2 --egress-mark 0x1/0xff");
         let chosen = explained(&world, family, &chosen);
         assert!(chosen.contains("only by wan2") && chosen.contains("0x30000001"), "{chosen}");

@@ -98,7 +98,8 @@ mod tests {
     use super::*;
 
     fn sizes(text: &str) -> Sizes {
-        let text = format!("{text}\n[[rules]]\nscope = \"inbound\"\naction = \"direct\"");
+        let text =
+            format!("{text}\n[[rules]]\nscope = \"inbound\"\naction = \"direct\"\naccept = \"at-once\"");
         Sizes::of(&crate::config::parse("tproxy.toml".as_ref(), text.as_bytes()).unwrap(), 10)
     }
 
