@@ -143,7 +143,8 @@ pub(super) fn parse_icmp_error<R: Reader + ?Sized>(packet: &R, ip: &Ip) -> Resul
         PROTO_ICMP => matches!(kind, 3 | 11 | 12), // unreachable, time exceeded, parameter problem
         _ => matches!(kind, 1..=4),                // RFC 4443: unreachable, too big, time exceeded, parameter
     };
-    if !is_error {
+    // What a later fragment begins with is no header, whatever it looks like.
+    if !is_error || matches!(ip.piece, Piece::Later { .. }) {
         return Err(Reason::OtherProtocol);
     }
     let quoted = parse_ip(packet, ip.l4 + ICMP_HEADER)?;

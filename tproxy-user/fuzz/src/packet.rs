@@ -1,7 +1,10 @@
 //! A packet, by the datapath's parser and by `etherparse`. Where both can read it, it is the same to both; and what only one
 //! of them can read is of a kind that is named here.
 
-use etherparse::{LaxNetSlice, LaxSlicedPacket, TcpSlice, TransportSlice, UdpSlice, ether_type, ip_number};
+use etherparse::{
+    Ipv6ExtensionSlice, LaxNetSlice, LaxSlicedPacket, TcpSlice, TransportSlice, UdpSlice, ether_type,
+    ip_number,
+};
 use tproxy_common::{
     addr::Addr,
     flow::Protocol,
@@ -34,14 +37,16 @@ pub(crate) fn read(bytes: &[u8]) {
             }
         }
         (Seen::Transport(other), Err(reason)) => panic!("{reason:?} is passed: {other:?}"),
-        (Seen::Fragment, Ok(packet)) => {
-            assert!(packet.kind == Kind::Hidden || packet.piece != Piece::Whole, "{packet:?}");
+        (Seen::Fragment { is_first }, Ok(packet)) => {
+            // An ICMP error says so in its first fragment.
+            let says_it = is_first && packet.kind == Kind::IcmpError;
+            assert!(packet.kind == Kind::Hidden || says_it || packet.piece != Piece::Whole, "{packet:?}");
         }
         (Seen::Neither, Ok(packet)) if packet.piece == Piece::Whole => {
             let flows = [Kind::Syn, Kind::Ack, Kind::Other, Kind::Datagram];
             assert!(!flows.contains(&packet.kind), "{packet:?} is read by nobody else");
         }
-        (Seen::Fragment | Seen::Neither | Seen::Anything, _) => {}
+        (Seen::Fragment { .. } | Seen::Neither | Seen::Anything, _) => {}
     }
 }
 
@@ -51,7 +56,7 @@ enum Seen {
     /// A whole packet of TCP or UDP.
     Transport(Transport),
     /// A piece of one.
-    Fragment,
+    Fragment { is_first: bool },
     /// No packet, or none of TCP or UDP whose header can be read.
     Neither,
     /// What it reads otherwise than the kernel does.
@@ -75,7 +80,7 @@ fn seen(bytes: &[u8]) -> Seen {
         _ => return Seen::Neither,
     };
     let sliced = LaxSlicedPacket::from_ether_type(ether_type, bytes);
-    let (src, dst, hops, payload, length) = match &sliced.net {
+    let (src, dst, hops, payload, length, is_first) = match &sliced.net {
         Some(LaxNetSlice::Ipv4(four)) => {
             let header = four.header();
             // The kernel has no TCP behind an authentication header that it has not looked into.
@@ -88,7 +93,7 @@ fn seen(bytes: &[u8]) -> Seen {
             }
             let ends = [header.source(), header.destination()].map(Addr::from_v4);
             let end = usize::from(header.total_len()).checked_sub(header.slice().len());
-            (ends[0], ends[1], header.ttl(), four.payload(), end)
+            (ends[0], ends[1], header.ttl(), four.payload(), end, header.fragments_offset().value() == 0)
         }
         Some(LaxNetSlice::Ipv6(six)) => {
             let header = six.header();
@@ -103,12 +108,16 @@ fn seen(bytes: &[u8]) -> Seen {
             }
             let length = usize::from(header.payload_length());
             let end = (length != 0).then(|| length.saturating_sub(six.extensions().slice().len()));
-            (ends[0], ends[1], header.hop_limit(), six.payload(), end)
+            let is_first = six.extensions().clone().into_iter().all(|extension| match extension {
+                Ipv6ExtensionSlice::Fragment(fragment) => fragment.fragment_offset().value() == 0,
+                _ => true,
+            });
+            (ends[0], ends[1], header.hop_limit(), six.payload(), end, is_first)
         }
         _ => return Seen::Neither,
     };
     if payload.fragmented {
-        return Seen::Fragment;
+        return Seen::Fragment { is_first };
     }
     let transport =
         |protocol, ports, kind| Seen::Transport(Transport { src, dst, hops, protocol, ports, kind });
