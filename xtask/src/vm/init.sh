@@ -35,6 +35,8 @@ exec chroot /root sh -c '
     echo "machine: booted in $up s" >/dev/ttyS0
     sh "$job" </dev/null >/dev/ttyS1 2>&1
     echo "machine: the job ended with $?" >/dev/ttyS0
+    # It comes back when all that was written has been sent (TCSADRAIN): what has not is lost with the machine.
+    for line in ttyS0 ttyS1; do stty -F /dev/$line -echo; done
     echo o >/proc/sysrq-trigger
     # It is off a moment later.
     while :; do :; done
