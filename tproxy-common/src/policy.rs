@@ -64,13 +64,13 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
     }
     // A local client is none of scope `inbound`'s business, and may be our own connection to the application. In scope
     // `forwarded` somebody feigns an address of ours, and of IPv6 the kernel forwards that.
-    let is_feigned = !matches!(scope, Scope::Outbound) && tables.is_host_address(&flow.tuple.src);
-    if is_feigned && matches!(scope, Scope::Inbound) {
+    let is_from_host = !matches!(scope, Scope::Outbound) && tables.is_host_address(&flow.tuple.src);
+    if is_from_host && matches!(scope, Scope::Inbound) {
         return Verdict::Pass(Reason::HostAddress);
     }
     let Some(rule) = first_match(scope, flow, tables) else {
         return Verdict::Pass(match () {
-            () if may_be_published || is_feigned => Reason::HostAddress,
+            () if may_be_published || is_from_host => Reason::HostAddress,
             () if flow.tuple.dst.is_link_local() => Reason::NeverIntercepted,
             () => Reason::NoRule,
         });
@@ -80,29 +80,29 @@ pub fn decide<L: Lookups>(scope: Scope, flow: &Flow, tables: &L) -> Verdict {
         ActionKind::Pass => Verdict::Pass(Reason::RulePass),
         ActionKind::Drop => Verdict::Drop,
         // The answer would be for this host.
-        ActionKind::Reject if is_feigned => Verdict::Drop,
+        ActionKind::Reject if is_from_host => Verdict::Drop,
         ActionKind::Reject => Verdict::Reject,
         ActionKind::Steer | ActionKind::SteerReached | ActionKind::SteerConnected => {
-            if !is_feigned && !is_of_its_own(flow) {
+            if !is_from_host && !is_left_alone(flow) {
                 return Verdict::Steer(rule);
             }
             match is_strict(rule, tables) {
-                true if !is_feigned && is_dhcp(flow) => Verdict::Steer(rule),
+                true if !is_from_host && is_dhcp(flow) => Verdict::Steer(rule),
                 true => Verdict::Unreadable,
-                false if is_feigned => Verdict::Pass(Reason::HostAddress),
+                false if is_from_host => Verdict::Pass(Reason::HostAddress),
                 false => Verdict::Pass(Reason::NeverIntercepted),
             }
         }
     }
 }
 
-/// Whether it is DHCP, or nobody can be answered: at port 0, or, beyond the link, at an address of the link. A server may not
-/// want to answer.
+/// Whether only a strict rule is about it: it is DHCP, or nobody can be answered: at port 0, or, beyond the link, at an address
+/// of the link. A server may not want to answer.
 ///
 /// For the datapath a function of its own, which spares the stack of its caller.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 #[cfg_attr(not(target_arch = "bpf"), inline(always))]
-fn is_of_its_own(flow: &Flow) -> bool {
+fn is_left_alone(flow: &Flow) -> bool {
     let Tuple { src, dst, sport, .. } = &flow.tuple;
     matches!(flow.protocol, Protocol::Udp) && *sport == [0, 0]
         || !src.is_v4() && src.is_link_local() && !dst.is_link_local()

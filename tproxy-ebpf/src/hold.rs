@@ -10,6 +10,7 @@ use aya_ebpf::{
         bpf_hdr_start_off::{BPF_HDR_START_MAC, BPF_HDR_START_NET},
     },
     helpers::{bpf_ktime_get_ns, bpf_ringbuf_query, bpf_skb_load_bytes, bpf_skb_load_bytes_relative},
+    maps::ring_buf::RingBufEntry,
     programs::{SkReuseportContext, TcContext},
 };
 use tproxy_common::{
@@ -120,12 +121,9 @@ fn hold(ctx: &TcContext, link: LinkLayer, scope: Scope, rule: RuleIndex) -> Outc
         let packet = (&raw mut (*held).packet).cast();
         bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, packet, length) == 0
     };
-    // Before user space can be done with it.
-    if !loaded || maps::HELD.insert(parsed.tuple, now, 0).is_err() {
-        entry.discard(0);
+    if !settle(entry, &parsed.tuple, now, loaded) {
         return NOT_HELD;
     }
-    entry.submit(0);
     maps::give(worker);
     maps::hit(hits);
     let place = || (Meta::of(ctx).ifindex, origin.uid);
@@ -194,8 +192,14 @@ fn hold_arrived(ctx: &SkReuseportContext, found: &Finding, now: u64) -> bool {
         packet.add(12).cast::<[u8; 2]>().write((ctx.eth_protocol() as u16).to_ne_bytes());
         load(BPF_HDR_START_NET, packet.add(ETHERNET.0), length)
     };
+    settle(entry, &found.tuple, now, loaded)
+}
+
+/// Gives user space a SYN that was loaded, or its place back; says whether it has it.
+#[inline(always)]
+fn settle(entry: RingBufEntry<HeldSyn>, tuple: &Tuple, now: u64, loaded: bool) -> bool {
     // Before user space can be done with it.
-    if !loaded || maps::HELD.insert(found.tuple, now, 0).is_err() {
+    if !loaded || maps::HELD.insert(tuple, now, 0).is_err() {
         entry.discard(0);
         return false;
     }

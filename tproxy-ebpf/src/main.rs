@@ -5,8 +5,8 @@
 //! questions `tables` answers, and `hold` has user space connect where the upstream is to come first → `ingress` or `egress`
 //! carries the verdict out, and `fragments` has the rest of a fragmented packet follow → in the network namespace's listener
 //! lookup, `lookup` picks the listener (`entered` and `translation` say how NAT of this host has changed a packet on the
-//! way), and where a packet really arrives there, `arrival` remembers what scope `inbound` made of it. Of what the rules were asked about, `trace` tells whoever looks; and `question` is for those who ask about a packet
-//! that does not exist.
+//! way), and where a packet really arrives there, `arrival` remembers what scope `inbound` made of it. Of what the rules
+//! were asked about, `trace` tells whoever looks; and `question` is for those who ask about a packet that does not exist.
 //!
 //! Only built for the bpf target; the policy and the parser live in `tproxy-common`, where they are tested.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]

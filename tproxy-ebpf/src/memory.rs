@@ -129,12 +129,6 @@ pub(crate) fn application(tuple: &Tuple) {
     remember(tuple, 0, APPLICATION, 0);
 }
 
-/// Remembers that a rule gave a flow to a worker, and whether its first datagram could be fragmented.
-#[inline(always)]
-pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, origin: &Origin, fragmenting: u32) {
-    write(tuple, rule, worker, origin, fragmenting);
-}
-
 /// As [`Memory::fragmenting`] has it.
 #[inline(always)]
 pub(crate) fn fragmenting(first: Fragmenting) -> u32 {
@@ -148,7 +142,7 @@ pub(crate) fn fragmenting(first: Fragmenting) -> u32 {
 #[inline(always)]
 pub(crate) fn translated(tuple: &Tuple, entered: &Entered) {
     let _ = maps::MEMORY.remove(entered.tuple);
-    write(tuple, entered.number, entered.worker, &entered.origin, entered.fragmenting);
+    steered(tuple, entered.number, entered.worker, &entered.origin, entered.fragmenting);
 }
 
 /// Remembers that a rule of scope `inbound` gave a flow to a worker.
@@ -169,12 +163,14 @@ pub(crate) fn answers(tuple: &Tuple, ifindex: u32) -> bool {
 
 #[inline(always)]
 fn remember(tuple: &Tuple, rule: RuleNumber, worker: u32, ifindex: u32) {
-    write(tuple, rule, worker, &Origin { ifindex, ..Origin::default() }, 0);
+    steered(tuple, rule, worker, &Origin { ifindex, ..Origin::default() }, 0);
 }
 
+/// Remembers that a rule gave a flow to a worker, and whether its first datagram could be fragmented.
+///
 /// Not inlined, for the sake of the stack.
 #[inline(never)]
-fn write(tuple: &Tuple, rule: RuleNumber, worker: u32, origin: &Origin, fragmenting: u32) {
+pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, origin: &Origin, fragmenting: u32) {
     let memory = Memory { seen: now(), rule, worker, origin: *origin, fragmenting, rest: 0 };
     // It fails only when the map has no memory left; the flow is then asked about again.
     let _ = maps::MEMORY.insert(tuple, memory, 0);

@@ -22,7 +22,7 @@ use crate::{
     generation::RuleNumber,
     host::{
         connections,
-        local_table::{LOOPBACK, LocalTable},
+        local_table::{HostAddresses, LOOPBACK},
     },
     mark::Mark,
     policy::{Cgroup, Compiled, HostLookups},
@@ -37,7 +37,7 @@ pub(crate) struct Decider(Arc<RwLock<Known>>);
 #[derive(Debug, Default)]
 struct Known {
     rules: Option<(u32, Arc<Compiled>)>,
-    hosts: LocalTable,
+    hosts: HostAddresses,
 }
 
 /// What an accepted connection still tells of its first packet.
@@ -67,8 +67,8 @@ impl Decider {
         self.write().rules = Some((generation, rules));
     }
 
-    /// Says which addresses are the host's own.
-    pub(crate) fn set_host_addresses(&self, hosts: LocalTable) {
+    /// Says who knows which addresses are the host's own.
+    pub(crate) fn set_hosts(&self, hosts: HostAddresses) {
         self.write().hosts = hosts;
     }
 

@@ -177,6 +177,7 @@ impl Instance {
         let ended = Arc::new(Notify::new());
         let generations = Generations::of(Generation::first(&config, Arc::clone(&ended)));
         let routing = Routing::default();
+        generations.decider().set_hosts(routing.host_addresses().clone());
         let (workers, counters) = start_workers(&config, &generations, &flows, &routing, &mut datapath)?;
         let mut instance = Self {
             datapath,

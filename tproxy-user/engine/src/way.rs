@@ -28,7 +28,7 @@ use crate::{
     generation::KeptRule,
     host::{
         links,
-        local_table::LocalTable,
+        local_table::HostAddresses,
         policy::{Discernment, uid_for},
         route::{Asker, RoutedPacket},
         sysctl::Sysctl,
@@ -59,7 +59,7 @@ struct RoutingState {
     gone: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     /// Whether NAT may change the sources of what is sent.
     translating: AtomicBool,
-    host_addresses: RwLock<LocalTable>,
+    host_addresses: HostAddresses,
 }
 
 impl Routing {
@@ -93,9 +93,9 @@ impl Routing {
         !self.0.translating.swap(translating, SeqCst) && translating
     }
 
-    /// Says which addresses are the host's.
-    pub(crate) fn set_host_addresses(&self, addresses: LocalTable) {
-        *self.0.host_addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+    /// Which addresses are the host's.
+    pub(crate) fn host_addresses(&self) -> &HostAddresses {
+        &self.0.host_addresses
     }
 
     fn version(&self) -> u64 {
@@ -152,10 +152,9 @@ impl Ways {
 
     /// Whether NAT has redirected a flow of a rule to this host, whose applications would answer the client, and not us.
     pub(crate) fn is_redirected(&self, rule: &KeptRule, to: IpAddr) -> bool {
-        let addresses = &self.routing.0.host_addresses;
         rule.reach.scope == Scope::Forwarded
             && rule.treatment.action == Action::Direct
-            && addresses.read().unwrap_or_else(PoisonError::into_inner).contains(to)
+            && self.routing.host_addresses().contains(to)
     }
 
     /// What a socket towards the upstream of a flow has of the packet that began the flow: its mark, its sender, and what the

@@ -2,17 +2,19 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
+    net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
     panic,
     path::PathBuf,
     process::{Command, Stdio},
     thread,
+    time::Instant,
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{Error, Proc, random_suffix, require_tool};
+use super::{Error, PATIENCE, Proc, random_suffix, require_tool};
 
 /// A named network namespace (`ip netns` shows it), removed on drop.
 ///
@@ -124,6 +126,25 @@ impl Namespace {
         };
         thread::scope(|scope| {
             scope.spawn(inside).join().unwrap_or_else(|reason| panic::resume_unwind(reason))
+        })
+    }
+
+    /// A UDP socket inside, bound to an address. A socket that had the port lives on as long as a process that another thread
+    /// has just begun has a copy of it: that is waited for.
+    ///
+    /// # Errors
+    /// The kernel's; that the address is in use when it is so for longer than that.
+    pub fn datagrams(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+        let begun = Instant::now();
+        self.enter(|| {
+            loop {
+                match UdpSocket::bind(address) {
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < PATIENCE => {
+                        thread::yield_now();
+                    }
+                    bound => return bound,
+                }
+            }
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io::ErrorKind,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -269,8 +269,7 @@ fn what_the_gateway_translates_of_its_own_goes_as_it_would() {
                 [(service(family), 81, family.wan()), (family.lan(), 83, family.lan())]
             {
                 curl(gateway, "", address, port).assert_nginx(server(8080), seen, &context);
-                let client = gateway.enter(|| UdpSocket::bind((unspecified(family), 0))).unwrap();
-                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                let client = datagrams(gateway, (family.unspecified(), 0));
                 client.connect((address, port)).unwrap();
                 for text in ["first", "second"] {
                     client.send(text.as_bytes()).unwrap();
@@ -296,12 +295,5 @@ fn what_the_gateway_translates_of_its_own_goes_as_it_would() {
         for family in Family::ALL {
             assert_refused_at_once(gateway, (service(family), 81), &*tproxy);
         }
-    }
-}
-
-fn unspecified(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
-        Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
     }
 }

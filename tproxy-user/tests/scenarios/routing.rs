@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind, Read as _},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
 };
 
 use socket2::SockRef;
@@ -165,11 +165,9 @@ fn what_an_application_marks_leaves_by_its_mark() {
     for family in Family::ALL {
         rule(&world, family, "add", &format!("fwmark 0x1 lookup {TABLE} pref 200"));
         let tproxy = world.tproxy("--scope outbound --to 0.0.0.0/0 --to ::/0 --action direct");
-        let unspecified: IpAddr = if family == Family::V4 { [0; 4].into() } else { [0_u16; 8].into() };
         let ask = |mark: u32| -> io::Result<String> {
-            let socket = gateway.enter(|| UdpSocket::bind((unspecified, 0)))?;
+            let socket = datagrams(gateway, (family.unspecified(), 0));
             SockRef::from(&socket).set_mark(mark)?;
-            socket.set_read_timeout(Some(PATIENCE))?;
             Ok(udp::ask(&socket, (family.public(), PORT).into(), "hello", &tproxy.to_string()))
         };
         for (mark, source) in [(0, family.wan()), (1, wan2(family))] {

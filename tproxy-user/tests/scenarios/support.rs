@@ -7,7 +7,7 @@ use std::{
     process::ExitStatus,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use socket2::SockRef;
@@ -189,17 +189,7 @@ pub(crate) fn connect_within(
 #[track_caller]
 pub(crate) fn datagrams(namespace: &Namespace, address: impl Into<SocketAddr>) -> UdpSocket {
     let address = address.into();
-    let begun = Instant::now();
-    let socket = loop {
-        match namespace.enter(|| UdpSocket::bind(address)) {
-            Ok(socket) => break socket,
-            // A process that is being started by another test has a copy of the one that was closed, until it runs.
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < PATIENCE => {
-                thread::yield_now();
-            }
-            Err(error) => panic!("{address}: {error}"),
-        }
-    };
+    let socket = namespace.datagrams(address).unwrap_or_else(|error| panic!("{address}: {error}"));
     socket.set_read_timeout(Some(PATIENCE)).expect("SO_RCVTIMEO");
     socket
 }

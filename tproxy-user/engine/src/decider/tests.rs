@@ -1,7 +1,10 @@
 //! What is known of a connection decides, and what is not known only where it makes no difference.
 
 use super::*;
-use crate::config::{Action, Reach, Rule, Selector};
+use crate::{
+    config::{Action, Reach, Rule, Selector},
+    host::local_table::LocalTable,
+};
 
 const LAN: u32 = 2;
 const WAN: u32 = 3;
@@ -22,7 +25,8 @@ fn known(rules: &[Rule]) -> Known {
         hosts: ["10.1.0.1/32", "10.2.0.1/32", "127.0.0.0/8"]
             .map(|text| text.parse().unwrap())
             .into_iter()
-            .collect(),
+            .collect::<LocalTable>()
+            .into(),
     }
 }
 

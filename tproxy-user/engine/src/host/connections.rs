@@ -20,7 +20,7 @@ use super::netlink::Netlink;
 /// The kernel's.
 pub fn exists(protocol: Protocol, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
     // No interface: our own `sk_lookup` program, which the kernel asks here, too, knows by it that no packet is looked at.
-    find(protocol, local, remote, 0).map(|found| found.is_some())
+    find(&Netlink::open(NETLINK_SOCK_DIAG)?, protocol, local, remote, 0).map(|found| found.is_some())
 }
 
 /// What the kernel knows of a process of this host by one of its sockets.
@@ -43,8 +43,9 @@ pub(crate) fn owner(
     remote: SocketAddr,
     interfaces: impl IntoIterator<Item = u32>,
 ) -> io::Result<Option<Owner>> {
+    let netlink = Netlink::open(NETLINK_SOCK_DIAG)?;
     for interface in iter::once(0).chain(interfaces) {
-        if let Some(socket) = find(Protocol::Tcp, local, remote, interface)? {
+        if let Some(socket) = find(&netlink, Protocol::Tcp, local, remote, interface)? {
             // Without a file (`sk->sk_socket`), there is no user id.
             return Ok(Some(owner_of(&socket)).filter(|_| socket.header.inode != 0));
         }
@@ -75,12 +76,12 @@ fn owner_of(socket: &InetResponse) -> Owner {
 
 /// The socket that has this very pair. Where there is none, the kernel answers with who would receive what is sent there.
 fn find(
+    netlink: &Netlink,
     protocol: Protocol,
     local: SocketAddr,
     remote: SocketAddr,
     interface: u32,
 ) -> io::Result<Option<Box<InetResponse>>> {
-    let netlink = Netlink::open(NETLINK_SOCK_DIAG)?;
     let (number, (source, destination)) = match protocol {
         Protocol::Tcp => (IPPROTO_TCP, (local, remote)),
         // "src and dst are swapped for historical reasons" (udp_dump_one)

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use ipnet::IpNet;
@@ -27,6 +28,27 @@ const LOCAL_KINDS: [RouteType; 4] =
 /// answer at all where forwarding is off.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LocalTable(BTreeSet<IpNet>);
+
+/// The same as it is now. A handle: the instance says, and its workers ask.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HostAddresses(Arc<RwLock<LocalTable>>);
+
+impl HostAddresses {
+    pub(crate) fn set(&self, addresses: LocalTable) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    pub(crate) fn contains(&self, addr: IpAddr) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(addr)
+    }
+}
+
+#[cfg(test)]
+impl From<LocalTable> for HostAddresses {
+    fn from(addresses: LocalTable) -> Self {
+        Self(Arc::new(RwLock::new(addresses)))
+    }
+}
 
 impl LocalTable {
     /// Reads all tables but `except_table`, our own. A `local default` of any table is left out:

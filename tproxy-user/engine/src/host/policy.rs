@@ -7,6 +7,7 @@ mod rules;
 use std::{collections::BTreeSet, io};
 
 pub use discernment::Discernment;
+pub(crate) use discernment::RT_TABLE_MAIN;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,

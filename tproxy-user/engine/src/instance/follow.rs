@@ -155,8 +155,7 @@ impl Instance {
     pub(super) fn set_host_addresses(&mut self) -> Result<(), InstanceError> {
         let local = LocalTable::load(self.config.table)?;
         self.datapath.set_host_addresses(local.prefixes())?;
-        self.generations.decider().set_host_addresses(local.clone());
-        self.routing.set_host_addresses(local);
+        self.routing.host_addresses().set(local);
         Ok(())
     }
 

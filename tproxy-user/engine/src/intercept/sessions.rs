@@ -131,12 +131,7 @@ impl Taker {
     pub(crate) fn place(&self) -> io::Result<Handing> {
         let taker = self.sessions.clone().ok_or(io::ErrorKind::NotConnected)?;
         let place = taker.try_reserve_owned();
-        place.map(Handing).map_err(|error| {
-            io::Error::from(match error {
-                TrySendError::Full(_) => io::ErrorKind::WouldBlock,
-                TrySendError::Closed(_) => io::ErrorKind::NotConnected,
-            })
-        })
+        place.map(Handing).map_err(why_not)
     }
 }
 
@@ -162,11 +157,15 @@ impl TakenSession {
     /// [`io::ErrorKind::NotConnected`] when the program is done with the session, [`io::ErrorKind::WouldBlock`] when it is not
     /// done with earlier ones.
     pub(crate) fn give(&self, datagram: &[u8]) -> io::Result<()> {
-        self.received.try_send(datagram.into()).map_err(|error| {
-            io::Error::from(match error {
-                TrySendError::Full(_) => io::ErrorKind::WouldBlock,
-                TrySendError::Closed(_) => io::ErrorKind::NotConnected,
-            })
-        })
+        self.received.try_send(datagram.into()).map_err(why_not)
     }
+}
+
+/// As [`Taker::place`] and [`TakenSession::give`] have it.
+fn why_not<T>(error: TrySendError<T>) -> io::Error {
+    match error {
+        TrySendError::Full(_) => io::ErrorKind::WouldBlock,
+        TrySendError::Closed(_) => io::ErrorKind::NotConnected,
+    }
+    .into()
 }

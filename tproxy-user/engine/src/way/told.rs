@@ -12,7 +12,7 @@ use crate::{
     generation::KeptRule,
     host::{
         links,
-        policy::{self, Discernment, table_for},
+        policy::{self, Discernment, RT_TABLE_MAIN, table_for},
     },
     mark::Mark,
     socket::TrafficClass,
@@ -106,7 +106,7 @@ impl fmt::Display for Way {
         let Self { meant, table, mark, interface, source } = self;
         let named = |table: &Option<u32>| match table {
             None => "no table".to_owned(),
-            Some(254) => "table main".to_owned(),
+            Some(RT_TABLE_MAIN) => "table main".to_owned(),
             Some(table) => format!("table {table}"),
         };
         match meant {

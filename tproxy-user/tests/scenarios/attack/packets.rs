@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use etherparse::{Ipv4Header, TcpHeader, UdpHeader};
+use etherparse::{Ipv4Header, TcpHeader, UdpHeader, checksum::Sum16BitWords};
 
 use crate::support::*;
 
@@ -145,10 +145,6 @@ pub(super) const SYN: Flag = |header| header.syn = true;
 pub(super) fn finish(header: &mut [u8]) {
     let length = (usize::from(header[0] & 0x0f) * 4).min(header.len()) & !1;
     header[10..12].fill(0);
-    let mut sum: u32 =
-        header[..length].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    let sum = Sum16BitWords::new().add_slice(&header[..length]).ones_complement().to_be();
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
 }

@@ -8,7 +8,7 @@ use crate::{family::Family, host::local_table::RT_TABLE_LOCAL, mark::Mark};
 // linux/rtnetlink.h
 const RT_TABLE_UNSPEC: u32 = 0;
 const RT_TABLE_DEFAULT: u32 = 253;
-const RT_TABLE_MAIN: u32 = 254;
+pub(crate) const RT_TABLE_MAIN: u32 = 254;
 
 /// What the routing rules of others mean to a family's flows that are relayed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

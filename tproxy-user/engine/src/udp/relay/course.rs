@@ -78,9 +78,7 @@ impl Relay {
         if let Some(error) = &sent.error {
             self.failed(&flow, error, now);
         }
-        self.table.used(id, Sender::Client, run.count(), now);
-        note_what_is_no_dns(&mut self.table, id, run, dns::is_query);
-        self.paced(id, run.count());
+        self.heard(id, run, now);
     }
 
     /// Datagrams have come that are answered in place of an upstream, with this.
@@ -92,10 +90,15 @@ impl Relay {
         session.count_up(Traffic { datagrams, bytes });
         add(&self.books.counters.datagrams_up, datagrams);
         add(&self.books.counters.bytes_up, bytes);
+        self.heard(id, run, now);
+        Some(text)
+    }
+
+    /// A client has sent these.
+    fn heard(&mut self, id: SessionId, run: &Run<'_>, now: Instant) {
         self.table.used(id, Sender::Client, run.count(), now);
         note_what_is_no_dns(&mut self.table, id, run, dns::is_query);
         self.paced(id, run.count());
-        Some(text)
     }
 
     /// Whether one of them is answered: where nobody is harmed by it.
