@@ -21,6 +21,7 @@ use std::{
 
 use anyhow::anyhow;
 pub use commands::{Command, Commands, Draining, Refused, Reloads, Reply};
+pub(crate) use descriptors::with_reserve;
 use tokio::{
     runtime::Builder,
     signal::unix::{Signal, SignalKind, signal},
@@ -42,6 +43,7 @@ use crate::{control::Seat, doctor::firewall, logging};
 use admission::Admitting;
 use cgroups::CgroupWatch;
 use commands::{Executor, Further, Underway};
+use descriptors::with_some;
 use last_resort::LastResort;
 use losses::Explainer;
 use watch::FileWatch;
@@ -127,7 +129,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
                 }
             },
             Some(command) = sent.recv() => {
-                if executor.carry_out(command, &mut instance) == Further::Stop {
+                if with_some(|| executor.carry_out(command, &mut instance)) == Further::Stop {
                     break;
                 }
             }
@@ -138,7 +140,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
             },
             () = instance.outlived() => instance.retire(),
             () = instance.unsettled() => {
-                instance.reconcile();
+                with_some(|| instance.reconcile());
                 explainer.begin(instance.look_for_losses());
                 admitting.begin(instance.config());
             }
@@ -153,7 +155,10 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
                 instance.stop()?;
                 anyhow::bail!("a worker ended by itself, which is a bug; {left}");
             }
-            changed = monitor.next() => instance.follow(changed.map_err(cannot_watch)?),
+            changed = monitor.next() => {
+                let changed = changed.map_err(cannot_watch)?;
+                with_some(|| instance.follow(changed));
+            }
         }
     }
     descriptors::release_reserve();

@@ -231,6 +231,15 @@ pub enum HostError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A sysctl has to have another value, and this container cannot give it one.
+    #[error(
+        "{assignment} is needed, and /proc/sys is read-only here: set it where the container is made (docker run --sysctl \
+         {assignment}, securityContext.sysctls of a pod), or have /proc/sys writable"
+    )]
+    SysctlReadOnly {
+        /// As `sysctl -w` takes it.
+        assignment: String,
+    },
     /// Not a name that an interface or a sysctl can have.
     #[error("'{0}' cannot be the name of an interface or of a sysctl")]
     BadName(String),

@@ -1,6 +1,7 @@
 //! Programs that try to get by, at their smallest. `cargo xtask attack` runs them for longer.
 
 mod evade;
+mod forms;
 mod packets;
 mod server;
 mod wire;

@@ -138,7 +138,7 @@ fn assert_taken(taken: bool, got: &Curl, source: IpAddr, context: &dyn std::fmt:
     }
 }
 
-fn curl_in_cgroup(namespace: &Namespace, directory: &std::path::Path, address: IpAddr) -> String {
+pub(crate) fn curl_in_cgroup(namespace: &Namespace, directory: &std::path::Path, address: IpAddr) -> String {
     let url = format!("http://{}/", SocketAddr::new(address, 80));
     let script =
         format!("echo $$ > {}/cgroup.procs && exec curl -sS --max-time 10 {url} 2>&1", directory.display());
@@ -151,13 +151,17 @@ pub(crate) struct Cgroup(pub(crate) PathBuf);
 
 impl Cgroup {
     pub(crate) fn new() -> Self {
+        let path = Self::root().join(format!("tp-{}", tproxy_netns::random_suffix()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    /// Where the hierarchy is mounted.
+    pub(crate) fn root() -> PathBuf {
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
         let root = mount.filter(|fields| fields[2] == "cgroup2").map(|fields| fields[1].to_owned()).next();
-        let root = PathBuf::from(root.expect("the cgroup v2 hierarchy is not mounted"));
-        let path = root.join(format!("tp-{}", tproxy_netns::random_suffix()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
+        PathBuf::from(root.expect("the cgroup v2 hierarchy is not mounted"))
     }
 }
 

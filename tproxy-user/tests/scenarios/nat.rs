@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{support::*, udp};
+use crate::{reload::File, support::*, udp};
 
 /// An UDP port on the server where everybody is told who they are.
 const PORT: u16 = 7;
@@ -228,6 +228,55 @@ fn published_ports_are_selected_and_what_is_the_gateways_own_is_not() {
             assert_echo(&connection, "to the gateway itself", &*tproxy);
         }
         assert!(counted_at_the_end(&mut tproxy, "drop_rule") >= 2, "{}", *tproxy);
+    }
+}
+
+/// A rule of scope `inbound` for any port, beside one of scope `forwarded` about something else.
+const BOTH_SCOPES: &str = r#"
+steer = "ENGINE"
+[[rules]]
+name = "unrelated"
+scope = "forwarded"
+interfaces = ["lan"]
+ports = [9999]
+action = "direct"
+[[rules]]
+name = "in"
+scope = "inbound"
+action = "direct"
+"#;
+
+#[test]
+fn what_is_sent_on_by_nat_is_nobodys_inbound() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    udp::reflecting(&world, PORT);
+    for (protocol, port) in [("tcp", 8080), ("udp", PORT)] {
+        let rule = format!("-p {protocol} -d ADDRESS --dport 81 -j DNAT --to-destination SERVER:{port}");
+        translate(gateway, "PREROUTING", Family::lan, &rule);
+    }
+    for family in Family::ALL {
+        serve(gateway, (family.lan(), 4082), echo);
+    }
+    for engine in ENGINES {
+        let file = File::new(&BOTH_SCOPES.replace("ENGINE", engine));
+        let tproxy = world.tproxy(&file.flags());
+        for family in Family::ALL {
+            let context = format!("{engine} {family:?}\n{}", *tproxy);
+            world.curl(family.lan(), 81).assert_nginx(
+                (family.server(), 8080).into(),
+                family.client(),
+                &context,
+            );
+            let client = datagrams(&world.net.client, (family.client(), 0));
+            for text in ["first", "second", "third"] {
+                let answer = udp::ask(&client, (family.lan(), 81).into(), text, &context);
+                assert!(answer.starts_with(&seen_as(family.client())), "{answer}\n{context}");
+            }
+            let connection = connect(&world.net.client, (family.lan(), 4082)).unwrap();
+            assert_echo(&connection, "to the gateway itself", &context);
+        }
+        assert_eq!(hits(gateway), [0, 2], "the gateway's own\n{}", *tproxy);
     }
 }
 

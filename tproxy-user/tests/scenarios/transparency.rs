@@ -9,7 +9,7 @@ use crate::{reload::File, support::*};
 const PORT: u16 = 4_090;
 
 /// Connects with what `prepare` sets.
-fn connect_as(
+pub(crate) fn connect_as(
     namespace: &Namespace,
     to: SocketAddr,
     prepare: impl Fn(&Socket) -> std::io::Result<()>,

@@ -6,7 +6,7 @@ mod errors;
 mod forwarded;
 mod fragments;
 mod hosts;
-mod limits;
+pub(crate) mod limits;
 mod nat;
 mod order;
 mod quic;

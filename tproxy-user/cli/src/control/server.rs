@@ -11,8 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use hyper::{body::Bytes, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::io::Errno;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener, UnixStream},
@@ -25,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tproxy::{datapath::MapUse, flows::Flows, host::InstanceName};
 
 use super::routes;
-use crate::run::Commands;
+use crate::run::{Commands, with_reserve};
 
 /// For a request to be there.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
@@ -144,10 +146,21 @@ fn access(stream: &UnixStream) -> Access {
     }
 }
 
+/// Whoever asks is answered, also when flows have all descriptors that they may have.
+async fn accept(listener: &ControlListener) -> io::Result<(Access, Pin<Box<dyn Stream>>)> {
+    match listener.accept().await {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::MFILE) => {
+            // It is still readable, so this does not wait.
+            with_reserve(|| listener.accept().now_or_never()).unwrap_or(Err(error))
+        }
+        accepted => accepted,
+    }
+}
+
 async fn serve(listener: ControlListener, places: Arc<Semaphore>, shown: Arc<Shown>) -> Infallible {
     let mut served: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let (access, stream) = match listener.accept().await {
+        let (access, stream) = match accept(&listener).await {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "control: cannot accept");

@@ -3,7 +3,7 @@
 //! `/proc/sys/net` shows the namespace of the calling thread (`net_ctl_root.lookup` asks `current`),
 //! unlike `/proc/net`, which shows that of the process's first thread.
 
-use std::{fmt, fs, path::PathBuf};
+use std::{fmt, fs, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -74,10 +74,15 @@ impl Sysctl {
     }
 
     /// # Errors
-    /// As [`Self::read`].
+    /// As [`Self::read`]; [`HostError::SysctlReadOnly`] in a container that must not write there.
     pub fn write(&self, value: &str) -> Result<(), HostError> {
         let path = self.path();
-        fs::write(&path, value).map_err(|source| HostError::Sysctl { action: "write", path, source })
+        fs::write(&path, value).map_err(|source| match source.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => HostError::SysctlReadOnly {
+                assignment: format!("{}={value}", self.to_string().replace('/', ".")),
+            },
+            _ => HostError::Sysctl { action: "write", path, source },
+        })
     }
 }
 

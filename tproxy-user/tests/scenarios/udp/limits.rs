@@ -9,7 +9,7 @@ use super::*;
 
 const PORT: u16 = 7;
 
-fn open_descriptors(pid: u32) -> usize {
+pub(crate) fn open_descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count()
 }
 
@@ -121,6 +121,64 @@ fn lack_of_descriptors_is_counted_and_passes() {
         let newcomer = datagrams(&world.net.client, (Family::V4.client(), 0));
         ask(&newcomer, to, "room for one", &*tproxy);
         assert!(counted_at_the_end(&mut tproxy, "out_of_descriptors") > 0, "{}", *tproxy);
+    }
+}
+
+#[test]
+fn lack_of_local_ports_is_counted_and_others_are_served() {
+    let world = World::new();
+    let gateway = &world.net.gateway;
+    gateway.set_sysctl("net.ipv4.ip_local_port_range", "40000 40099").unwrap();
+    world.net.client.ip("addr add 10.1.0.3/24 dev eth0\naddr add fd00:1::3/64 dev eth0 nodad").unwrap();
+    reflecting(&world, PORT);
+    for family in Family::ALL {
+        let quiet = datagrams(&world.net.server, (family.server(), 9));
+        let greedy = if family == Family::V4 { "10.1.0.3" } else { "fd00:1::3" };
+        for source in ["host", "client"] {
+            let mut tproxy = world
+                .tproxy(&format!("{FORWARDED} --proto udp --action direct --source {source} --workers 1"));
+            // Kept, so that each has a port of its own.
+            let _flood: Vec<_> = (0..200)
+                .map(|_| {
+                    let socket = datagrams(&world.net.client, (greedy.parse::<IpAddr>().unwrap(), 0));
+                    socket.send_to(b"flood", quiet.local_addr().unwrap()).unwrap();
+                    socket
+                })
+                .collect();
+            for from in [family.client(), greedy.parse().unwrap()] {
+                let client = datagrams(&world.net.client, (from, 0));
+                for text in ["first", "second"] {
+                    ask(&client, (family.server(), PORT).into(), text, &*tproxy);
+                }
+            }
+            assert!(counted_at_the_end(&mut tproxy, "out_of_ports") > 0, "{source}\n{}", *tproxy);
+        }
+    }
+}
+
+/// A VPN, say, on the one port that is open everywhere.
+#[test]
+fn what_is_on_port_53_and_no_dns_may_be_answered_often() {
+    const ANSWERS: u8 = 10;
+    let world = World::new();
+    let tproxy = world.tproxy(&format!("{FORWARDED} --proto udp --action direct"));
+    for family in Family::ALL {
+        let server = datagrams(&world.net.server, (family.server(), 53));
+        let client = datagrams(&world.net.client, (family.client(), 0));
+        let mut seen = None;
+        for _ in 0..3 {
+            client.send_to(b"request", server.local_addr().unwrap()).unwrap();
+            let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
+            assert_eq!(*seen.get_or_insert(from), from, "another endpoint\n{}", *tproxy);
+            for number in 0..ANSWERS {
+                server.send_to(&[number], from).unwrap();
+                let mut answer = [0];
+                client
+                    .recv_from(&mut answer)
+                    .unwrap_or_else(|error| panic!("{number}: {error}\n{}", *tproxy));
+                assert_eq!(answer, [number], "{}", *tproxy);
+            }
+        }
     }
 }
 
