@@ -162,6 +162,8 @@ impl Decisions for AlwaysSelected {
 
     fn admit(&mut self, _: &Syn) {}
 
+    fn leave_alone(&mut self, _: &Syn) {}
+
     fn release(&mut self, _: ClientAddr, _: OriginalDst) {}
 
     fn reached(&mut self, _: OriginalDst, _: Duration) {}

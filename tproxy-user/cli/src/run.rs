@@ -16,7 +16,7 @@ use std::{
     pin::pin,
     sync::{Arc, atomic::AtomicBool},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::anyhow;
@@ -113,6 +113,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let served =
         seat.serve(commands, instance.flows().clone()).map_err(|error| anyhow!("control socket: {error}"))?;
     settled();
+    let ready = Instant::now();
     tracing::info!("ready: steering is in place");
     manager::ready("steering is in place");
     loop {
@@ -181,7 +182,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     last_resort.stopping(Duration::ZERO);
     served.finish().await;
     instance.stop()?;
-    tracing::info!("stopped: {left}");
+    tracing::info!(ready_for = ?ready.elapsed(), "stopped: {left}");
     Ok(())
 }
 

@@ -57,6 +57,8 @@ pub trait Decisions: Send {
     fn take(&mut self, client: ClientAddr, dst: OriginalDst) -> Option<Decided>;
     /// Has the listener of its worker accept a connection whose first packet was held.
     fn admit(&mut self, syn: &Syn);
+    /// Has an application of this host accept one, as without us, until [`Self::take`].
+    fn leave_alone(&mut self, syn: &Syn);
     /// A first packet is no longer held.
     fn release(&mut self, client: ClientAddr, dst: OriginalDst);
     /// A destination was reached: for so long, connections to it need not be held.

@@ -62,10 +62,11 @@ impl Decisions for DecisionMap {
     }
 
     fn admit(&mut self, syn: &Syn) {
-        let Syn { rule: RuleNumber(rule), worker, origin, .. } = *syn;
-        let decision = Decision { seen: now(), rule, worker, origin };
-        // It fails only when the map has no memory left; the connection is then refused.
-        let _ = self.map.insert(tuple(syn.client, syn.dst), decision, 0);
+        self.note(syn, syn.worker);
+    }
+
+    fn leave_alone(&mut self, syn: &Syn) {
+        self.note(syn, APPLICATION);
     }
 
     fn release(&mut self, client: ClientAddr, dst: OriginalDst) {
@@ -80,6 +81,15 @@ impl Decisions for DecisionMap {
 
     fn unreached(&mut self, dst: OriginalDst) {
         let _ = self.reached.remove(&destination(dst));
+    }
+}
+
+impl DecisionMap {
+    fn note(&mut self, syn: &Syn, worker: u32) {
+        let Syn { rule: RuleNumber(rule), origin, .. } = *syn;
+        let decision = Decision { seen: now(), rule, worker, origin };
+        // It fails only when the map has no memory left; the connection is then refused.
+        let _ = self.map.insert(tuple(syn.client, syn.dst), decision, 0);
     }
 }
 

@@ -16,9 +16,9 @@ use std::{
 use tokio::{
     net::TcpStream,
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{sleep, timeout},
 };
-use tproxy_common::abi::Origin;
+use tproxy_common::{abi::Origin, packet};
 
 use super::{
     End,
@@ -45,6 +45,9 @@ const WAITING: usize = 256;
 
 /// How long a client may take to complete a handshake whose first packet has been held, before the upstream is let go.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// For a first packet that was sent in to reach its listener.
+const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 /// For how long a destination that was reached is taken for one that can be. An application of this host costs little to ask,
 /// and probes look whether it is there.
@@ -169,6 +172,9 @@ fn begin(syn: Syn, shared: &Rc<Shared>, senders: &Senders) {
     let (client, dst) = (syn.client, syn.dst);
     let Some(place_held) = Held::new(shared, client, dst) else { return };
     let Some(rule) = shared.generations.rule(syn.rule) else { return };
+    if packet::is_signed(&syn.packet[..], syn.l4) {
+        return leave_alone(syn, shared, senders);
+    }
     if place_held.is_one_too_many() {
         return let_in(&syn, shared, senders);
     }
@@ -216,11 +222,27 @@ async fn prepare(syn: Syn, mut connection: Connection, held: Held, shared: Rc<Sh
     }
 }
 
+/// Only the application has the key that a connection is signed with. `sk_lookup` does not see that it is; tc does.
+fn leave_alone(syn: Syn, shared: &Rc<Shared>, senders: &Senders) {
+    tracing::info!(client = %syn.client, dst = %syn.dst, "passed: it is signed (TCP MD5, TCP-AO)");
+    shared.decisions.borrow_mut().leave_alone(&syn);
+    send_in(&syn, shared, senders);
+    let shared = Rc::clone(shared);
+    tokio::task::spawn_local(async move {
+        sleep(ON_ITS_WAY).await;
+        // What is not signed and has the same addresses and ports does not get by after it.
+        shared.decisions.borrow_mut().take(syn.client, syn.dst);
+    });
+}
+
 /// Has the kernel answer the client.
 fn let_in(syn: &Syn, shared: &Shared, senders: &Senders) {
-    let mut decisions = shared.decisions.borrow_mut();
-    decisions.admit(syn);
-    decisions.release(syn.client, syn.dst);
+    shared.decisions.borrow_mut().admit(syn);
+    send_in(syn, shared, senders);
+}
+
+fn send_in(syn: &Syn, shared: &Shared, senders: &Senders) {
+    shared.decisions.borrow_mut().release(syn.client, syn.dst);
     if let Err(error) = senders.borrow_mut().let_in(syn.client, syn.dst, syn.link, &syn.packet, syn.l4) {
         // The client sends it again, and is admitted.
         tracing::debug!(client = %syn.client, dst = %syn.dst, %error, "a first packet was lost");

@@ -61,11 +61,12 @@ fn what_has_a_priority_is_taken() {
     }
 }
 
+const MD5: &[u8] = &[19, 18, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1, 1];
+const AUTHENTICATION: &[u8] = &[2, 4, 5, 120, 29, 16, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+
 /// Only its two ends have the key that a connection of BGP is signed with: it passes, or is refused.
 #[test]
 fn what_is_signed_passes() {
-    const MD5: &[u8] = &[19, 18, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1, 1];
-    const AUTHENTICATION: &[u8] = &[2, 4, 5, 120, 29, 16, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
     let net = Topology::three().unwrap();
     let (wire, server) = (Wire::of(&net), Server::listen(&net));
     let mut sports = 20_000..;
@@ -92,6 +93,29 @@ fn what_is_signed_passes() {
             if passes {
                 assert_eq!(counted_at_the_end(&mut tproxy, "pass_signed"), sent.len() as u64, "{}", *tproxy);
             }
+        }
+    }
+}
+
+#[test]
+fn what_is_signed_reaches_its_application() {
+    let net = Topology::three().unwrap();
+    let wire = Wire::of(&net);
+    for (engine, first) in ENGINES.into_iter().zip([20_000, 21_000]) {
+        let tproxy = tproxy_in(
+            &net.gateway,
+            &format!("--scope inbound --port 80 --action direct --proto tcp --steer {engine}"),
+        );
+        for family in Family::ALL {
+            let _application = listen(&net.gateway, (family.lan(), 80));
+            let ends = Ends::between(family.client(), family.lan());
+            for (options, sport) in [MD5, AUTHENTICATION].into_iter().zip(first..) {
+                wire.send(&[], &ends.packet(TCP, &ends.segment(sport, &[SYN], options, &[])));
+                let from = SocketAddr::new(family.client(), sport).to_string();
+                tproxy.wait_line(&["passed: it is signed", &from], PATIENCE).unwrap();
+            }
+            // It listens for others, too.
+            assert!(connect(&net.client, (family.lan(), 80)).is_ok(), "{}", *tproxy);
         }
     }
 }

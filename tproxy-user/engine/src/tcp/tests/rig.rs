@@ -38,6 +38,8 @@ impl Decisions for Always {
 
     fn admit(&mut self, _: &Syn) {}
 
+    fn leave_alone(&mut self, _: &Syn) {}
+
     fn release(&mut self, _: ClientAddr, _: OriginalDst) {}
 
     fn reached(&mut self, _: OriginalDst, _: Duration) {}

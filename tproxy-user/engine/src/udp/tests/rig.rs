@@ -199,6 +199,8 @@ impl tcp::Decisions for Nobody {
 
     fn admit(&mut self, _: &Syn) {}
 
+    fn leave_alone(&mut self, _: &Syn) {}
+
     fn release(&mut self, _: ClientAddr, _: OriginalDst) {}
 
     fn reached(&mut self, _: OriginalDst, _: Duration) {}
