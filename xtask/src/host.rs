@@ -60,6 +60,8 @@ pub(crate) const TOOLS: &[Tool] = &[
         reason: "is what the benchmark compares with",
         demo: false,
     },
+    Tool { command: "microsocks", package: "microsocks", reason: "is a SOCKS5 proxy", demo: false },
+    Tool { command: "squid", package: "squid", reason: "is a proxy of HTTP", demo: false },
     Tool { command: "wrk", package: "wrk", reason: "makes HTTP requests in the benchmark", demo: false },
     Tool { command: "iperf3", package: "iperf3", reason: "makes bulk load in the benchmark", demo: false },
     Tool { command: "bpftool", package: "bpftool", reason: "shows eBPF links that were left", demo: false },

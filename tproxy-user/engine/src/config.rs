@@ -11,6 +11,7 @@ mod read;
 mod remarks;
 mod remedy;
 mod rule;
+mod upstream;
 mod values;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -34,6 +35,7 @@ pub use rule::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use tproxy_common::rule::Scope;
+pub use upstream::{Host, Scheme, Upstream, UpstreamGroup, UpstreamServer};
 
 use crate::{
     host::{Identity, InstanceName},

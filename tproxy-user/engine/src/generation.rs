@@ -14,6 +14,7 @@ use crate::{
     decider::Decider,
     flow::ClientAddr,
     limits::{Full, Limits, Place},
+    upstreams::{Pool, Pools},
 };
 
 /// A rule, counted over all generations.
@@ -61,6 +62,7 @@ pub struct Generation {
     number: u32,
     rules: Arc<[KeptRule]>,
     limits: Limits,
+    pools: Pools,
     timeouts: Timeouts,
     sessions: SessionLimits,
     ended: Arc<Notify>,
@@ -70,25 +72,28 @@ impl Generation {
     /// The first, which is number 0. `ended` hears of the end of each generation.
     #[must_use]
     pub fn first(config: &Config, ended: Arc<Notify>) -> Self {
-        Self::new(0, config, Limits::of(config, None), ended)
+        Self::new(0, config, Limits::of(config, None), Pools::of(&config.rules, None), ended)
     }
 
-    fn new(number: u32, config: &Config, limits: Limits, ended: Arc<Notify>) -> Self {
+    fn new(number: u32, config: &Config, limits: Limits, pools: Pools, ended: Arc<Notify>) -> Self {
         Self {
             number,
             rules: config.rules.iter().map(KeptRule::from).collect(),
             limits,
+            pools,
             timeouts: config.timeouts,
             sessions: config.sessions,
             ended,
         }
     }
 
-    /// The one that comes after this. A rule that keeps its name keeps count of its connections.
+    /// The one that comes after this. A rule that keeps its name keeps count of its connections, and an upstream that stays as
+    /// it is what is known of it.
     #[must_use]
     pub fn next(&self, config: &Config) -> Self {
         let limits = Limits::of(config, Some((&self.rules, &self.limits)));
-        Self::new((self.number + 1) % abi::GENERATIONS, config, limits, Arc::clone(&self.ended))
+        let pools = Pools::of(&config.rules, Some(&self.pools));
+        Self::new((self.number + 1) % abi::GENERATIONS, config, limits, pools, Arc::clone(&self.ended))
     }
 
     /// Its number; they are used again after a million.
@@ -196,6 +201,11 @@ impl ChosenRule {
         &self.generation
     }
 
+    /// The servers of its upstream, where it names some.
+    pub(crate) fn pool(&self) -> Option<&Arc<Pool>> {
+        self.generation.pools.of_rule(self.index)
+    }
+
     /// A place for one more connection of a client under the limits.
     pub(crate) fn place(&self, client: ClientAddr) -> Result<Place, Full> {
         self.generation.limits.place(self.index, self.reach.scope, client)
@@ -282,7 +292,8 @@ mod tests {
         let number = RuleNumber(last);
         assert_eq!((number.generation(), number.index()), (abi::GENERATIONS - 1, MAX_RULES - 1));
         let limits = Limits::of(&config(&[]), None);
-        let generation = Generation::new(abi::GENERATIONS - 1, &config(&[]), limits, Arc::default());
+        let generation =
+            Generation::new(abi::GENERATIONS - 1, &config(&[]), limits, Pools::default(), Arc::default());
         assert_eq!(generation.next(&config(&[])).number(), 0);
     }
 }

@@ -48,6 +48,8 @@ pub mod tcp;
 #[doc(hidden)]
 pub mod udp;
 #[doc(hidden)]
+pub mod upstreams;
+#[doc(hidden)]
 pub mod way;
 #[doc(hidden)]
 pub mod worker;

@@ -151,10 +151,11 @@ fn tcp_ports(rules: &[Rule]) -> Box<PortBits> {
         if rule.selector.ports.is_any() {
             *bits = PortBits::ALL;
         }
-        let upstream = match rule.treatment.action {
-            Action::Upstream(address) => Some(address.port()),
+        let upstream = match &rule.treatment.action {
+            Action::Upstream(upstream) => Some(upstream.ports()),
             _ => None,
         };
+        let upstream = upstream.into_iter().flatten();
         rule.selector.ports.iter().cloned().flatten().chain(upstream).for_each(|port| bits.add(port));
     }
     bits

@@ -8,8 +8,8 @@
 //!    (where the upstream is to be connected first, `hold` gets the first packet before it is accepted, has `upstream`
 //!    connect, and then lets it in or answers it)
 //! 2. `session` does what the rule's action says, one task a connection:
-//! 3. `upstream` connects from the `source` that the rule wants, while the client is watched, or
-//!    `respond` answers in place of a server;
+//! 3. `upstream` connects from the `source` that the rule wants, while the client is watched, and where a proxy is to
+//!    stand for the original destination, `dialogue` has what it is told; or `respond` answers in place of a server;
 //! 4. `relay` moves bytes, a `pipe` for each direction, and passes on how each side ends;
 //! 5. `connection` writes down how it went: a line at accept, a line at close, the [`TcpCounters`].
 //!
@@ -27,6 +27,7 @@ mod buffers;
 mod conduit;
 mod connection;
 mod counters;
+mod dialogue;
 mod hold;
 mod keepalive;
 mod pipe;

@@ -114,6 +114,8 @@ pub(crate) struct First<'a> {
     pub(crate) protocol: Protocol,
     pub(crate) client: ClientAddr,
     pub(crate) dst: OriginalDst,
+    /// Where a socket of ours is to go.
+    pub(crate) to: SocketAddr,
     pub(crate) origin: &'a Origin,
     pub(crate) class: TrafficClass,
 }
@@ -192,18 +194,14 @@ impl Ways {
             })?),
             None => own.device,
         };
-        let to = match rule.treatment.action {
-            Action::Upstream(upstream) => upstream,
-            _ => first.dst.0,
-        };
-        let family = Family::of(to.ip());
+        let family = Family::of(first.to.ip());
         let packet = RoutedPacket {
             iif: 0,
             oif: device.map_or(0, NonZeroU32::get),
             from: source
                 .filter(|source| Family::of(*source) == family)
                 .map(|source| SocketAddr::new(source, 0)),
-            to: SocketAddr::new(to.ip(), 0),
+            to: SocketAddr::new(first.to.ip(), 0),
             protocol: None,
             mark: bits,
             uid: own.uid.unwrap_or_default(),
@@ -230,7 +228,7 @@ impl Ways {
         device: Option<NonZeroU32>,
     ) -> io::Result<Option<u32>> {
         self.catch_up();
-        let First { protocol, client, dst, origin, class } = *first;
+        let First { protocol, client, dst, origin, class, .. } = *first;
         let rules = &self.rules[Family::of(dst.0.ip()) as usize];
         let (told, iif) = match scope {
             Scope::Forwarded => (rules.clients && origin.ifindex != 0, origin.ifindex),

@@ -46,3 +46,4 @@ mod systemd;
 mod trace;
 mod transparency;
 mod udp;
+mod upstreams;

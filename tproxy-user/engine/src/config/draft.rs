@@ -277,10 +277,12 @@ pub(crate) struct DraftRule {
     #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("minItems" = 1))]
     pub(crate) cgroup: Vec<PathBuf>,
-    /// What becomes of a flow: direct, upstream=ADDR:PORT, respond=TEXT, reject, drop or pass; required
+    /// What becomes of a flow: direct, upstream=ADDR:PORT, upstream=URL, respond=TEXT, reject, drop or pass;
+    /// required
     ///
     /// direct              relay it to its original destination
     /// upstream=ADDR:PORT  relay it to this address
+    /// upstream=URL        relay it by way of a proxy (TCP): socks5://, http:// (CONNECT), proxy-v1://, proxy-v2:// or tcp://HOST:PORT
     /// respond=TEXT        answer it: an HTTP request with HTTP, a datagram with TEXT, anything else with TEXT on a line
     /// reject              refuse it (RST, or ICMP port unreachable)
     /// drop                discard its packets without an answer

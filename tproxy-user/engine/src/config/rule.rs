@@ -1,13 +1,7 @@
 //! One rule: which flows it selects, and how they are treated.
 
 use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-    num::NonZeroUsize,
-    ops::RangeInclusive,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
+    fmt, net::IpAddr, num::NonZeroUsize, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration,
 };
 
 use ipnet::IpNet;
@@ -15,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tproxy_common::{flow::Protocol, rule::Scope};
 
-use super::{Listed, values};
+use super::{Listed, Upstream, values};
 use crate::{intercept::Taker, mark::Bits};
 
 /// One rule.
@@ -224,8 +218,8 @@ pub enum Accept {
 pub enum Action {
     /// Intercept, and connect to the original destination.
     Direct,
-    /// Intercept, and connect to this address.
-    Upstream(SocketAddr),
+    /// Intercept, and connect there.
+    Upstream(Upstream),
     /// Intercept, and answer with this text.
     Respond(Arc<str>),
     /// Intercept, and hand the flow over to other code of this process.
@@ -250,7 +244,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Direct => f.write_str("direct"),
-            Self::Upstream(addr) => write!(f, "upstream={addr}"),
+            Self::Upstream(upstream) => write!(f, "upstream={upstream}"),
             Self::Respond(_) => f.write_str("respond"),
             Self::HandOver(_) => f.write_str("hand over"),
             Self::Reject => f.write_str("reject"),

@@ -169,17 +169,13 @@ impl Text for IpAddr {
 }
 
 impl Text for Action {
-    const WRITE: &'static str = "direct, upstream=ADDR:PORT, respond=TEXT, reject, drop or pass";
-    const PATTERN: &'static str = "direct|reject|drop|pass|upstream=.+:[0-9]+|respond=[\\s\\S]*";
+    const WRITE: &'static str =
+        "direct, upstream=ADDR:PORT, upstream=URL, respond=TEXT, reject, drop or pass";
+    const PATTERN: &'static str = "direct|reject|drop|pass|upstream=.+:[0-9]+/?|respond=[\\s\\S]*";
 
     fn parse(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
-            Some(("upstream", addr)) => match addr.parse::<SocketAddr>() {
-                Ok(addr) if addr.port() != 0 && !addr.ip().is_unspecified() => Ok(Self::Upstream(addr)),
-                _ => Err("write upstream=ADDR:PORT, such as upstream=10.9.9.9:8443 or \
-                          upstream=[2001:db8::1]:8443"
-                    .to_owned()),
-            },
+            Some(("upstream", upstream)) => upstream.parse().map(Self::Upstream),
             Some(("respond", answer)) => Ok(Self::Respond(answer.into())),
             _ => match text {
                 "direct" => Ok(Self::Direct),

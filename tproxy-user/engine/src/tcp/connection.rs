@@ -18,6 +18,7 @@ use crate::{
     generation::{ChosenRule, KeptRule},
     limits::Place,
     socket::TrafficClass,
+    upstreams::Pool,
 };
 
 /// A live connection. It is counted and logged as ended when it is dropped: by then [`Connection::end`]
@@ -103,7 +104,7 @@ fn failure(error: &io::Error, [reset, lost]: [End; 2]) -> End {
 
 /// A reset after the peer's FIN is `EPIPE` (`tcp_reset` in `CLOSE_WAIT`), and once somebody has
 /// collected the error, the socket is just not connected.
-fn is_reset(error: &io::Error) -> bool {
+pub(super) fn is_reset(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
     matches!(error.kind(), ConnectionReset | BrokenPipe | NotConnected)
 }
@@ -179,6 +180,11 @@ impl Connection {
 
     pub(super) fn rule(&self) -> &KeptRule {
         &self.rule
+    }
+
+    /// The servers of its upstream, where its rule names some.
+    pub(super) fn pool(&self) -> Option<&Arc<Pool>> {
+        self.rule.pool()
     }
 
     pub(super) fn connect_timeout(&self) -> Duration {

@@ -37,6 +37,24 @@ pub enum End {
     Unreachable,
     /// Making the upstream socket failed here; the client was reset.
     ConnectFailed,
+    /// The name of the upstream has no address, or could not be asked for; the client was reset.
+    UpstreamUnresolved,
+    /// The upstream wants other credentials than it was given, or any; the client was reset.
+    UpstreamUnauthorized,
+    /// The upstream does not allow the destination; the client was reset.
+    UpstreamDenied,
+    /// The upstream said that it cannot connect, for another reason than that nobody is there; the client was reset.
+    UpstreamFailed,
+    /// What the upstream answered makes no sense; the client was reset.
+    UpstreamNonsense,
+    /// The upstream answered more than an answer can be; the client was reset.
+    UpstreamTooMuch,
+    /// The upstream said nothing and closed; the client was reset.
+    UpstreamClosed,
+    /// The upstream closed in the midst of its answer; the client was reset.
+    UpstreamCut,
+    /// The upstream was connected, and did not answer in time; the client was reset.
+    UpstreamSilent,
     /// No byte moved for too long, or a client that was answered did not close in time; both sides
     /// were reset.
     IdleTimeout,
@@ -53,7 +71,7 @@ pub enum End {
 }
 
 impl End {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::Eof,
         Self::ClientReset,
         Self::UpstreamReset,
@@ -64,6 +82,15 @@ impl End {
         Self::ConnectTimeout,
         Self::Unreachable,
         Self::ConnectFailed,
+        Self::UpstreamUnresolved,
+        Self::UpstreamUnauthorized,
+        Self::UpstreamDenied,
+        Self::UpstreamFailed,
+        Self::UpstreamNonsense,
+        Self::UpstreamTooMuch,
+        Self::UpstreamClosed,
+        Self::UpstreamCut,
+        Self::UpstreamSilent,
         Self::IdleTimeout,
         Self::Stopped,
         Self::Closed,
@@ -86,6 +113,15 @@ impl End {
             Self::ConnectTimeout => "connect_timeout",
             Self::Unreachable => "unreachable",
             Self::ConnectFailed => "connect_failed",
+            Self::UpstreamUnresolved => "upstream_unresolved",
+            Self::UpstreamUnauthorized => "upstream_unauthorized",
+            Self::UpstreamDenied => "upstream_denied",
+            Self::UpstreamFailed => "upstream_failed",
+            Self::UpstreamNonsense => "upstream_nonsense",
+            Self::UpstreamTooMuch => "upstream_too_much",
+            Self::UpstreamClosed => "upstream_closed",
+            Self::UpstreamCut => "upstream_cut",
+            Self::UpstreamSilent => "upstream_silent",
             Self::IdleTimeout => "idle_timeout",
             Self::Stopped => "stopped",
             Self::Closed => "closed",

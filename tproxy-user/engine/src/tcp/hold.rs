@@ -24,10 +24,11 @@ use super::{
     End,
     connection::{Arrived, Connection, Ended, place, refuse},
     service::Shared,
-    session, upstream,
+    session,
+    upstream::{self, NoUpstream, Upstream},
 };
 use crate::{
-    config::{Action, Scope},
+    config::Scope,
     family::Family,
     flow::{ClientAddr, OriginalDst},
     generation::RuleNumber,
@@ -120,7 +121,7 @@ pub(super) struct Holding {
 /// A connection whose upstream is there already.
 pub(super) struct Prepared {
     connection: Connection,
-    upstream: TcpStream,
+    upstream: Upstream,
     /// Dropped when the connection is accepted.
     _awaited: oneshot::Sender<()>,
 }
@@ -194,11 +195,7 @@ fn begin(syn: Syn, shared: &Rc<Shared>, senders: &Senders) {
 /// Connects to the upstream, then lets the client in, and waits until it is.
 async fn prepare(syn: Syn, mut connection: Connection, held: Held, shared: Rc<Shared>, senders: Senders) {
     let (client, dst) = (syn.client, syn.dst);
-    let address = match &connection.rule().treatment.action {
-        Action::Upstream(address) => *address,
-        _ => dst.0,
-    };
-    match upstream::connect(address, None, &connection).await {
+    match upstream::prepare(None, &connection).await {
         Ok(upstream) => {
             shared.decisions.borrow_mut().reached(dst, reached_for(connection.rule().reach.scope));
             let (_awaited, accepted) = oneshot::channel();
@@ -213,10 +210,10 @@ async fn prepare(syn: Syn, mut connection: Connection, held: Held, shared: Rc<Sh
                 prepared.connection.ended(End::ClientLost.into());
             }
         }
-        Err(ended) => {
+        Err(NoUpstream { ended, address }) => {
             drop(held);
             answer(&syn, &ended, &senders);
-            connection.announce(Some(address), None);
+            connection.announce(address, None);
             connection.ended(ended);
         }
     }
@@ -254,7 +251,7 @@ fn answer(syn: &Syn, ended: &Ended, senders: &Senders) {
     use io::ErrorKind::{NetworkUnreachable, PermissionDenied};
     let mut senders = senders.borrow_mut();
     let sent = match (ended.end, ended.kind) {
-        (End::ConnectTimeout | End::Stopped | End::Closed, _) => Ok(()),
+        (End::ConnectTimeout | End::UpstreamSilent | End::Stopped | End::Closed, _) => Ok(()),
         (End::Unreachable, kind) => {
             let error = match kind {
                 Some(NetworkUnreachable) => IcmpError::NetUnreachable,

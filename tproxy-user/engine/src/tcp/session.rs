@@ -1,13 +1,14 @@
 //! What the rule's action makes of a connection.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
 use super::{
     End,
     connection::{Connection, Ended},
-    relay, respond, upstream,
+    relay, respond,
+    upstream::{self, NoUpstream, Upstream},
 };
 use crate::{config::Action, flows::FlowState, intercept::Taker, socket};
 
@@ -42,9 +43,8 @@ async fn hand_over(client: TcpStream, connection: &mut Connection, taker: &Taker
 
 /// What ends soon is in a box of its own: it needs more room than the relay, which lasts.
 async fn serve(client: &TcpStream, connection: &mut Connection) -> Ended {
-    let address = match &connection.rule().treatment.action {
-        Action::Direct => connection.dst().0,
-        Action::Upstream(address) => *address,
+    match &connection.rule().treatment.action {
+        Action::Direct | Action::Upstream(_) => {}
         Action::Respond(text) => {
             let text = Arc::clone(text);
             connection.announce(None, None);
@@ -53,27 +53,27 @@ async fn serve(client: &TcpStream, connection: &mut Connection) -> Ended {
         }
         // The datapath does these without us.
         Action::HandOver(_) | Action::Reject | Action::Drop | Action::Pass => return End::Undecided.into(),
-    };
-    let upstream = match Box::pin(upstream::connect(address, Some(client), connection)).await {
-        Ok(upstream) => upstream,
-        Err(ended) => {
-            connection.announce(Some(address), None);
+    }
+    let upstream = match Box::pin(upstream::prepare(Some(client), connection)).await {
+        Ok(upstream) => upstream.announced(connection),
+        Err(NoUpstream { ended, address }) => {
+            connection.announce(address, None);
             return ended;
         }
     };
-    relay(client, &upstream, connection, address).await
+    relay(client, &upstream, connection).await
 }
 
 /// Serves a connection whose upstream was connected before it was accepted.
 #[expect(clippy::manual_async_fn, reason = "as above")]
 pub(super) fn resume(
     client: TcpStream,
-    upstream: TcpStream,
+    upstream: Upstream,
     mut connection: Connection,
 ) -> impl Future<Output = ()> {
     async move {
-        let address = upstream.peer_addr().unwrap_or(connection.dst().0);
-        let ended = relay(&client, &upstream, &mut connection, address).await;
+        let upstream = upstream.announced(&mut connection);
+        let ended = relay(&client, &upstream, &mut connection).await;
         if ended.end == End::Eof {
             socket::close_in_order(&client);
         }
@@ -81,13 +81,7 @@ pub(super) fn resume(
     }
 }
 
-async fn relay(
-    client: &TcpStream,
-    upstream: &TcpStream,
-    connection: &mut Connection,
-    address: SocketAddr,
-) -> Ended {
-    connection.announce(Some(address), Some(upstream));
+async fn relay(client: &TcpStream, upstream: &TcpStream, connection: &mut Connection) -> Ended {
     connection.live.set_state(FlowState::Relaying);
     let ended = relay::relay(client, upstream, connection).await;
     if ended.end == End::Eof {

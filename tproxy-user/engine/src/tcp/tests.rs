@@ -1,5 +1,6 @@
 //! Connections through a worker on loopback. They need `CAP_NET_ADMIN` for the marks.
 
+mod dialogues;
 mod ends;
 mod inside;
 mod looked_at;

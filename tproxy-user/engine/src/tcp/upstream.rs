@@ -1,38 +1,206 @@
-//! Connecting to the upstream.
+//! Preparing the upstream: connecting, by which source and way the rule wants, and what is said before the relay begins.
 
-use std::{io, net::SocketAddr, pin::pin};
+use std::{fmt, io, net::SocketAddr};
 
 use rustix::io::Errno;
 use socket2::Socket;
-use tokio::{io::Interest, net::TcpStream, time::sleep};
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
 use tproxy_common::flow::Protocol;
 
 use super::{
     End,
     connection::{Connection, Ended, client_failed, pending_error},
+    dialogue::{Dialogue, Told},
     service::Shared,
 };
 use crate::{
+    config::{self, Action},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     host::connections,
     socket::{self, SocketError},
     source::Sources,
+    upstreams::{Pool, Server},
     way::First,
 };
 
-/// Connects for a client, from the source that its rule wants. Gives up when the client resets its
-/// connection meanwhile, if it was accepted; that it has no more to send is no reason.
+/// An upstream that stands for the original destination: from now on it is only relayed.
+pub(super) struct Upstream {
+    stream: TcpStream,
+    /// The server's.
+    address: SocketAddr,
+}
+
+impl Upstream {
+    /// What is left to be kept, once it was said where it is.
+    pub(super) fn announced(self, connection: &mut Connection) -> TcpStream {
+        connection.announce(Some(self.address), Some(&self.stream));
+        self.stream
+    }
+}
+
+/// There is none.
+pub(super) struct NoUpstream {
+    pub(super) ended: Ended,
+    /// The last that was tried.
+    pub(super) address: Option<SocketAddr>,
+}
+
+impl NoUpstream {
+    fn at(address: SocketAddr, ended: impl Into<Ended>) -> Self {
+        Self { ended: ended.into(), address: Some(address) }
+    }
+}
+
+/// Prepares the upstream of a connection as its rule has it, within the time that there is for it. Gives up when the client
+/// resets its connection meanwhile, if it was accepted; that it has no more to send is no reason.
 ///
 /// # Errors
 /// How the connection ended, therefore.
-pub(super) async fn connect(
-    address: SocketAddr,
+pub(super) async fn prepare(
     client: Option<&TcpStream>,
     connection: &Connection,
+) -> Result<Upstream, NoUpstream> {
+    let deadline = Instant::now() + connection.connect_timeout();
+    let prepared = tokio::select! {
+        biased;
+        ended = failure_of(client) => return Err(NoUpstream { ended, address: None }),
+        prepared = by_rule(client, connection, deadline) => prepared,
+    };
+    match prepared {
+        Ok(_) => connection.shared.counters.connect_latency.observe(connection.live.began().elapsed()),
+        // The next client is told before it is accepted.
+        Err(_) => connection.shared.decisions.borrow_mut().unreached(connection.dst()),
+    }
+    prepared
+}
+
+async fn by_rule(
+    client: Option<&TcpStream>,
+    connection: &Connection,
+    deadline: Instant,
+) -> Result<Upstream, NoUpstream> {
+    let address = match (connection.pool(), &connection.rule().treatment.action) {
+        (Some(pool), _) => return Box::pin(by_pool(pool, client, connection, deadline)).await,
+        (None, Action::Upstream(config::Upstream::Address(address))) => *address,
+        (None, _) => connection.dst().0,
+    };
+    let speaks_at_once = client.is_some_and(socket::has_data);
+    match connect_until(deadline, address, speaks_at_once, connection).await {
+        Ok(stream) => Ok(Upstream { stream, address }),
+        Err(ended) => Err(NoUpstream::at(address, ended)),
+    }
+}
+
+/// By one server after the other, until one connects, or says that it does not: each has its share of the time that is left.
+async fn by_pool(
+    pool: &Pool,
+    client: Option<&TcpStream>,
+    connection: &Connection,
+    deadline: Instant,
+) -> Result<Upstream, NoUpstream> {
+    let mut last = NoUpstream { ended: End::UpstreamUnresolved.into(), address: None };
+    let servers = pool.in_order();
+    for (left, server) in (1..=servers.len()).rev().zip(servers) {
+        match by_server(server, client, connection, share(deadline, left)).await {
+            Ok(upstream) => return Ok(upstream),
+            Err(Failure { no_upstream, verdict: true }) => return Err(no_upstream),
+            Err(Failure { no_upstream, verdict: false }) => last = no_upstream,
+        }
+    }
+    Err(last)
+}
+
+/// When the next of so many has to be done.
+fn share(deadline: Instant, left: usize) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / u32::try_from(left).unwrap_or(u32::MAX)
+}
+
+/// A server does not stand for the original destination.
+struct Failure {
+    no_upstream: NoUpstream,
+    /// It is the server that says so, and not that there is none.
+    verdict: bool,
+}
+
+async fn by_server(
+    server: &Server,
+    client: Option<&TcpStream>,
+    connection: &Connection,
+    deadline: Instant,
+) -> Result<Upstream, Failure> {
+    let url = server.url();
+    let failure = |address, end, error: &dyn fmt::Display, kind, verdict| Failure {
+        no_upstream: NoUpstream {
+            ended: Ended { end, error: Some(format!("{url}: {error}")), kind },
+            address,
+        },
+        verdict,
+    };
+    let unresolved = |error: &dyn fmt::Display| failure(None, End::UpstreamUnresolved, error, None, false);
+    let addresses = match timeout_at(deadline, server.addresses()).await {
+        Ok(addresses) => addresses.map_err(|error| unresolved(&error))?,
+        Err(_elapsed) => return Err(unresolved(&"its name was not resolved in time")),
+    };
+    // Only one family has the client's address.
+    let client_family = Family::of(connection.client().0.ip());
+    let is_spoofed = connection.rule().treatment.is_spoofed();
+    let addresses = addresses.iter().filter(|to| !is_spoofed || Family::of(to.ip()) == client_family);
+    let told = Told { id: connection.live.id(), client: connection.client(), dst: connection.dst() };
+    let mut last = unresolved(&"it has no address of the client's family");
+    for (left, address) in (1..=addresses.clone().count()).rev().zip(addresses) {
+        let deadline = share(deadline, left);
+        let dialogue = Dialogue::of(url.scheme, &told);
+        let speaks_at_once = dialogue.is_some() || client.is_some_and(socket::has_data);
+        let mut stream = match connect_until(deadline, *address, speaks_at_once, connection).await {
+            Ok(stream) => stream,
+            Err(Ended { end, error, kind }) => {
+                let error = error.unwrap_or_else(|| "no answer in time".to_owned());
+                last = failure(Some(*address), end, &error, kind, false);
+                continue;
+            }
+        };
+        let Some(dialogue) = dialogue else { return Ok(Upstream { stream, address: *address }) };
+        match timeout_at(deadline, dialogue.hold(&mut stream)).await {
+            Ok(Ok(())) => return Ok(Upstream { stream, address: *address }),
+            Ok(Err(error)) => {
+                last = failure(Some(*address), error.end(), &error, error.kind(), error.is_verdict());
+            }
+            Err(_elapsed) => {
+                let error = "it was connected, and did not answer in time";
+                last = failure(Some(*address), End::UpstreamSilent, &error, None, false);
+            }
+        }
+        if last.verdict {
+            break;
+        }
+    }
+    Err(last)
+}
+
+/// Connects for a client, from the source that its rule wants.
+async fn connect_until(
+    deadline: Instant,
+    address: SocketAddr,
+    speaks_at_once: bool,
+    connection: &Connection,
 ) -> Result<TcpStream, Ended> {
-    let mut client_error = pin!(failure_of(client));
-    let mut timer = pin!(sleep(connection.connect_timeout()));
+    match timeout_at(deadline, connect(address, speaks_at_once, connection)).await {
+        Ok(connected) => Ok(connected?),
+        Err(_elapsed) => Err(End::ConnectTimeout.into()),
+    }
+}
+
+async fn connect(
+    address: SocketAddr,
+    speaks_at_once: bool,
+    connection: &Connection,
+) -> Result<TcpStream, ConnectError> {
     // Where the kernel cannot say, the odds are what they are.
     let is_clients = |theirs| connections::exists(Protocol::Tcp, address, theirs).unwrap_or(false);
     let mut sources = Sources::towards(
@@ -47,46 +215,33 @@ pub(super) async fn connect(
         protocol: Protocol::Tcp,
         client: connection.client(),
         dst: connection.dst(),
+        to: address,
         origin: &connection.arrived().origin,
         class: connection.arrived().class,
     };
     let egress = connection.shared.ways.borrow_mut().egress(connection.rule(), &first);
-    let egress = egress.map_err(|error| Ended::from(ConnectError::Connect(error)))?;
+    let egress = egress.map_err(ConnectError::Connect)?;
     loop {
         let socket = socket::upstream(address, source, egress);
         let socket = socket.inspect(|socket| {
             // Else it leaves with another one, and arrives all the same.
             let _ = socket::set_class(socket, Family::of(address.ip()), connection.arrived().class);
-            if client.is_some_and(socket::has_data) {
+            if speaks_at_once {
                 socket::join_ack_with_data(socket)
             }
         });
         let connected = match socket {
-            Ok(socket) => tokio::select! {
-                biased;
-                ended = &mut client_error => return Err(ended),
-                () = &mut timer => return Err(failed(connection, End::ConnectTimeout)),
-                connected = handshake(socket, address, &connection.shared) => {
-                    connected.map_err(ConnectError::Connect)
-                }
-            },
+            Ok(socket) => handshake(socket, address, &connection.shared).await.map_err(ConnectError::Connect),
             Err(error) => Err(ConnectError::Socket(error)),
         };
         match connected {
             Err(error) if error.is_taken() => {
                 match sources.next(&connection.shared.counters.source_fallbacks, is_clients) {
                     Some(another) => source = another,
-                    None => return Err(error.into()),
+                    None => return Err(error),
                 }
             }
-            Err(error) => {
-                forget_reached(connection);
-                return Err(error.into());
-            }
-            Ok(stream) => {
-                connection.shared.counters.connect_latency.observe(connection.live.began().elapsed());
-                return Ok(stream);
-            }
+            connected => return connected,
         }
     }
 }
@@ -100,16 +255,6 @@ async fn failure_of(client: Option<&TcpStream>) -> Ended {
         }
         None => std::future::pending().await,
     }
-}
-
-fn failed(connection: &Connection, end: End) -> Ended {
-    forget_reached(connection);
-    end.into()
-}
-
-/// The next client is told before it is accepted.
-fn forget_reached(connection: &Connection) {
-    connection.shared.decisions.borrow_mut().unreached(connection.dst());
 }
 
 /// As connect(2), which is under way as soon as it is called: not before does it say from which port.

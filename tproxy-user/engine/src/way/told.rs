@@ -1,12 +1,15 @@
 //! The way of what is relayed, as `tproxy explain` tells it.
 
-use std::{fmt, io, net::SocketAddr};
+use std::{
+    fmt, io,
+    net::{SocketAddr, ToSocketAddrs as _},
+};
 
 use tproxy_common::{abi::Origin, flow::Protocol};
 
 use super::{Asker, First, RoutedPacket, Routing, Ways};
 use crate::{
-    config::{Action, Rule, Source},
+    config::{Action, Host, Rule, Source, Upstream, UpstreamGroup},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     generation::KeptRule,
@@ -55,9 +58,10 @@ impl Way {
     /// There is none: what the client would be told.
     pub fn of(rule: &Rule, mark: Mark, asked: &Asked) -> io::Result<Option<Self>> {
         let rule = KeptRule::from(rule);
-        let to = match rule.treatment.action {
+        let to = match &rule.treatment.action {
             Action::Direct => asked.dst,
-            Action::Upstream(upstream) => upstream,
+            Action::Upstream(Upstream::Address(upstream)) => *upstream,
+            Action::Upstream(Upstream::Group(group)) => first_address(group)?,
             _ => return Ok(None),
         };
         let origin = Origin { mark: 0, uid: asked.uid, ifindex: asked.ifindex, device: 0 };
@@ -65,6 +69,7 @@ impl Way {
             protocol: asked.protocol,
             client: ClientAddr(asked.client),
             dst: OriginalDst(asked.dst),
+            to,
             origin: &origin,
             class: TrafficClass::default(),
         };
@@ -98,6 +103,16 @@ impl Way {
                 (None, Source::ClientPort) => format!("{} (the client's, with its port)", asked.client),
             },
         }))
+    }
+}
+
+/// Where the server is that is tried first.
+fn first_address(group: &UpstreamGroup) -> io::Result<SocketAddr> {
+    let unknown = || io::Error::new(io::ErrorKind::NotFound, "no server has an address");
+    let server = group.servers.first().ok_or_else(unknown)?;
+    match &server.host {
+        Host::Address(address) => Ok(SocketAddr::new(*address, server.port)),
+        Host::Name(name) => (&**name, server.port).to_socket_addrs()?.next().ok_or_else(unknown),
     }
 }
 

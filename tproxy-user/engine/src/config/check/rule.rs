@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use tproxy_common::flow::Protocol;
 
 use super::{ByName, Checker, Form, NamedSets};
 use crate::config::{
     Accept, Action, Listed, Nat, Protocols, Reach, Rule, RuleEgress, Scope, Selector, Source, Treatment,
-    draft::DraftRule, path::Path, remedy::nearest, values::Item,
+    Upstream, draft::DraftRule, path::Path, remedy::nearest, values::Item,
 };
 
 /// Longest name of an interface, in bytes (`IFNAMSIZ` without the final zero).
@@ -54,7 +55,7 @@ impl Checker {
             (
                 draft.action.is_none(),
                 "action",
-                "direct, upstream=ADDR:PORT, respond=TEXT, reject, drop or pass",
+                "direct, upstream=ADDR:PORT, upstream=URL, respond=TEXT, reject, drop or pass",
             ),
         ] {
             if missing {
@@ -258,7 +259,7 @@ fn about_the_way(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'stati
     }
     if let Some(source) = source {
         let upstream = match &treatment.action {
-            Action::Upstream(upstream) => [!upstream.is_ipv6(), upstream.is_ipv6()],
+            Action::Upstream(upstream) => reached_by(upstream),
             _ => families(&selector.to),
         };
         if !upstream[usize::from(source.is_ipv6())] {
@@ -288,9 +289,9 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
             ),
         );
     }
-    if let Action::Upstream(upstream) = treatment.action
+    if let Action::Upstream(upstream) = &treatment.action
         && treatment.source != Source::Host
-        && !families(&selector.to)[usize::from(upstream.is_ipv6())]
+        && !meet(families(&selector.to), reached_by(upstream))
     {
         say(
             &["action", "source", "to"],
@@ -301,10 +302,10 @@ fn about_the_action(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'st
             ),
         );
     }
-    if let Action::Upstream(upstream) = treatment.action
+    if let Action::Upstream(upstream) = &treatment.action
         && *scope == Scope::Inbound
         && treatment.source != Source::Host
-        && upstream.ip().is_loopback()
+        && upstream.addresses().any(|address| address.is_loopback())
     {
         say(
             &["action", "source", "scope"],
@@ -358,6 +359,18 @@ fn about_datagrams(rule: &Rule, form: Form, say: &mut impl FnMut(&'static [&'sta
             ),
         );
     }
+    if let Action::Upstream(upstream) = &treatment.action
+        && udp
+        && !upstream.carries(Protocol::Udp)
+    {
+        say(
+            &["protocol", "action"],
+            format!(
+                "an upstream that a URL names carries TCP, and this rule selects UDP, too: use {}, and another rule for UDP",
+                form.is("protocol", "tcp")
+            ),
+        );
+    }
     if treatment.limits.amplification.is_some() && !(udp && matches!(treatment.action, Action::Respond(_))) {
         say(
             &["limits.amplification", "action", "protocol"],
@@ -388,5 +401,15 @@ fn families(prefixes: &Listed<IpNet>) -> [bool; 2] {
 /// Sets without members match nothing, but that may change.
 fn share_a_family(from: &Listed<IpNet>, to: &Listed<IpNet>) -> bool {
     let (from, to) = (families(from), families(to));
-    from == [false; 2] || to == [false; 2] || (0..2).any(|family| from[family] && to[family])
+    from == [false; 2] || to == [false; 2] || meet(from, to)
+}
+
+/// Whether an upstream may be reached by IPv4, and by IPv6.
+fn reached_by(upstream: &Upstream) -> [bool; 2] {
+    let is_named = matches!(upstream, Upstream::Group(group) if group.has_names());
+    [false, true].map(|v6| is_named || upstream.addresses().any(|address| address.is_ipv6() == v6))
+}
+
+fn meet(one: [bool; 2], other: [bool; 2]) -> bool {
+    (0..2).any(|family| one[family] && other[family])
 }

@@ -63,6 +63,16 @@ const FILES: &[(&str, &str, &str)] = &[
     ),
     ("[[rules]]\nscope = 'inbound'\naction = 'dorp'", "3:10: rules[0].action: 'dorp': ", "drop or pass"),
     ("[[rules]]\nscope = 'inbound'\naction = 'upstream=x'", "3:10: rules[0].action: ", "upstream=ADDR:PORT"),
+    (
+        "[[rules]]\nscope = 'inbound'\naction = 'upstream=socks4://10.0.0.1:1080'",
+        "3:10: rules[0].action: ",
+        "SOCKS4",
+    ),
+    (
+        "[[rules]]\nscope = 'inbound'\naction = 'upstream=socks5://10.0.0.1:1080'",
+        "1:1: rules[0].protocol: ",
+        "protocol = \"tcp\"",
+    ),
     ("[[rules]]\nscope = 'forwarded'\naction = 'drop'", "2:9: rules[0].scope: ", "needs interfaces"),
     (
         "[[rules]]\nscope = 'inbound'\naction = 'direct'\nsource = 'client-port'",

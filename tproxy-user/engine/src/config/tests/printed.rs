@@ -16,8 +16,26 @@ fn any_action() -> impl Strategy<Value = Action> {
         Just(Action::Reject),
         Just(Action::Pass),
         any::<String>().prop_map(|text| Action::Respond(text.into())),
-        any::<(std::net::Ipv6Addr, u16)>().prop_map(|(addr, port)| Action::Upstream((addr, port | 1).into())),
+        any::<(std::net::Ipv6Addr, u16)>()
+            .prop_map(|(addr, port)| Action::Upstream(SocketAddr::from((addr, port | 1)).into())),
+        any_server().prop_map(|server| Action::Upstream(server.into())),
     ]
+}
+
+fn any_server() -> impl Strategy<Value = UpstreamServer> {
+    let scheme = prop::sample::select(vec![
+        Scheme::Tcp,
+        Scheme::Socks5,
+        Scheme::Http,
+        Scheme::ProxyV1,
+        Scheme::ProxyV2,
+    ]);
+    let address = any::<std::net::IpAddr>().prop_filter("anywhere", |address| !address.is_unspecified());
+    let host = prop_oneof![
+        address.prop_map(Host::Address),
+        "([a-z]{1,9}[.-]){0,3}[a-z]{1,9}".prop_map(|name| Host::Name(name.into())),
+    ];
+    (scheme, host, 1u16..).prop_map(|(scheme, host, port)| UpstreamServer { scheme, host, port })
 }
 
 fn truncated(listed: Listed<IpNet>) -> Listed<IpNet> {

@@ -87,7 +87,7 @@ fn a_reset_after_the_end_of_data_is_noticed() {
 #[test]
 fn a_client_is_reset_when_the_upstream_refuses() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let rig = Rig::new(Action::Upstream(nobody));
+    let rig = Rig::new(Action::Upstream(nobody.into()));
     assert_reset(rig.client());
     rig.assert_end(End::ConnectRefused);
 }
@@ -97,8 +97,8 @@ fn a_client_is_reset_when_the_upstream_is_silent() {
     let hole = socket::black_hole(Family::V4, Mark::DEFAULT).unwrap();
     let silent = hole.local_addr().unwrap().as_socket().unwrap();
     let timeouts = Timeouts { connect: Duration::from_millis(200), ..TIMEOUTS };
-    let rig = Rig::with(Action::Upstream(silent), |setup| {
-        setup.generations = generations(rule(Action::Upstream(silent), Source::Host), timeouts)
+    let rig = Rig::with(Action::Upstream(silent.into()), |setup| {
+        setup.generations = generations(rule(Action::Upstream(silent.into()), Source::Host), timeouts)
     });
     assert_reset(rig.client());
     rig.assert_end(End::ConnectTimeout);
@@ -108,7 +108,7 @@ fn a_client_is_reset_when_the_upstream_is_silent() {
 fn connecting_is_given_up_with_the_client() {
     let hole = socket::black_hole(Family::V4, Mark::DEFAULT).unwrap();
     let silent = hole.local_addr().unwrap().as_socket().unwrap();
-    let rig = Rig::new(Action::Upstream(silent));
+    let rig = Rig::new(Action::Upstream(silent.into()));
     reset(rig.client());
     let started = Instant::now();
     // The client may be gone before it is accepted, or after.

@@ -58,7 +58,7 @@ fn one_that_still_connects_or_is_being_answered_can_be_closed() {
     let silent = hole.local_addr().unwrap().as_socket().unwrap();
     // A client that says nothing is waited for.
     for (action, state) in [
-        (Action::Upstream(silent), FlowState::Connecting),
+        (Action::Upstream(silent.into()), FlowState::Connecting),
         (Action::Respond("late".into()), FlowState::Answering),
     ] {
         let rig = Rig::new(action);

@@ -156,7 +156,7 @@ pub(super) fn upstream() -> (Rig, TcpListener) {
 
 pub(super) fn upstream_with(change: impl FnOnce(&mut Setup)) -> (Rig, TcpListener) {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    (Rig::with(Action::Upstream(server.local_addr().unwrap()), change), server)
+    (Rig::with(Action::Upstream(server.local_addr().unwrap().into()), change), server)
 }
 
 pub(super) fn wait<T>(event: impl Future<Output = T>) -> T {

@@ -16,7 +16,7 @@ use super::{
     Relay,
 };
 use crate::{
-    config::{Action, Nat, Scope, Source},
+    config::{self, Action, Nat, Scope, Source},
     flows::Selection,
     generation::{ChosenRule, RuleNumber},
     socket::{Datagram, Egress, SocketError, TrafficClass},
@@ -100,9 +100,13 @@ impl Beginning {
     }
 
     /// What began the flow.
-    pub(in super::super) const fn first(&self) -> First<'_> {
+    pub(in super::super) fn first(&self) -> First<'_> {
         let Flow { client, dst } = self.flow;
-        First { protocol: Protocol::Udp, client, dst, origin: &self.decided.1, class: self.class }
+        let to = match &self.rule.treatment.action {
+            Action::Upstream(config::Upstream::Address(address)) => *address,
+            _ => dst.0,
+        };
+        First { protocol: Protocol::Udp, client, dst, to, origin: &self.decided.1, class: self.class }
     }
 }
 
@@ -161,9 +165,12 @@ impl Relay {
         };
         let rule = self.generations.rule(number).ok_or(Unbegun::Undecided)?;
         match &rule.treatment.action {
-            Action::Direct | Action::Upstream(_) | Action::Respond(_) | Action::HandOver(_) => {}
-            // The datapath does these without us.
-            Action::Reject | Action::Drop | Action::Pass => {
+            Action::Direct
+            | Action::Upstream(config::Upstream::Address(_))
+            | Action::Respond(_)
+            | Action::HandOver(_) => {}
+            // The datapath does these without us; and a group carries no datagrams.
+            Action::Upstream(config::Upstream::Group(_)) | Action::Reject | Action::Drop | Action::Pass => {
                 return Err(Unbegun::Undecided);
             }
         }
@@ -204,7 +211,7 @@ impl Relay {
                 self.mappings.find(&sharing).map_or(Wanted::Mapping(sharing), Wanted::Shared)
             }
             (Action::Direct, _) => Wanted::Peer(flow.dst.0),
-            (Action::Upstream(address), _) => Wanted::Peer(*address),
+            (Action::Upstream(config::Upstream::Address(address)), _) => Wanted::Peer(*address),
             (Action::HandOver(_), _) => Wanted::Taker,
             _ => Wanted::Nothing,
         };

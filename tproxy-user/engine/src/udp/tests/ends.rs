@@ -1,6 +1,10 @@
 //! How sessions end, and what errors tell.
 
-use std::{net::UdpSocket, sync::Arc, time::Duration};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use tproxy_netns::Family;
@@ -96,7 +100,7 @@ fn a_closed_port_of_the_upstream_is_told_to_the_client() {
 
 #[test]
 fn a_closed_port_of_another_upstream_is_told_as_if_it_were_the_original_destinations() {
-    let rig = Rig::new(rule(Action::Upstream((Family::V6.server(), PORT).into())));
+    let rig = Rig::new(rule(Action::Upstream(SocketAddr::new(Family::V6.server(), PORT).into())));
     for family in Family::ALL {
         let client = rig.client_of((family.public(), 9).into());
         client.send(b"x").unwrap();

@@ -42,7 +42,7 @@ fn datagrams_go_to_the_original_destination_and_back() {
 #[test]
 fn datagrams_go_to_the_upstream_and_come_back_from_the_original_destination() {
     for (family, upstream) in [(Family::V4, Family::V4), (Family::V6, Family::V6), (Family::V4, Family::V6)] {
-        let rig = Rig::new(rule(Action::Upstream((upstream.server(), PORT).into())));
+        let rig = Rig::new(rule(Action::Upstream(SocketAddr::new(upstream.server(), PORT).into())));
         let server = rig.server(upstream.server(), PORT);
         // Nobody has this address.
         let client = rig.client_of(SocketAddr::new(

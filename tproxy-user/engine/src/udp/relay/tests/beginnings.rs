@@ -22,10 +22,10 @@ const FLOW: fn() -> Flow = || flow(1, 1, 1, 443);
 
 #[test]
 fn each_action_wants_what_it_needs_and_what_the_datapath_does_is_none_of_ours() {
-    let upstream = ([10, 9, 9, 9], 9).into();
+    let upstream: std::net::SocketAddr = ([10, 9, 9, 9], 9).into();
     let actions = [
         (Action::Direct, Nat::PerDestination, Some(Wanted::Peer(FLOW().dst.0))),
-        (Action::Upstream(upstream), Nat::EndpointIndependent, Some(Wanted::Peer(upstream))),
+        (Action::Upstream(upstream.into()), Nat::EndpointIndependent, Some(Wanted::Peer(upstream))),
         (Action::Respond("text".into()), Nat::EndpointIndependent, Some(Wanted::Nothing)),
         (Action::HandOver(sessions().0), Nat::EndpointIndependent, Some(Wanted::Taker)),
         (Action::Reject, Nat::EndpointIndependent, None),

@@ -127,7 +127,7 @@ fn datagrams_go_where_their_session_leads() {
     for (action, nat) in [
         (Action::Direct, Nat::EndpointIndependent),
         (Action::Direct, Nat::PerDestination),
-        (Action::Upstream(upstream), Nat::EndpointIndependent),
+        (Action::Upstream(upstream.into()), Nat::EndpointIndependent),
     ] {
         let to = if action == Action::Direct { dst } else { upstream };
         let mut rig = Rig::new(rule(Treatment { nat, ..action.into() }));
