@@ -1,6 +1,12 @@
 //! Firewalls that stand in the way of steered packets: `run` and `doctor` name them, and what they say that cures it does.
 
-use crate::{doctor::doctor, support::*};
+use std::net::SocketAddr;
+
+use crate::{
+    doctor::doctor,
+    reload::{File, answering},
+    support::*,
+};
 
 /// Neighbours are found in spite of it.
 const NEIGHBOURS: &str = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept";
@@ -139,6 +145,64 @@ fn the_own_mark_that_is_taken_away_is_named_in_scope_outbound_and_cured() {
         doctor(gateway, "").assert_ok("firewall");
         let got = curl(gateway, "", family.server(), 80);
         got.assert_nginx((family.server(), 80).into(), family.wan(), &*tproxy);
+    }
+}
+
+#[test]
+fn nat_of_what_a_rule_selects_is_named_and_skipped_by_the_command_given() {
+    for program in ["iptables", "nft"] {
+        let world = World::new();
+        let gateway = &world.net.gateway;
+        let to = |family: Family| SocketAddr::new(family.server(), 8080);
+        if program == "nft" {
+            let [v4, v6] = Family::ALL.map(to);
+            let sent = |nf: &str, ip: &str, port: u16, to| {
+                format!("meta nfproto {nf} tcp dport {port} dnat {ip} to {to};")
+            };
+            nft(
+                gateway,
+                &format!(
+                    "chain pre {{ type nat hook prerouting priority dstnat; tcp dport 80 jump a; }}\n\
+                     chain a {{ {} {} }}\n\
+                     chain out {{ type nat hook output priority -100; {} {} }}",
+                    sent("ipv4", "ip", 80, v4),
+                    sent("ipv6", "ip6", 80, v6),
+                    sent("ipv4", "ip", 81, v4),
+                    sent("ipv6", "ip6", 81, v6),
+                ),
+            );
+        } else {
+            for (program, family) in [("iptables", Family::V4), ("ip6tables", Family::V6)] {
+                for (chain, port) in [("PREROUTING", 80), ("OUTPUT", 81)] {
+                    let rule =
+                        format!("-A {chain} -p tcp --dport {port} -j DNAT --to-destination {}", to(family));
+                    gateway.run(&format!("{program} -t nat {rule}")).unwrap();
+                }
+            }
+        }
+        let elsewhere = File::new(&answering("lan", 82, "taken"));
+        assert!(doctor(gateway, &elsewhere.flags()).findings("nat", "warn").is_empty(), "{program}");
+        let tproxy = world.tproxy(&format!("{FORWARDED} --port 80 --action direct"));
+        for family in Family::ALL {
+            world.curl(family.public(), 80).assert_nginx(to(family), family.wan(), &*tproxy);
+        }
+        let said = doctor(gateway, "");
+        let found = said.findings("nat", "warn");
+        assert_eq!(found.len(), if program == "nft" { 1 } else { 2 }, "{found:#?}");
+        for finding in found {
+            gateway.run(finding["cure"].as_str().expect("a cure")).unwrap();
+        }
+        assert!(doctor(gateway, "").findings("nat", "warn").is_empty(), "{program}");
+        for family in Family::ALL {
+            let asked = (family.public(), 80).into();
+            world.curl(family.public(), 80).assert_nginx(asked, family.wan(), &*tproxy);
+        }
+        drop(tproxy);
+        let own = world.tproxy("--scope outbound --to 0.0.0.0/0 --to ::/0 --proto tcp --action direct");
+        own.wait_line(&["pass_translated", "cure: ", "except"], PATIENCE).unwrap();
+        for family in Family::ALL {
+            curl(gateway, "", family.public(), 81).assert_nginx(to(family), family.wan(), &*own);
+        }
     }
 }
 

@@ -4,7 +4,9 @@
 //! Rules are followed through jumps, gotos, sets and maps, for the first packet of a flow by each interface, family and
 //! protocol. What else it is (its addresses, its ports) is left open: a rule that takes only some packets settles nothing.
 
+mod destination;
 mod iptables;
+mod nat;
 mod nft;
 mod programs;
 mod steered;
@@ -12,6 +14,7 @@ mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use destination::Destination;
 use programs::{FilterProgram, IptablesKind, iptables_programs, output};
 pub(super) use steered::FirstPacket;
 use steered::{LOOPBACK, STRANGER, Steered, named};
@@ -64,9 +67,17 @@ enum ObstacleKind {
     DiscardsInvalid,
     /// What FORWARD discards gets through.
     IsBypassed,
+    /// NAT sends elsewhere what is steered.
+    Redirects,
+    /// NAT sends elsewhere what this host sends.
+    RedirectsOwn,
 }
 
 impl ObstacleKind {
+    const fn is_nat(self) -> bool {
+        matches!(self, Self::Redirects | Self::RedirectsOwn)
+    }
+
     const fn breaks(self) -> &'static str {
         match self {
             Self::Discards => {
@@ -83,6 +94,12 @@ impl ObstacleKind {
             }
             Self::IsBypassed => {
                 "flows that a rule takes do not traverse FORWARD, so what this discards gets through"
+            }
+            Self::Redirects => {
+                "what a rule takes of it goes where NAT sends it; and where NAT redirects anything, no connection is held until its upstream is connected: with accept = auto what is dead is accepted, and then reset"
+            }
+            Self::RedirectsOwn => {
+                "what this host sends there is not taken: it passes, as it would without tproxy (pass_translated)"
             }
         }
     }
@@ -140,6 +157,8 @@ struct Base<'a> {
 struct View<'a> {
     mark: Mark,
     steered: &'a BTreeSet<FirstPacket>,
+    /// What says so; without it, any destination may be meant.
+    config: Option<&'a Config>,
 }
 
 /// What a chain does: the kind, how that is written, and to whom.
@@ -151,10 +170,15 @@ struct ChainEffect {
 
 impl Base<'_> {
     /// `seen` are the packets that the chain sees.
-    fn look(&self, mark: Mark, seen: &BTreeSet<FirstPacket>) -> Vec<ChainEffect> {
+    fn look(&self, view: View<'_>, seen: &BTreeSet<FirstPacket>) -> Vec<ChainEffect> {
+        let View { mark, config, .. } = view;
         let mut found = Gathered::default();
         for packet in seen {
-            let marked = Marked { of: packet, value: self.hook.mark(mark), known: mark.mask() };
+            let marked =
+                Marked { of: packet, to: &Destination::ANY, value: self.hook.mark(mark), known: mark.mask() };
+            for (kind, rule) in self.redirects(&marked, config) {
+                found.add(kind, &rule.text, packet);
+            }
             let rules = met(self.chains, self.name, &marked);
             let unmarks = match self.hook {
                 ChainHook::Prerouting => Some(ObstacleKind::Unmarks),
@@ -253,12 +277,13 @@ const REPEAT: &str = "have tproxy discard the same, by a rule before the others 
 /// `config` says what will be steered, if there is one.
 pub(super) fn examine(mark: Mark, config: Option<&Config>) -> Vec<Finding> {
     let steered = config.map_or_else(|| Steered::on_this_host(mark), Steered::by);
-    let (mut obstacles, unread) = obstacles(View { mark, steered: steered.packets() });
+    let (mut obstacles, unread) = obstacles(View { mark, steered: steered.packets(), config });
     let keeps_port = |rule: &Rule| rule.treatment.is_spoofed() && rule.treatment.source == Source::ClientPort;
     if config.is_some_and(|config| !config.rules.iter().any(keeps_port)) {
         obstacles.retain(|found| found.kind != ObstacleKind::DiscardsInvalid);
     }
     let mut findings: Vec<_> = unread.iter().map(|error| Finding::unknown(CHECK, error)).collect();
+    let (nat_obstacles, obstacles) = obstacles.into_iter().partition(|found| found.kind.is_nat());
     let (lets_in, obstacles) = sift(&steered, obstacles);
     for found in obstacles {
         findings.push(Finding::warn(CHECK, found.shown(), found.kind.breaks(), found.cure));
@@ -271,6 +296,7 @@ pub(super) fn examine(mark: Mark, config: Option<&Config>) -> Vec<Finding> {
         )),
         None => {}
     }
+    findings.extend(nat::findings(&steered, nat_obstacles));
     findings
 }
 
@@ -319,10 +345,12 @@ pub(crate) fn remarks(config: &Config) -> Vec<String> {
     if steered.is_empty() {
         return Vec::new();
     }
-    let (obstacles, unread) = obstacles(View { mark: config.mark, steered: &steered });
+    let (obstacles, unread) = obstacles(View { mark: config.mark, steered: &steered, config: Some(config) });
     let matters = |found: &Obstacle| match found.kind {
         ObstacleKind::Discards | ObstacleKind::Unmarks | ObstacleKind::UnmarksOwn => true,
-        ObstacleKind::DiscardsInvalid | ObstacleKind::IsBypassed => false,
+        // Where it sends them, they would have gone without us.
+        ObstacleKind::DiscardsInvalid | ObstacleKind::IsBypassed | ObstacleKind::Redirects => false,
+        ObstacleKind::RedirectsOwn => true,
     };
     let said = |found: Obstacle| {
         format!("firewall: {}: {}; cure: {}", found.shown(), found.kind.breaks(), found.cure)
@@ -341,7 +369,7 @@ pub(super) struct Tried {
 /// What the rules that were read do not discard: one of those might answer whoever seems to have sent it.
 pub(super) fn to_be_tried(mark: Mark, config: Option<&Config>) -> Tried {
     let steered = config.map_or_else(|| Steered::on_this_host(mark), Steered::by);
-    let (obstacles, _) = obstacles(View { mark, steered: steered.packets() });
+    let (obstacles, _) = obstacles(View { mark, steered: steered.packets(), config });
     let is_lost = |packet: &FirstPacket| {
         let discards = |kind| matches!(kind, ObstacleKind::Discards | ObstacleKind::Unmarks);
         obstacles.iter().any(|found| discards(found.kind) && found.packets.contains(packet))
@@ -358,7 +386,7 @@ pub(crate) fn admissions(config: &Config) -> Vec<Admission> {
         return Vec::new();
     }
     // What cannot be read is said where the firewall is looked at.
-    let (obstacles, _) = obstacles(View { mark: config.mark, steered: &steered });
+    let (obstacles, _) = obstacles(View { mark: config.mark, steered: &steered, config: Some(config) });
     let discarding = obstacles.into_iter().filter(|found| found.kind == ObstacleKind::Discards);
     discarding.map(|found| found.admission).collect::<BTreeSet<_>>().into_iter().collect()
 }
@@ -366,7 +394,7 @@ pub(crate) fn admissions(config: &Config) -> Vec<Admission> {
 /// What discards steered packets of one kind, or takes their mark away, with its cure.
 pub(super) fn obstacle(mark: Mark, interface: &str, family: Family, protocol: Protocol) -> Option<String> {
     let packet = FirstPacket { interface: interface.to_owned(), family, protocol };
-    let (obstacles, _) = obstacles(View { mark, steered: &BTreeSet::from([packet]) });
+    let (obstacles, _) = obstacles(View { mark, steered: &BTreeSet::from([packet]), config: None });
     let found = obstacles
         .into_iter()
         .find(|found| matches!(found.kind, ObstacleKind::Discards | ObstacleKind::Unmarks))?;

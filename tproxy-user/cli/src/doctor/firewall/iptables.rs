@@ -1,6 +1,9 @@
 //! What `iptables-save` prints.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use tproxy::{
     family::Family,
@@ -9,6 +12,7 @@ use tproxy::{
 
 use super::{
     Base, ChainEffect, ChainHook, Obstacle, ObstacleKind, Protocol, REPEAT, View,
+    nat::LEAVE_OUT,
     walk::{About, Chains, Does, FirewallRule, Test},
 };
 
@@ -42,12 +46,13 @@ pub(super) fn obstacles(
             let drops = is_dropping.then_some("policy DROP");
             let base = Base { chains: &table.chains, name: chain, hook, drops };
             let seen_there: BTreeSet<_> = seen.iter().filter(|packet| hook.sees(packet)).cloned().collect();
-            for ChainEffect { kind, what, packets } in base.look(view.mark, &seen_there) {
+            for ChainEffect { kind, what, packets } in base.look(view, &seen_there) {
                 let called = program.name();
                 let place = format!("{called}, table {name}, chain {chain}: {what}");
                 let of_table = if name == "filter" { String::new() } else { format!("-t {name} ") };
                 let cure = match kind {
                     ObstacleKind::IsBypassed => REPEAT.to_owned(),
+                    ObstacleKind::RedirectsOwn => LEAVE_OUT.to_owned(),
                     _ => format!(
                         "{called} {of_table}-I {chain} -m mark --mark {:#x}/{:#x} -j ACCEPT",
                         hook.accepted(view.mark),
@@ -158,6 +163,9 @@ fn read(rule: &str) -> FirewallRule {
                 "all" | "0" => Test::Known(true),
                 _ => Test::Known(false),
             },
+            "-d" => destination(value),
+            "--dport" => destination_ports(value),
+            "--dports" => Test::Any(value.split(',').map(destination_ports).collect()),
             // Of what is forwarded or goes out, the destination is elsewhere.
             "--dst-type" => Test::Known(value.split(',').any(|kind| kind == "UNICAST")),
             _ => Test::Unknown,
@@ -166,6 +174,21 @@ fn read(rule: &str) -> FirewallRule {
         inverted = false;
     }
     FirewallRule { when: Test::All(tests), about, does, text: String::new() }
+}
+
+/// `ADDRESS[/LENGTH]`; another mask is not understood.
+fn destination(text: &str) -> Test {
+    let host = || text.parse().ok().map(|address: IpAddr| address.into());
+    text.parse().ok().or_else(host).map_or(Test::Unknown, Test::To)
+}
+
+/// `PORT[:PORT]`
+fn destination_ports(text: &str) -> Test {
+    let (first, last) = text.split_once(':').unwrap_or((text, text));
+    match (first.parse(), last.parse()) {
+        (Ok(first), Ok(last)) => Test::Port(first..=last),
+        _ => Test::Unknown,
+    }
 }
 
 fn number(text: &str) -> Option<u32> {
@@ -192,6 +215,7 @@ fn target(name: &str, options: &[&str]) -> Does {
         "ACCEPT" => Does::Accept,
         "DROP" | "REJECT" => Does::Discard,
         "RETURN" => Does::Return,
+        "DNAT" | "REDIRECT" | "NETMAP" => Does::Redirect,
         "CONNMARK" if options.contains(&"--restore-mark") => {
             let bits = value("--nfmask").or_else(|| value("--mask")).and_then(number).unwrap_or(u32::MAX);
             Does::SetMark { bits, to: None }

@@ -1,13 +1,18 @@
 //! What `nft -j list ruleset` prints (libnftables-json(5)). Tables that iptables-nft makes are left to `iptables-save`,
 //! which knows what their extensions ask.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
+use ipnet::IpNet;
 use serde_json::Value;
 use tproxy::{family::Family, host::admission::Admission};
 
 use super::{
     Base, ChainEffect, ChainHook, FirstPacket, Obstacle, ObstacleKind, Protocol, REPEAT, View,
+    nat::LEAVE_OUT,
     walk::{About, Chains, Does, FirewallRule, Test},
 };
 
@@ -107,12 +112,13 @@ impl NftTable<'_> {
             let Some(base) = base(chain, &chains) else { continue };
             let seen_there: BTreeSet<_> =
                 seen.iter().filter(|packet| base.hook.sees(packet)).cloned().collect();
-            for ChainEffect { kind, what, packets } in base.look(view.mark, &seen_there) {
+            for ChainEffect { kind, what, packets } in base.look(view, &seen_there) {
                 let at_hook = if base.hook == ChainHook::Forward { "hook forward, " } else { "" };
                 let place =
                     format!("nft, table {} {}, chain {}: {at_hook}{what}", self.family, self.name, base.name);
                 let cure = match kind {
                     ObstacleKind::IsBypassed => REPEAT.to_owned(),
+                    ObstacleKind::RedirectsOwn => LEAVE_OUT.to_owned(),
                     _ => format!(
                         "nft insert rule {} {} {} meta mark and {:#x} == {:#x} accept",
                         self.family,
@@ -244,6 +250,7 @@ fn described(expressions: &[Value]) -> &'static str {
         (true, false) => "discards every packet",
         (true, true) => "discards some packets",
         _ if has("mangle") => "sets the mark anew",
+        _ if has("dnat") || has("redirect") => "sends packets elsewhere",
         _ => "discards by a map",
     }
 }
@@ -254,6 +261,9 @@ fn is_harmless(expression: &Value) -> bool {
 }
 
 fn verdict(expression: &Value) -> Option<Does> {
+    if expression.get("dnat").is_some() || expression.get("redirect").is_some() {
+        return Some(Does::Redirect);
+    }
     let target = |key: &str| Some(expression.get(key)?["target"].as_str()?.to_owned());
     if expression.get("accept").is_some() {
         Some(Does::Accept)
@@ -321,6 +331,11 @@ fn asks_for(key: &Value, value: &Value) -> Test {
     if let (Some("ip"), Some("protocol")) | (Some("ip6"), Some("nexthdr")) = payload {
         return value.as_str().map_or(Test::Unknown, transport);
     }
+    match payload {
+        (Some("ip" | "ip6"), Some("daddr")) => return destination(value),
+        (Some("tcp" | "udp" | "th"), Some("dport")) => return destination_ports(value),
+        _ => {}
+    }
     let (field, mask) = match list(&key["&"]) {
         [field, mask] => (field, mask.as_u64()),
         _ => (key, Some(u64::from(u32::MAX))),
@@ -339,6 +354,27 @@ fn asks_for(key: &Value, value: &Value) -> Test {
         }
         _ => Test::Unknown,
     }
+}
+
+/// An address, or a prefix.
+fn destination(value: &Value) -> Test {
+    let prefix = &value["prefix"];
+    let written = match (value.as_str(), prefix["addr"].as_str(), prefix["len"].as_u64()) {
+        (Some(address), ..) => address.parse::<IpAddr>().ok().map(IpNet::from),
+        (None, Some(address), Some(length)) => format!("{address}/{length}").parse().ok(),
+        _ => None,
+    };
+    written.map_or(Test::Unknown, Test::To)
+}
+
+/// A port, or a range of them.
+fn destination_ports(value: &Value) -> Test {
+    let port = |value: &Value| u16::try_from(value.as_u64()?).ok();
+    let range = match list(&value["range"]) {
+        [first, last] => port(first).zip(port(last)),
+        _ => port(value).map(|port| (port, port)),
+    };
+    range.map_or(Test::Unknown, |(first, last)| Test::Port(first..=last))
 }
 
 /// What a mark becomes by an expression.

@@ -121,11 +121,11 @@ pub(super) fn all_by(interface: &str) -> impl Iterator<Item = FirstPacket> {
 }
 
 /// Refusals are sent by the datapath, which no firewall sees.
-const fn is_taken(action: &Action) -> bool {
+pub(super) const fn is_taken(action: &Action) -> bool {
     !matches!(action, Action::Pass | Action::Reject | Action::Drop)
 }
 
-fn may_select(selector: &Selector, packet: &FirstPacket) -> bool {
+pub(super) fn may_select(selector: &Selector, packet: &FirstPacket) -> bool {
     let family = [&selector.from, &selector.to]
         .into_iter()
         .all(|nets| nets.is_any() || nets.iter().any(|net| Family::of(net.addr()) == packet.family));

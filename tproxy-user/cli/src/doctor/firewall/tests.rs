@@ -13,7 +13,7 @@ fn steered(interfaces: &[&str]) -> BTreeSet<FirstPacket> {
 /// What the program for IPv4 has in the way of packets from LAN and WAN.
 fn save(table: &str, lines: &str) -> Vec<Obstacle> {
     let text = format!("*nat\n:INPUT ACCEPT [0:0]\nCOMMIT\n*{table}\n{lines}COMMIT\n");
-    let view = View { mark: Mark::DEFAULT, steered: &steered(&[LAN, WAN]) };
+    let view = View { mark: Mark::DEFAULT, steered: &steered(&[LAN, WAN]), config: None };
     iptables::obstacles(&text, Iptables::Iptables, Family::V4, view, |_| true)
 }
 
@@ -107,7 +107,7 @@ fn table(chains: &[Value], rules: &[(&str, Value)]) -> Vec<Obstacle> {
 }
 
 fn ruleset(objects: &[Value]) -> Vec<Obstacle> {
-    let view = View { mark: Mark::DEFAULT, steered: &steered(&[LAN, WAN]) };
+    let view = View { mark: Mark::DEFAULT, steered: &steered(&[LAN, WAN]), config: None };
     nft::Ruleset::new(&json!({ "nftables": objects }), Family::BOTH.into()).obstacles(view)
 }
 
@@ -240,7 +240,7 @@ fn tables_with_names_of_iptables_are_read_once() {
     let native = [&base[..], &[native]].concat();
     assert_eq!(place(&ruleset(&native)), "nft, table ip filter, chain INPUT: policy drop (from wan)");
     let listed = json!({ "nftables": of_iptables });
-    let view = View { mark: Mark::DEFAULT, steered: &steered(&[LAN]) };
+    let view = View { mark: Mark::DEFAULT, steered: &steered(&[LAN]), config: None };
     let alone = nft::Ruleset::new(&listed, BTreeSet::new()).obstacles(view);
     assert_eq!(kinds(&alone), [ObstacleKind::Discards], "nobody else reads it");
 }
@@ -250,7 +250,7 @@ fn while_nobody_knows_what_is_steered_an_interface_that_input_trusts_is_enough()
     let among = Steered::Among(steered(&[LAN, WAN, STRANGER, LOOPBACK]));
     let found = |steered: &Steered, lines: &str| {
         let text = format!("*filter\n{lines}COMMIT\n");
-        let view = View { mark: Mark::DEFAULT, steered: steered.packets() };
+        let view = View { mark: Mark::DEFAULT, steered: steered.packets(), config: None };
         sift(steered, iptables::obstacles(&text, Iptables::Iptables, Family::V4, view, |_| true))
     };
     let trusting = ":INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n-A INPUT -i lan -j ACCEPT\n";
@@ -277,7 +277,7 @@ fn while_nobody_knows_what_is_steered_an_interface_that_input_trusts_is_enough()
 fn the_mark_of_own_packets_is_taken_away_where_this_host_s_are_taken() {
     let own = |interfaces: &[&str], save: &str| {
         let text = format!("*mangle\n:OUTPUT ACCEPT [0:0]\n{save}COMMIT\n");
-        let view = View { mark: Mark::DEFAULT, steered: &steered(interfaces) };
+        let view = View { mark: Mark::DEFAULT, steered: &steered(interfaces), config: None };
         iptables::obstacles(&text, Iptables::Iptables, Family::V4, view, |_| true)
     };
     let restore = "-A OUTPUT -j CONNMARK --restore-mark\n";
@@ -287,4 +287,55 @@ fn the_mark_of_own_packets_is_taken_away_where_this_host_s_are_taken() {
     assert_eq!(own(&[LAN], restore), []);
     let skipped = format!("-A OUTPUT -m mark --mark 0x30000000/0x30000000 -j ACCEPT\n{restore}");
     assert_eq!(own(&[LOOPBACK], &skipped), []);
+}
+
+#[test]
+fn nat_that_sends_elsewhere_what_a_rule_selects_is_found_with_its_cure() {
+    let config = tproxy::config::parse(
+        "tproxy.toml".as_ref(),
+        b"[[rules]]\nscope = 'forwarded'\ninterfaces = ['lan']\nto = ['10.0.0.0/8']\nports = [53, 80]\naction = 'direct'\n\
+         [[rules]]\nscope = 'outbound'\nports = [443]\naction = 'direct'\n",
+    )
+    .unwrap();
+    let packets = steered(&[LAN, "lo"]);
+    let view = View { mark: Mark::DEFAULT, steered: &packets, config: Some(&config) };
+    for (chain, rule, expected) in [
+        (
+            "PREROUTING",
+            "-i lan -p udp -m udp --dport 53 -j REDIRECT --to-ports 5353",
+            Some(ObstacleKind::Redirects),
+        ),
+        (
+            "PREROUTING",
+            "-d 10.96.0.10/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.2:8080",
+            Some(ObstacleKind::Redirects),
+        ),
+        (
+            "PREROUTING",
+            "-p tcp -m multiport --dports 22,79:81 -j DNAT --to-destination 10.0.0.2",
+            Some(ObstacleKind::Redirects),
+        ),
+        (
+            "PREROUTING",
+            "-d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.2:8080",
+            None,
+        ),
+        ("PREROUTING", "-p tcp -m tcp --dport 443 -j REDIRECT --to-ports 1", None),
+        ("PREROUTING", "-i wan -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 1", None),
+        ("PREROUTING", "-m addrtype --dst-type LOCAL -j DNAT --to-destination 10.0.0.2", None),
+        (
+            "OUTPUT",
+            "-d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j DNAT --to-destination 10.0.0.2:6443",
+            Some(ObstacleKind::RedirectsOwn),
+        ),
+        ("OUTPUT", "-p tcp -m tcp --dport 80 -j REDIRECT --to-ports 1", None),
+        ("POSTROUTING", "-j MASQUERADE", None),
+    ] {
+        let text = format!("*nat\n:{chain} ACCEPT [0:0]\n-A {chain} {rule}\nCOMMIT\n");
+        let found = iptables::obstacles(&text, Iptables::Iptables, Family::V4, view, |_| true);
+        assert_eq!(kinds(&found), expected.into_iter().collect::<Vec<_>>(), "{rule}");
+    }
+    let accepted = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -m mark --mark 0x20000000/0x30000000 -j ACCEPT\n\
+                    -A PREROUTING -p tcp -j REDIRECT --to-ports 1\nCOMMIT\n";
+    assert_eq!(iptables::obstacles(accepted, Iptables::Iptables, Family::V4, view, |_| true), []);
 }

@@ -1,10 +1,14 @@
 //! The way of a packet through the chains of a firewall, whoever wrote them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
+use ipnet::IpNet;
 use tproxy::family::Family;
 
-use super::{FirstPacket, Protocol};
+use super::{FirstPacket, Protocol, destination::Destination};
 
 /// Whether a rule's matches hold for every packet of a kind, for none, or for some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +29,10 @@ pub(super) enum Test {
     From(String),
     Family(Family),
     Protocol(Protocol),
+    /// Where it goes to.
+    To(IpNet),
+    /// Its destination port.
+    Port(RangeInclusive<u16>),
     /// These bits of its mark.
     Mark {
         value: u32,
@@ -52,6 +60,8 @@ impl Test {
             }),
             Self::Family(family) => known(packet.of.family == *family),
             Self::Protocol(protocol) => known(packet.of.protocol == *protocol),
+            Self::To(net) => packet.to.is_in(net),
+            Self::Port(ports) => packet.to.has_port(ports),
             Self::Mark { value, mask } => packet.has(*value, *mask),
             Self::All(tests) => {
                 tests.iter().fold(Holds::Always, |all, test| match (all, test.holds(packet)) {
@@ -80,6 +90,7 @@ impl Test {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Marked<'a> {
     pub(super) of: &'a FirstPacket,
+    pub(super) to: &'a Destination,
     pub(super) value: u32,
     pub(super) known: u32,
 }
@@ -118,6 +129,8 @@ pub(super) enum Does {
         bits: u32,
         to: Option<u32>,
     },
+    /// The packet goes on, to another destination.
+    Redirect,
     /// The packet goes on.
     Nothing,
 }
@@ -203,6 +216,8 @@ fn through<'a>(
                 Fate::GoesOn => {}
                 settled => return settled,
             },
+            // The table is done with it.
+            Does::Redirect => return Fate::Accepted,
             Does::SetMark { .. } | Does::Nothing => {}
         }
     }
@@ -241,7 +256,7 @@ fn collect<'a>(
         }
         met.push(rule);
         let after = match &rule.does {
-            Does::Accept | Does::Discard => Back::None,
+            Does::Accept | Does::Discard | Does::Redirect => Back::None,
             Does::Return => {
                 back = Back::Some;
                 Back::None
