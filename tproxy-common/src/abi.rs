@@ -127,6 +127,10 @@ pub mod global {
     pub const SK_ASSIGN: &str = "SK_ASSIGN";
     /// `u64`: nanoseconds for which a silent UDP flow is remembered.
     pub const MEMORY_LIFETIME: &str = "MEMORY_LIFETIME";
+    /// `u32`: where the kernel's packet leads to its connection; 0 if that is not known.
+    pub const CONNECTION_OF_PACKET: &str = "CONNECTION_OF_PACKET";
+    /// `u32`: where a connection tells what NAT does with it.
+    pub const CONNECTION_STATUS: &str = "CONNECTION_STATUS";
 }
 
 /// Rule tables exist twice; whoever changes them fills the slot that is not active and then writes [`Control::active`].

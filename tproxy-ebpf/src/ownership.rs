@@ -6,8 +6,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple},
     helpers::{
-        bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release,
-        bpf_skc_lookup_tcp,
+        bpf_map_lookup_elem, bpf_probe_read_kernel, bpf_sk_assign, bpf_sk_fullsock, bpf_sk_lookup_udp,
+        bpf_sk_release, bpf_skc_lookup_tcp,
     },
     programs::TcContext,
 };
@@ -298,9 +298,28 @@ pub(crate) fn is_translated(ctx: &TcContext, tuple: &Tuple) -> bool {
         }
         // One that is not connected knows no destination.
         let dport = (&raw const (*sender).dst_port).read_volatile().to_ne_bytes();
+        if dport == [0, 0] {
+            return has_translated_connection(ctx);
+        }
         let (dst4, dst6) = (&raw const (*sender).dst_ip4, &raw const (*sender).dst_ip6);
-        dport != [0, 0] && (dport != tuple.dport || !is_address(dst4, dst6, &tuple.dst))
+        dport != tuple.dport || !is_address(dst4, dst6, &tuple.dst)
     }
+}
+
+/// Whether NAT does something with the connection of a packet, as the kernel itself notes it there.
+#[inline(always)]
+fn has_translated_connection(ctx: &TcContext) -> bool {
+    /// In its lowest bits, the word has the direction.
+    const POINTER: usize = !7;
+    /// `IPS_SRC_NAT | IPS_DST_NAT`
+    const TRANSLATED: u64 = 1 << 4 | 1 << 5;
+    let Some((of_packet, status)) = settings::connection_offsets() else { return false };
+    let read = |address: usize| {
+        // SAFETY: what cannot be read there is an error.
+        unsafe { bpf_probe_read_kernel(address as *const u64) }.unwrap_or(0)
+    };
+    let connection = read(ctx.as_ptr() as usize + of_packet) as usize & POINTER;
+    connection != 0 && read(connection + status) & TRANSLATED != 0
 }
 
 /// Whether a UDP socket that is not connected sends this packet.

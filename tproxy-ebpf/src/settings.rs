@@ -14,6 +14,10 @@ static WORKERS: Global<u32> = Global::new(1);
 static SK_ASSIGN: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static MEMORY_LIFETIME: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+static CONNECTION_OF_PACKET: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static CONNECTION_STATUS: Global<u32> = Global::new(0);
 
 /// Whether a socket or packet bears the own mark.
 #[inline(always)]
@@ -49,6 +53,16 @@ pub(crate) fn workers() -> u32 {
 #[inline(always)]
 pub(crate) fn memory_lifetime() -> u64 {
     MEMORY_LIFETIME.load()
+}
+
+/// Where the kernel's packet leads to its connection (`sk_buff._nfct`), and where that tells what NAT does with it
+/// (`nf_conn.status`), if that is known.
+#[inline(always)]
+pub(crate) fn connection_offsets() -> Option<(usize, usize)> {
+    match CONNECTION_OF_PACKET.load() {
+        0 => None,
+        of_packet => Some((of_packet as usize, CONNECTION_STATUS.load() as usize)),
+    }
 }
 
 /// Whether tc assigns sockets itself.

@@ -5,6 +5,7 @@
 
 mod attach;
 mod beats;
+mod btf;
 mod decisions;
 mod held;
 mod hits;
@@ -191,6 +192,7 @@ impl Datapath {
     /// As above, and [`DatapathError::GivenUp`].
     pub fn load_unless(settings: Settings, given_up: Arc<AtomicBool>) -> Result<Self, DatapathError> {
         let log_level = if settings.verbose { log::EVERYTHING } else { log::NOTHING };
+        let offsets = btf::ConnectionOffsets::of_this_kernel();
         let mut loader = EbpfLoader::new();
         settings.sizes.apply(&mut loader);
         let mut ebpf = loader
@@ -209,6 +211,8 @@ impl Datapath {
             .override_global(global::WORKERS, &settings.workers, true)
             .override_global(global::MEMORY_LIFETIME, &nanoseconds(settings.memory), true)
             .override_global(global::SK_ASSIGN, &u8::from(settings.steer == Steer::SkAssign), true)
+            .override_global(global::CONNECTION_OF_PACKET, &offsets.of_packet, true)
+            .override_global(global::CONNECTION_STATUS, &offsets.status, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(OBJECT)?;
         patiently(&given_up, || {

@@ -327,6 +327,12 @@ fn what_the_gateway_translates_of_its_own_goes_as_it_would() {
                         client.recv(&mut buffer).unwrap_or_else(|error| panic!("{error}\n{context}"));
                     assert!(String::from_utf8_lossy(&buffer[..length]).ends_with(text), "{context}");
                 }
+                // A socket that is not connected knows no destination that could be compared.
+                let client = datagrams(gateway, (family.unspecified(), 0));
+                for text in ["first", "second"] {
+                    let answer = udp::ask(&client, (address, port).into(), text, &context);
+                    assert!(answer.ends_with(text), "{answer}\n{context}");
+                }
             }
             curl(gateway, "", family.server(), 80).assert_nginx(server(80), other.parse().unwrap(), &context);
             // And what nobody translates is taken.
@@ -337,8 +343,8 @@ fn what_the_gateway_translates_of_its_own_goes_as_it_would() {
             );
         }
         // A rule has selected them all.
-        assert_eq!(hits(gateway), [12], "{}", *tproxy);
-        assert_eq!(counted_at_the_end(&mut tproxy, "pass_translated"), 10, "{}", *tproxy);
+        assert_eq!(hits(gateway), [16], "{}", *tproxy);
+        assert_eq!(counted_at_the_end(&mut tproxy, "pass_translated"), 14, "{}", *tproxy);
         let tproxy = world
             .tproxy(&format!("--scope outbound --to 0.0.0.0/0 --to ::/0 --action reject --steer {engine}"));
         for family in Family::ALL {
