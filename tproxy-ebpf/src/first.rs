@@ -136,8 +136,8 @@ fn first(ctx: &TcContext, link: LinkLayer, scope: Scope, known: u32) -> Outcome 
         return published(ctx, link, &parsed, verdict, &tables);
     }
     let outcome = match verdict {
-        Verdict::Steer(rule) if scope == Scope::Outbound && is_translated(ctx, &parsed, rule, &tables) => {
-            pass(Reason::Translated)
+        Verdict::Steer(rule) if scope == Scope::Outbound && ownership::is_translated(ctx, &parsed.tuple) => {
+            translated(&parsed, rule, &tables)
         }
         Verdict::Steer(_) if parsed.kind == Kind::Syn && packet::is_signed(ctx, &parsed) => {
             pass(Reason::Signed)
@@ -201,13 +201,16 @@ fn published(
     Outcome::Settled(course, Reason::HostAddress as u32, rule)
 }
 
-/// Whether NAT of this host has changed what a process of it sends. On the way over `lo` connection tracking would see a flow of
-/// its own in it, and the process replies from somebody to whom it sent nothing. Of UDP a process says with each datagram to
-/// whom; it may not get round a rule by that.
+/// NAT of this host has changed what a process of it sends. On the way over `lo` connection tracking would see a flow of its own
+/// in it, and the process replies from somebody to whom it sent nothing. Of UDP a process says with each datagram to whom; it may
+/// not get round a rule by that.
 #[inline(always)]
-fn is_translated(ctx: &TcContext, parsed: &Packet, rule: RuleIndex, tables: &Tables<'_>) -> bool {
-    ownership::is_translated(ctx, &parsed.tuple)
-        && (parsed.protocol == Protocol::Tcp || !is_strict(rule, tables))
+fn translated(parsed: &Packet, rule: RuleIndex, tables: &Tables<'_>) -> Outcome {
+    if parsed.protocol == Protocol::Udp && is_strict(rule, tables) {
+        refuse(Reason::Unserved, parsed.protocol)
+    } else {
+        pass(Reason::Translated)
+    }
 }
 
 #[inline(always)]

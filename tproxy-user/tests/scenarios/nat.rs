@@ -350,5 +350,18 @@ fn what_the_gateway_translates_of_its_own_goes_as_it_would() {
         for family in Family::ALL {
             assert_refused_at_once(gateway, (service(family), 81), &*tproxy);
         }
+        drop(tproxy);
+        // What may not be got round is not passed, and cannot be taken.
+        let mut tproxy = world.tproxy(&format!(
+            "--scope outbound --to 0.0.0.0/0 --to ::/0 --proto udp --action respond=no --steer {engine}"
+        ));
+        for family in Family::ALL {
+            let client = datagrams(gateway, (family.unspecified(), 0));
+            client.connect((service(family), 81)).unwrap();
+            client.send(b"asked").unwrap();
+            let refused = client.recv(&mut [0; 8]).map_err(|error| error.kind());
+            assert_eq!(refused, Err(ErrorKind::ConnectionRefused), "{engine} {family:?}\n{}", *tproxy);
+        }
+        assert!(counted_at_the_end(&mut tproxy, "reject_unserved") >= 2, "{}", *tproxy);
     }
 }
