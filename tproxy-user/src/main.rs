@@ -82,6 +82,7 @@ fn main() -> ExitCode {
         Subcommand::Man { directory } => finish(cli::man(&directory).map_err(Into::into)),
         Subcommand::Status(show) => finish(ask(show.status())),
         Subcommand::Rules(show) => finish(ask(show.rules())),
+        Subcommand::Upstreams(show) => finish(ask(show.upstreams())),
         Subcommand::Flows(flows) => finish(ask(flows.show())),
         Subcommand::Top(args) => finish(ask(top::main(args))),
         Subcommand::Close(close) => finish(ask(close.close())),

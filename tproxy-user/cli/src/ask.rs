@@ -17,7 +17,10 @@ use tproxy::{
 };
 
 use crate::{
-    control::{Closed, Confirmed, FlowEvent, Reloaded, ShownDraining, ShownRule, Status, client::Client},
+    control::{
+        Closed, Confirmed, FlowEvent, Reloaded, ShownDraining, ShownRule, ShownUpstream, Status,
+        client::Client,
+    },
     metrics::documentation,
 };
 pub use check::CheckArgs;
@@ -31,7 +34,7 @@ pub struct InstanceArgs {
     pub name: Option<InstanceName>,
 }
 
-/// `tproxy status` and `tproxy rules`
+/// `tproxy status`, `tproxy rules` and `tproxy upstreams`
 #[derive(Debug, clap::Args)]
 pub struct AskArgs {
     #[command(flatten)]
@@ -128,6 +131,18 @@ impl AskArgs {
             return say(&client.text(Method::GET, "/rules").await?);
         }
         say(&tables::rules(&client.ask::<Vec<ShownRule>>(Method::GET, "/rules").await?))
+    }
+
+    /// The servers of upstreams.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn upstreams(self) -> anyhow::Result<()> {
+        let client = Client::new(self.instance.name);
+        if self.json {
+            return say(&client.text(Method::GET, "/upstreams").await?);
+        }
+        say(&tables::upstreams(&client.ask::<Vec<ShownUpstream>>(Method::GET, "/upstreams").await?))
     }
 }
 

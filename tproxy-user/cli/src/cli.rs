@@ -50,6 +50,9 @@ pub enum Subcommand {
     /// Show a running instance's rules in order, with the flows that each has decided
     #[command(after_long_help = "Example:\n  tproxy rules")]
     Rules(ask::AskArgs),
+    /// Show the servers that a running instance's rules go by: state, latency, failures
+    #[command(after_long_help = "Example:\n  tproxy upstreams")]
+    Upstreams(ask::AskArgs),
     /// Show the live flows of a running instance
     #[command(
         after_long_help = "Example:\n  tproxy flows --proto tcp --client 10.0.0.0/8 --dst :443 --follow"

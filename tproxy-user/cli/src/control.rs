@@ -12,7 +12,7 @@ mod server;
 
 pub use api::{
     Checked, Closed, Confirmed, Counts, Failure, FlowEvent, Reloaded, ShownDraining, ShownHook, ShownLive,
-    ShownRule, ShownState, Status,
+    ShownRule, ShownState, ShownUpstream, Status,
 };
 #[doc(hidden)]
 pub use routes::{Asked, Refusal, understand};

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use tproxy::{
     arrivals::Entrance,
-    config::{Action, Rule, Scope},
+    config::{Action, Config, Rule, Scope},
     family::Family,
-    generation::KeptRule,
+    generation::{Generation, KeptRule},
     host::{Direction, Identity},
     instance::{Health, Look, Loss},
     latency::Latency,
@@ -35,7 +35,12 @@ pub(crate) fn look() -> Look {
         Rule::new("web", Scope::Forwarded, Action::Direct),
         Rule::new("say \"no\"", Scope::Forwarded, Action::Reject),
     ];
+    let via = Action::Upstream("socks5://10.9.9.9:1080".parse().expect("a URL"));
+    let via = Config::new(vec![Rule::new("via", Scope::Forwarded, via)]);
+    let upstreams = Generation::first(&via, Arc::default()).upstreams();
+    upstreams[0].servers()[0].succeeded(Duration::from_millis(3));
     Look {
+        upstreams,
         identity: Identity { mark: Mark::DEFAULT, table: 29_808, priority: 100 },
         draining: false,
         workers: 2,

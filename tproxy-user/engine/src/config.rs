@@ -35,7 +35,7 @@ pub use rule::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use tproxy_common::rule::Scope;
-pub use upstream::{Host, Scheme, Upstream, UpstreamGroup, UpstreamServer};
+pub use upstream::{Check, Credentials, Host, Pick, Scheme, Upstream, UpstreamGroup, UpstreamServer};
 
 use crate::{
     host::{Identity, InstanceName},
@@ -73,6 +73,8 @@ pub struct Config {
     pub sessions: SessionLimits,
     /// Names of sets that no rule names.
     pub unused_sets: Vec<Arc<str>>,
+    /// Names of groups of upstreams that no rule names.
+    pub unused_upstreams: Vec<Arc<str>>,
     /// How many TCP connections there may be.
     pub connections: ConnectionLimits,
 }
@@ -102,6 +104,7 @@ impl Config {
             timeouts: Timeouts::default(),
             sessions: SessionLimits { total: 16_384, per_client: 4096 },
             unused_sets: Vec::new(),
+            unused_upstreams: Vec::new(),
             connections: ConnectionLimits { total: 32_768, per_client: 8192 },
         }
     }

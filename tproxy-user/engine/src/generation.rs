@@ -108,6 +108,12 @@ impl Generation {
         &self.rules
     }
 
+    /// The servers that its rules go by, those of each group once.
+    #[must_use]
+    pub fn upstreams(&self) -> Vec<Arc<Pool>> {
+        self.pools.all()
+    }
+
     /// Time limits where a rule has none of its own.
     #[must_use]
     pub const fn timeouts(&self) -> &Timeouts {
@@ -131,6 +137,7 @@ impl Drop for Generation {
 #[derive(Debug, Clone)]
 pub struct Generations {
     all: Arc<RwLock<Vec<Arc<Generation>>>>,
+    added: Arc<Notify>,
     decider: Decider,
 }
 
@@ -138,7 +145,11 @@ impl Generations {
     /// Only this one.
     #[must_use]
     pub fn of(first: Generation) -> Self {
-        Self { all: Arc::new(RwLock::new(vec![Arc::new(first)])), decider: Decider::default() }
+        Self {
+            all: Arc::new(RwLock::new(vec![Arc::new(first)])),
+            added: Arc::default(),
+            decider: Decider::default(),
+        }
     }
 
     /// Who decides by the latest, where the datapath has forgotten what it decided.
@@ -168,6 +179,12 @@ impl Generations {
     /// Before the datapath decides by it.
     pub fn add(&self, generation: Generation) {
         self.write().push(Arc::new(generation));
+        self.added.notify_waiters();
+    }
+
+    /// Completes when another was added after this call.
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> + use<> {
+        Arc::clone(&self.added).notified_owned()
     }
 
     /// When nothing can ask for it any more; the flows that have it keep it. The only one stays.

@@ -24,6 +24,7 @@
 mod accept;
 mod affinity;
 mod buffers;
+mod check;
 mod conduit;
 mod connection;
 mod counters;

@@ -2,19 +2,26 @@
 
 use std::{
     collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
-    net::{SocketAddr, ToSocketAddrs as _},
-    sync::Arc,
+    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::oneshot;
 
-use crate::config::{Action, Host, Rule, Upstream, UpstreamGroup, UpstreamServer};
+use crate::config::{Action, Credentials, Host, Pick, Rule, Upstream, UpstreamGroup, UpstreamServer};
 
 /// For how long a name is taken to have the addresses that it had; the resolver does not say for how long it has.
 const RESOLVED_ANEW: Duration = Duration::from_secs(60);
+
+/// For how long one that failed is left out where nobody looks whether it is there again.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// The servers of each rule, by its place among the rules. Those that say the same share them.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +41,17 @@ impl Pools {
         Self(rules.iter().map(&mut pool).collect())
     }
 
+    /// Each once.
+    pub(crate) fn all(&self) -> Vec<Arc<Pool>> {
+        let mut all: Vec<Arc<Pool>> = Vec::new();
+        for pool in self.0.iter().flatten() {
+            if !all.iter().any(|known| Arc::ptr_eq(known, pool)) {
+                all.push(Arc::clone(pool));
+            }
+        }
+        all
+    }
+
     pub(crate) fn of_rule(&self, index: usize) -> Option<&Arc<Pool>> {
         self.0.get(index)?.as_ref()
     }
@@ -43,19 +61,58 @@ impl Pools {
 #[derive(Debug)]
 pub struct Pool {
     group: Arc<UpstreamGroup>,
-    servers: Box<[Server]>,
+    servers: Box<[Arc<Server>]>,
+    turn: AtomicUsize,
 }
 
 impl Pool {
     fn of(group: &Arc<UpstreamGroup>) -> Self {
-        let server = |url: &UpstreamServer| Server { url: url.clone(), resolved: Mutex::default() };
-        Self { group: Arc::clone(group), servers: group.servers.iter().map(server).collect() }
+        let server = |url: &UpstreamServer| Arc::new(Server::at(url.clone()));
+        let servers = group.servers.iter().map(server).collect();
+        Self { group: Arc::clone(group), servers, turn: AtomicUsize::new(0) }
     }
 
-    /// Its servers, in the order in which they are to be tried.
-    pub(crate) fn in_order(&self) -> impl ExactSizeIterator<Item = &Server> {
-        self.servers.iter()
+    /// What it is made of.
+    #[must_use]
+    pub fn group(&self) -> &UpstreamGroup {
+        &self.group
     }
+
+    /// Its servers, in the order of the configuration.
+    #[must_use]
+    pub const fn servers(&self) -> &[Arc<Server>] {
+        &self.servers
+    }
+
+    pub(crate) fn credentials(&self) -> Option<&Credentials> {
+        self.group.credentials.as_ref()
+    }
+
+    /// Its servers, in the order in which they are to be tried for a client. One that failed comes last: where all have, there is
+    /// nothing to lose.
+    pub(crate) fn in_order(&self, client: IpAddr) -> Vec<&Arc<Server>> {
+        let mut servers: Vec<_> = self.servers.iter().collect();
+        match self.group.pick {
+            Pick::First => {}
+            Pick::RoundRobin => {
+                let turn = self.turn.fetch_add(1, Relaxed);
+                servers.rotate_left(turn % self.servers.len().max(1));
+            }
+            Pick::Least => servers.sort_by_key(|server| server.live()),
+            // Without one of them, only its own clients go elsewhere (rendezvous hashing).
+            Pick::Hash => servers.sort_by_cached_key(|server| hash_of(client, &server.url)),
+        }
+        let retry = self.group.check.map_or(Some(RETRY), |_| None);
+        servers.sort_by_cached_key(|server| server.is_out(retry));
+        servers
+    }
+}
+
+/// The same in each process.
+fn hash_of(client: IpAddr, url: &UpstreamServer) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (client, url).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// One of them.
@@ -63,7 +120,20 @@ impl Pool {
 pub struct Server {
     url: UpstreamServer,
     /// Held while the name is asked for, so that one asks for all.
-    resolved: Mutex<Option<Resolved>>,
+    resolved: tokio::sync::Mutex<Option<Resolved>>,
+    health: Mutex<ServerHealth>,
+    live: AtomicU64,
+    connected: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// What is known of a server.
+#[derive(Debug, Clone, Default)]
+pub struct ServerHealth {
+    /// How long it took of late until it stood for a destination, or was looked at; none, while it never did.
+    pub latency: Option<Duration>,
+    /// Since when it fails, and how.
+    pub failing: Option<(Instant, Arc<str>)>,
 }
 
 /// The addresses that a name had.
@@ -74,8 +144,76 @@ struct Resolved {
 }
 
 impl Server {
-    pub(crate) const fn url(&self) -> &UpstreamServer {
+    fn at(url: UpstreamServer) -> Self {
+        let counter = || AtomicU64::new(0);
+        let (resolved, health) = Default::default();
+        Self { url, resolved, health, live: counter(), connected: counter(), failed: counter() }
+    }
+
+    /// What it is told, and where it is.
+    #[must_use]
+    pub const fn url(&self) -> &UpstreamServer {
         &self.url
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn health(&self) -> ServerHealth {
+        self.lock().clone()
+    }
+
+    /// Flows that go by it at the moment.
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        self.live.load(Relaxed)
+    }
+
+    /// Flows that went by it, and that would have gone by it if it had not failed.
+    #[must_use]
+    pub fn flows(&self) -> [u64; 2] {
+        [&self.connected, &self.failed].map(|count| count.load(Relaxed))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ServerHealth> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it failed, and that is not yet so long ago that it may be tried again.
+    fn is_out(&self, retry: Option<Duration>) -> bool {
+        let failing = |(since, _): &(Instant, Arc<str>)| retry.is_none_or(|retry| since.elapsed() < retry);
+        self.lock().failing.as_ref().is_some_and(failing)
+    }
+
+    /// It is there, as was seen within this time.
+    pub fn succeeded(&self, within: Duration) {
+        let mut health = self.lock();
+        // As TCP smooths its round-trip times (RFC 6298).
+        health.latency = Some(health.latency.map_or(within, |before| (7 * before + within) / 8));
+        if health.failing.take().is_some() {
+            tracing::info!(server = %self.url, "an upstream is there again");
+        }
+    }
+
+    /// It does not answer, or not as it should.
+    pub(crate) fn failed(&self, error: &str) {
+        let mut health = self.lock();
+        if health.failing.is_none() {
+            tracing::warn!(server = %self.url, error, "an upstream fails, and is left out where there are others");
+        }
+        health.failing = Some((Instant::now(), error.into()));
+    }
+
+    /// A flow would have gone by it, but for this.
+    pub(crate) fn lost(&self, error: &str) {
+        self.failed.fetch_add(1, Relaxed);
+        self.failed(error);
+    }
+
+    /// A flow goes by it.
+    pub(crate) fn used(self: &Arc<Self>) -> Use {
+        self.connected.fetch_add(1, Relaxed);
+        self.live.fetch_add(1, Relaxed);
+        Use(Arc::clone(self))
     }
 
     /// Where it is, at one address or more.
@@ -109,6 +247,16 @@ impl Server {
     }
 }
 
+/// That a flow goes by a server.
+#[derive(Debug)]
+pub(crate) struct Use(Arc<Server>);
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Relaxed);
+    }
+}
+
 /// Asks as any program of this host does, getaddrinfo(3). That may take as long as it likes, and has a thread of its own, for
 /// which nobody waits in the end, as would a runtime.
 async fn resolve(name: Arc<str>, port: u16) -> io::Result<Arc<[SocketAddr]>> {
@@ -121,3 +269,6 @@ async fn resolve(name: Arc<str>, port: u16) -> io::Result<Arc<[SocketAddr]>> {
     thread::Builder::new().name("resolver".to_owned()).spawn(ask)?;
     receiver.await.map_err(io::Error::other)?
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! Upstreams that URLs name: real proxies and load balancers, which stand for the original destination.
 
-use std::{io::ErrorKind, net::SocketAddr, time::Instant};
+use std::{fs, io::ErrorKind, net::SocketAddr, os::unix::fs::PermissionsExt as _, time::Instant};
 
 use crate::{reload::File, support::*};
 
@@ -52,7 +52,7 @@ impl Proxies {
 
     fn file(&self, name: &str, text: &str) -> String {
         let path = self.files.directory().join(name);
-        std::fs::write(&path, text).unwrap();
+        fs::write(&path, text).unwrap();
         path.display().to_string()
     }
 
@@ -68,6 +68,110 @@ impl Proxies {
             assert!(ended.is_err(), "{tool} ended: {:?}", proc.lines());
         }
         self.running.push(proc);
+    }
+}
+
+/// By two servers that ask for a password, of which one dies; and by a name that has no address before one of them.
+const GROUPS: &str = r#"
+[upstreams.corp]
+servers = ["socks5://ONE", "socks5://OTHER"]
+pick = "round-robin"
+check = { every = "100ms" }
+credentials = { file = "corp.secret" }
+
+[upstreams.named]
+servers = ["socks5://nobody.invalid:1080", "socks5://ONE"]
+credentials = { file = "corp.secret" }
+
+[[rules]]
+name = "by turns"
+scope = "outbound"
+protocol = "tcp"
+ports = [80]
+action = "upstream=@corp"
+
+[[rules]]
+name = "by name"
+scope = "outbound"
+protocol = "tcp"
+ports = [81]
+action = "upstream=@named"
+timeouts.connect = "4s"
+"#;
+
+/// What `tproxy upstreams` says of each server: its state, and how many connections went by it.
+fn states(namespace: &Namespace) -> Vec<(String, u64)> {
+    let said = tproxy_output(namespace, "upstreams --json").said;
+    let upstreams: serde_json::Value =
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+    let servers = |upstream: &serde_json::Value| {
+        upstream["servers"].as_array().unwrap_or_else(|| panic!("{said}")).clone()
+    };
+    let servers = upstreams.as_array().unwrap_or_else(|| panic!("{said}")).iter().flat_map(servers);
+    let shown = |server: serde_json::Value| {
+        let state = server["state"].as_str().unwrap_or_else(|| panic!("{said}")).to_owned();
+        (state, server["connected"].as_u64().unwrap_or_else(|| panic!("{said}")))
+    };
+    servers.map(shown).collect()
+}
+
+/// Waits until the servers of the first group are in these states.
+#[track_caller]
+fn wait_for(namespace: &Namespace, wanted: [&str; 2], context: &dyn std::fmt::Display) {
+    let begun = Instant::now();
+    loop {
+        let states = states(namespace);
+        if states.iter().zip(wanted).all(|((state, _), wanted)| state == wanted) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{wanted:?} {states:?}\n{context}");
+    }
+}
+
+#[test]
+fn a_group_goes_on_without_a_server_that_dies_and_with_it_again() {
+    let world = World::new();
+    let (server, host) = (&world.net.server, &world.net.gateway);
+    for family in Family::ALL {
+        let public = family.public();
+        let start = |port| {
+            let mut proxies = Proxies { running: Vec::new(), files: File::new("") };
+            proxies.run(server, "microsocks", &format!("-i :: -p {port} -u me -P s3cret"), port);
+            proxies.running.remove(0)
+        };
+        let [(_one, one), (mut dies, other)] =
+            [1080, 1081].map(|port| (start(port), SocketAddr::new(family.server(), port).to_string()));
+        let file = File::new(&GROUPS.replace("ONE", &one).replace("OTHER", &other));
+        let secret = file.directory().join("corp.secret");
+        fs::write(&secret, "me:s3cret\n").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o640)).unwrap();
+        let refused = tproxy_output(host, &format!("run {}", file.flags()));
+        assert!(!refused.status.success() && refused.said.contains("chmod 600"), "{}", refused.said);
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        let tproxy = world.tproxy(&file.flags());
+        let answered =
+            |port| curl(host, "", public, port).assert_nginx((public, port).into(), public, &*tproxy);
+        wait_for(host, ["up", "up"], &*tproxy);
+        (0..4).for_each(|_| answered(80));
+        let by = || states(host).iter().map(|(_, by)| *by).collect::<Vec<_>>();
+        assert_eq!(by()[..2], [2, 2], "{}", *tproxy);
+        dies.kill9();
+        // No connection fails, whether its death is known already or not.
+        (0..4).for_each(|_| answered(80));
+        wait_for(host, ["up", "failing"], &*tproxy);
+        let _again = start(1081);
+        wait_for(host, ["up", "up"], &*tproxy);
+        (0..2).for_each(|_| answered(80));
+        assert_eq!(by()[1], 3, "{}", *tproxy);
+        // A name that has no address is no end where there is another server.
+        answered(81);
+        let metrics = tproxy_output(host, "metrics").said;
+        let counted = format!("upstream_connected_total{{upstream=\"@corp\",server=\"socks5://{other}\"}} 3");
+        assert!(metrics.contains(&counted), "{counted}\n{metrics}");
+        let config = tproxy_output(host, &format!("config {}", file.flags())).said;
+        assert!(config.contains("corp.secret"), "{config}");
+        let shown = [metrics, config, tproxy.to_string(), tproxy_output(host, "upstreams").said];
+        assert!(shown.iter().all(|shown| !shown.contains("s3cret")), "{shown:?}");
     }
 }
 

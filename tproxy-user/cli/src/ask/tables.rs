@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets::NOTHING};
 use tproxy::flows::ShownFlow;
 
 use super::{age, bytes};
-use crate::control::{Counts, FlowEvent, ShownRule, Status};
+use crate::control::{Counts, FlowEvent, ShownRule, ShownUpstream, Status};
 
 pub(super) fn status(status: &Status) -> String {
     let hooks: Vec<_> =
@@ -53,6 +53,27 @@ pub(super) fn rules(rules: &[ShownRule]) -> String {
             rule.hits.to_string(),
             rule.live.to_string(),
         ]);
+    }
+    lines(&table)
+}
+
+pub(super) fn upstreams(upstreams: &[ShownUpstream]) -> String {
+    let head = ["UPSTREAM", "SERVER", "STATE", "LATENCY", "LIVE", "CONNECTED", "FAILED", "ERROR"];
+    let mut table = table(&head, &[3, 4, 5, 6]);
+    for upstream in upstreams {
+        for server in &upstream.servers {
+            let latency = server.latency_seconds.map(|seconds| format!("{:.1} ms", 1e3 * seconds));
+            table.add_row([
+                upstream.upstream.clone(),
+                server.url.clone(),
+                server.state.name().to_owned(),
+                latency.unwrap_or_else(|| "-".to_owned()),
+                server.live.to_string(),
+                server.connected.to_string(),
+                server.failed.to_string(),
+                server.error.clone().unwrap_or_default(),
+            ]);
+        }
     }
     lines(&table)
 }

@@ -9,11 +9,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tproxy::{
-    config::{RuleEgress, Source},
+    config::{Action, Pick, RuleEgress, Source, Upstream, UpstreamServer},
     flows::{FlowProtocol, FlowScope, LiveFlow, ShownFlow},
     generation::KeptRule,
     host::{Direction, InstanceName},
     instance::Look,
+    upstreams::{Pool, Server},
 };
 use tproxy_common::flow::Protocol;
 
@@ -119,6 +120,9 @@ pub struct ShownRule {
     pub protocols: Vec<FlowProtocol>,
     /// What becomes of a flow that it selects.
     pub action: String,
+    /// The servers that it may go by.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub servers: Vec<String>,
     /// Whose address the upstream sees.
     #[serde(default)]
     pub source: Source,
@@ -129,6 +133,62 @@ pub struct ShownRule {
     pub hits: u64,
     /// Flows by it at the moment.
     pub live: u64,
+}
+
+/// One of `GET /upstreams`: a group, or the only server of a rule's own URL.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShownUpstream {
+    /// As rules write it: `@NAME`, or the URL.
+    pub upstream: String,
+    /// Which of its servers is tried first.
+    pub pick: Pick,
+    /// In the order of the configuration.
+    pub servers: Vec<ShownServer>,
+}
+
+/// A server of an upstream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShownServer {
+    /// Its URL.
+    pub url: String,
+    /// Whether it is there.
+    pub state: ShownServerState,
+    /// How long it took of late until it stood for a destination, or was looked at.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub latency_seconds: Option<f64>,
+    /// Flows by it at the moment.
+    pub live: u64,
+    /// Flows that went by it.
+    pub connected: u64,
+    /// Flows for which it failed.
+    pub failed: u64,
+    /// How it fails.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+}
+
+/// Whether a server is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShownServerState {
+    /// Nobody has asked yet.
+    Unknown,
+    /// It was, when it was needed or looked at last.
+    Up,
+    /// It was not.
+    Failing,
+}
+
+impl ShownServerState {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Failing => "failing",
+        }
+    }
 }
 
 /// One line of `GET /flows?follow=true`.
@@ -242,12 +302,46 @@ impl ShownRule {
                 .map(FlowProtocol::from)
                 .collect(),
             action: rule.treatment.action.to_string(),
+            servers: match &rule.treatment.action {
+                Action::Upstream(Upstream::Group(group)) => {
+                    group.servers.iter().map(UpstreamServer::to_string).collect()
+                }
+                _ => Vec::new(),
+            },
             source: rule.treatment.source,
             egress: rule.treatment.egress.clone(),
             hits: look.hits.get(&rule.name).copied().unwrap_or_default(),
             live: by_name.get(&*rule.name).copied().unwrap_or_default(),
         };
         look.rules.iter().map(shown).collect()
+    }
+}
+
+impl ShownUpstream {
+    pub(super) fn of(pool: &Pool) -> Self {
+        let servers = pool.servers().iter().map(|server| ShownServer::of(server)).collect();
+        Self { upstream: pool.group().to_string(), pick: pool.group().pick, servers }
+    }
+}
+
+impl ShownServer {
+    fn of(server: &Server) -> Self {
+        let health = server.health();
+        let state = match (&health.failing, health.latency) {
+            (Some(_), _) => ShownServerState::Failing,
+            (None, Some(_)) => ShownServerState::Up,
+            (None, None) => ShownServerState::Unknown,
+        };
+        let [connected, failed] = server.flows();
+        Self {
+            url: server.url().to_string(),
+            state,
+            latency_seconds: health.latency.map(|latency| latency.as_micros() as f64 / 1e6),
+            live: server.live(),
+            connected,
+            failed,
+            error: health.failing.map(|(_, error)| error.to_string()),
+        }
     }
 }
 

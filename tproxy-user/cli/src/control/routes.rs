@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,11 +19,12 @@ use tokio::{sync::oneshot, task::spawn_blocking};
 use tproxy::{
     datapath::MapUse,
     flows::{Filter, Followed, Follower, ShownFlow},
+    upstreams::Pool,
 };
 
 use super::{
-    Access, Checked, Closed, Confirmed, Failure, FlowEvent, Reloaded, ShownDraining, ShownRule, Status,
-    server::Shown,
+    Access, Checked, Closed, Confirmed, Failure, FlowEvent, Reloaded, ShownDraining, ShownRule,
+    ShownUpstream, Status, server::Shown,
 };
 use crate::{
     metrics,
@@ -47,6 +49,8 @@ pub enum Asked {
     Status,
     /// Its rules.
     Rules,
+    /// The servers that they go by.
+    Upstreams,
     /// Live flows.
     Flows(Filter),
     /// The same, and each that begins or ends.
@@ -103,9 +107,14 @@ impl Route {
 }
 
 /// Everything that can be asked.
-static ROUTES: [Route; 12] = [
+static ROUTES: [Route; 13] = [
     Route::get("/status", "how the instance is, and what it has counted", Asks::ByPath(|| Asked::Status)),
     Route::get("/rules", "the rules in order, with their hits", Asks::ByPath(|| Asked::Rules)),
+    Route::get(
+        "/upstreams",
+        "the servers that rules go by: their state, latency and failures",
+        Asks::ByPath(|| Asked::Upstreams),
+    ),
     Route::get(
         "/flows",
         "the live flows; ?id= ?proto= ?scope= ?rule= ?client= ?dst= ?upstream= ?state= select some",
@@ -260,6 +269,10 @@ async fn carry_out(asked: Asked, shown: &Shown) -> Result<Response<Body>, Refusa
             let look = look().await?;
             let live = shown.flows.select(&Filter::default());
             Ok(json(&ShownRule::all(&look, &live)))
+        }
+        Asked::Upstreams => {
+            let shown = |pool: &Arc<Pool>| ShownUpstream::of(pool);
+            look().await.map(|look| json(&look.upstreams.iter().map(shown).collect::<Vec<_>>()))
         }
         Asked::Flows(filter) => {
             let now = Instant::now();

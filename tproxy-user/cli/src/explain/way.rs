@@ -78,7 +78,10 @@ pub(super) fn rules_of(instance: &OnRecord, scope: Scope) -> Vec<Rule> {
 
 /// Of those of the same scope only it matters which scope that is.
 fn rule(shown: control::ShownRule, scope: Scope) -> Rule {
-    let action = match (&*shown.action, shown.action.strip_prefix("upstream=").map(str::parse)) {
+    // A group is asked for by the server that is tried first.
+    let upstream =
+        shown.servers.first().map(String::as_str).or_else(|| shown.action.strip_prefix("upstream="));
+    let action = match (&*shown.action, upstream.map(str::parse)) {
         ("direct", _) => Action::Direct,
         (_, Some(Ok(upstream))) => Action::Upstream(upstream),
         // It relays nothing.

@@ -1,8 +1,14 @@
 //! Which metrics there are.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
-use tproxy::{arrivals::Entrance, flows::FlowProtocol, instance::Loss, latency::Latencies};
+use tproxy::{
+    arrivals::Entrance,
+    flows::FlowProtocol,
+    instance::Loss,
+    latency::Latencies,
+    upstreams::{Pool, Server},
+};
 use tproxy_common::verdict::Reason;
 
 use super::{Metric, MetricKind, MetricSample, MetricValue, Observed, Unit};
@@ -205,6 +211,48 @@ pub const METRICS: &[Metric] = &[
         samples: |observed| vec![plain(observed.look.rules.len() as u64)],
     },
     Metric {
+        name: "tproxy_upstream_failing",
+        kind: MetricKind::Gauge,
+        unit: None,
+        labels: &["upstream", "server"],
+        help: "1 for each server of an upstream that fails, otherwise 0",
+        samples: |observed| {
+            by_server(observed, |server| Some(f64::from(u8::from(server.health().failing.is_some()))))
+        },
+    },
+    Metric {
+        name: "tproxy_upstream_latency",
+        kind: MetricKind::Gauge,
+        unit: Some(Unit::Seconds),
+        labels: &["upstream", "server"],
+        help: "Time that a server of an upstream took of late until it stood for a destination",
+        samples: |observed| by_server(observed, |server| Some(server.health().latency?.as_secs_f64())),
+    },
+    Metric {
+        name: "tproxy_upstream_connections",
+        kind: MetricKind::Gauge,
+        unit: None,
+        labels: &["upstream", "server"],
+        help: "TCP connections that are live by each server of an upstream",
+        samples: |observed| by_server(observed, |server| Some(server.live() as f64)),
+    },
+    Metric {
+        name: "tproxy_upstream_connected",
+        kind: MetricKind::Counter,
+        unit: None,
+        labels: &["upstream", "server"],
+        help: "TCP connections that went by each server of an upstream",
+        samples: |observed| by_server(observed, |server| Some(server.flows()[0] as f64)),
+    },
+    Metric {
+        name: "tproxy_upstream_failed",
+        kind: MetricKind::Counter,
+        unit: None,
+        labels: &["upstream", "server"],
+        help: "TCP connections for which a server of an upstream failed; another may have taken them",
+        samples: |observed| by_server(observed, |server| Some(server.flows()[1] as f64)),
+    },
+    Metric {
         name: "tproxy_reloads",
         kind: MetricKind::Counter,
         unit: None,
@@ -253,6 +301,20 @@ fn errors(observed: &Observed<'_>) -> Vec<MetricSample> {
         ("udp", "icmp_suppressed", udp.icmp_suppressed),
     ];
     counted.into_iter().map(|(protocol, reason, count)| labelled([protocol, reason], count)).collect()
+}
+
+/// Of each server that has the value.
+fn by_server(observed: &Observed<'_>, value: impl Fn(&Server) -> Option<f64>) -> Vec<MetricSample> {
+    let servers = observed
+        .look
+        .upstreams
+        .iter()
+        .flat_map(|pool| pool.servers().iter().map(move |server| (pool, server)));
+    let sample = |(pool, server): (&Arc<Pool>, &Arc<Server>)| {
+        let labels = vec![pool.group().to_string(), server.url().to_string()];
+        Some(MetricSample { labels, value: MetricValue::Number(value(server)?) })
+    };
+    servers.filter_map(sample).collect()
 }
 
 fn plain(count: u64) -> MetricSample {

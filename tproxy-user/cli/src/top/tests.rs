@@ -37,6 +37,7 @@ fn rule(name: &str, action: &str, hits: u64, live: u64) -> ShownRule {
         scope: FlowScope::Forwarded,
         protocols: vec![FlowProtocol::Tcp, FlowProtocol::Udp],
         action: action.into(),
+        servers: vec![],
         source: Source::default(),
         egress: RuleEgress::default(),
         hits,

@@ -1,6 +1,7 @@
 //! From a draft to a configuration: what does not go together, all of it, whoever wrote it and how.
 
 mod rule;
+mod upstreams;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -88,9 +89,14 @@ pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> 
         prefixes: check.sets("sets.prefixes", draft.sets.prefixes),
         ports: check.sets("sets.ports", draft.sets.ports),
     };
+    let groups = check.groups(draft.upstreams);
     check.names(&draft.rules);
-    let rules: Vec<_> =
-        draft.rules.into_iter().enumerate().map(|(index, rule)| check.rule(index, rule, &sets)).collect();
+    let rules: Vec<_> = draft
+        .rules
+        .into_iter()
+        .enumerate()
+        .map(|(index, rule)| check.rule(index, rule, &sets, &groups))
+        .collect();
     check.rules(&rules);
     if !check.complaints.is_empty() {
         return Err(check.complaints);
@@ -120,6 +126,7 @@ pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> 
             per_client: draft.limits.udp_sessions_per_client.unwrap_or(total.div_ceil(4)).min(total),
         },
         unused_sets: sets.unused(),
+        unused_upstreams: upstreams::unused(&groups),
         connections: ConnectionLimits { total: connections, per_client: per_client.min(connections) },
     })
 }

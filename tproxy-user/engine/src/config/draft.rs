@@ -10,8 +10,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{
-    Accept, Action, Nat, OnExit, Protocols, RuleEgress, RuleLimits, RuleTimeouts, Scope, Source, Steer,
-    Timeouts,
+    Accept, Action, Check, Credentials, Nat, OnExit, Pick, Protocols, RuleEgress, RuleLimits, RuleTimeouts,
+    Scope, Source, Steer, Timeouts, UpstreamServer,
     path::{Path, PathStep},
     values::{self, Item, Text},
 };
@@ -70,6 +70,10 @@ pub(crate) struct Draft {
     #[cfg_attr(feature = "flags", arg(skip))]
     #[serde(skip_serializing_if = "DraftSets::is_empty")]
     pub(crate) sets: DraftSets,
+    /// Groups of servers by name
+    #[cfg_attr(feature = "flags", arg(skip))]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) upstreams: BTreeMap<String, DraftUpstreams>,
     /// In the order in which they are tried; the first match wins
     #[cfg_attr(feature = "flags", arg(skip))]
     pub(crate) rules: Vec<DraftRule>,
@@ -95,6 +99,7 @@ impl Default for Draft {
             timeouts: Timeouts::default(),
             limits: DraftLimits::default(),
             sets: DraftSets::default(),
+            upstreams: BTreeMap::new(),
             rules: Vec::new(),
         }
     }
@@ -140,6 +145,76 @@ pub(crate) struct DraftSets {
     /// For ports
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) ports: BTreeMap<String, Members<RangeInclusive<u16>>>,
+}
+
+/// Servers that rules name as `upstream=@NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "Upstreams", extend("required" = ["servers"]))]
+pub(crate) struct DraftUpstreams {
+    /// Their URLs: socks5://, http:// (CONNECT), proxy-v1://, proxy-v2:// or tcp://HOST:PORT
+    /// upstream=@NAME      the same, by one of the servers of [upstreams.NAME] in a file
+    #[schemars(schema_with = "servers_schema")]
+    pub(crate) servers: Vec<UpstreamServer>,
+    /// Which of them is tried first
+    pub(crate) pick: Pick,
+    /// Look whether they are there, by connecting; one that is not is left out until it is
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Check")]
+    pub(crate) check: Option<Check>,
+    /// What socks5:// and http:// servers are to know us by
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "CredentialsFile")]
+    pub(crate) credentials: Option<CredentialsFile>,
+    /// What is in that file.
+    #[serde(skip)]
+    pub(crate) secret: Option<Credentials>,
+}
+
+/// A file that nobody but its owner can read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CredentialsFile {
+    /// A file with USER:PASSWORD on its only line, which only its owner can read; relative to the directory of the
+    /// configuration file
+    pub(crate) file: PathBuf,
+}
+
+fn servers_schema(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": values::schema::<UpstreamServer>(generator), "minItems": 1 })
+}
+
+/// For serde: a value that is there where its key is.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// What becomes of a flow, as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum DraftAction {
+    /// As it says by itself.
+    Itself(Action),
+    /// `upstream=@NAME`
+    Upstreams(Arc<str>),
+}
+
+impl Text for DraftAction {
+    const WRITE: &'static str = Action::WRITE;
+    const PATTERN: &'static str = "direct|reject|drop|pass|upstream=(@.+|.+:[0-9]+/?)|respond=[\\s\\S]*";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("upstream=@") {
+            Some(name) => Ok(Self::Upstreams(name.into())),
+            None => Action::parse(text).map(Self::Itself),
+        }
+    }
+
+    fn written(&self) -> String {
+        match self {
+            Self::Itself(action) => action.written(),
+            Self::Upstreams(name) => format!("upstream=@{name}"),
+        }
+    }
 }
 
 impl DraftSets {
@@ -277,8 +352,8 @@ pub(crate) struct DraftRule {
     #[serde(deserialize_with = "values::some", skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("minItems" = 1))]
     pub(crate) cgroup: Vec<PathBuf>,
-    /// What becomes of a flow: direct, upstream=ADDR:PORT, upstream=URL, respond=TEXT, reject, drop or pass;
-    /// required
+    /// What becomes of a flow: direct, upstream=ADDR:PORT, upstream=URL, upstream=@NAME, respond=TEXT, reject,
+    /// drop or pass; required
     ///
     /// direct              relay it to its original destination
     /// upstream=ADDR:PORT  relay it to this address
@@ -287,10 +362,10 @@ pub(crate) struct DraftRule {
     /// reject              refuse it (RST, or ICMP port unreachable)
     /// drop                discard its packets without an answer
     /// pass                leave it alone
-    #[cfg_attr(feature = "flags", arg(long, value_parser = Action::parse, verbatim_doc_comment))]
+    #[cfg_attr(feature = "flags", arg(long, value_parser = DraftAction::parse, verbatim_doc_comment))]
     #[serde(with = "values::optional_text", skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "values::schema::<Action>")]
-    pub(crate) action: Option<Action>,
+    #[schemars(schema_with = "values::schema::<DraftAction>")]
+    pub(crate) action: Option<DraftAction>,
     /// Whose address the upstream sees (direct and upstream=)
     #[cfg_attr(feature = "flags", arg(long, default_value = "host"))]
     pub(crate) source: Source,

@@ -9,8 +9,11 @@ use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use super::{
-    Config, Firewall, Listed, NamedSet, Rule, Scope, Selector, Treatment,
-    draft::{Draft, DraftLimits, DraftRule, DraftSets, Members, by_name},
+    Action, Config, Firewall, Listed, NamedSet, Rule, Scope, Selector, Treatment, Upstream, UpstreamGroup,
+    draft::{
+        CredentialsFile, Draft, DraftAction, DraftLimits, DraftRule, DraftSets, DraftUpstreams, Members,
+        by_name,
+    },
     values::{Item, Text},
 };
 
@@ -78,6 +81,7 @@ impl From<&Config> for Draft {
                 prefixes: used(selectors().flat_map(prefixes)),
                 ports: used(selectors().map(|selector| &selector.ports)),
             },
+            upstreams: rules().filter_map(|rule| named(&rule.treatment.action)).map(group).collect(),
             rules: rules().map(DraftRule::from).collect(),
         }
     }
@@ -98,7 +102,10 @@ impl From<&Rule> for DraftRule {
             ports: items(&selector.ports),
             uid: selector.uids.clone(),
             cgroup: selector.cgroups.clone(),
-            action: Some(action),
+            action: Some(match named(&action) {
+                Some((name, _)) => DraftAction::Upstreams(Arc::clone(name)),
+                None => DraftAction::Itself(action),
+            }),
             source,
             egress,
             nat,
@@ -107,6 +114,20 @@ impl From<&Rule> for DraftRule {
             limits,
         }
     }
+}
+
+/// The group that an action names.
+fn named(action: &Action) -> Option<(&Arc<str>, &UpstreamGroup)> {
+    match action {
+        Action::Upstream(Upstream::Group(group)) => Some((group.name.as_ref()?, group)),
+        _ => None,
+    }
+}
+
+fn group((name, group): (&Arc<str>, &UpstreamGroup)) -> (String, DraftUpstreams) {
+    let UpstreamGroup { name: _, servers, pick, check, credentials } = group.clone();
+    let file = credentials.as_ref().map(|credentials| CredentialsFile { file: credentials.file().clone() });
+    (name.to_string(), DraftUpstreams { servers, pick, check, credentials: file, secret: credentials })
 }
 
 fn prefixes(selector: &Selector) -> [&Listed<IpNet>; 3] {

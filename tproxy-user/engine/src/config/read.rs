@@ -17,9 +17,9 @@ use self::{
     errors::{FileText, Problem},
 };
 use super::{
-    Complaint, Config, Form, check,
-    draft::{Draft, DraftRule, DraftSets, Members, MembersFile},
-    path::Path,
+    Complaint, Config, Credentials, Form, check,
+    draft::{CredentialsFile, Draft, DraftRule, DraftSets, Members, MembersFile},
+    path::{Path, PathStep},
     values::{Item, Text},
 };
 
@@ -33,7 +33,7 @@ pub fn load(file: &FilePath) -> Result<Config, Errors> {
     parse(file, &bytes)
 }
 
-/// The configuration file and the files of sets that it names, as far as they can be found out.
+/// The configuration file and the files of sets and credentials that it names, as far as they can be found out.
 #[must_use]
 pub fn files(file: &FilePath) -> Vec<PathBuf> {
     let mut files = vec![file.to_owned()];
@@ -42,7 +42,10 @@ pub fn files(file: &FilePath) -> Vec<PathBuf> {
     let sets = table.get("sets").and_then(toml::Value::as_table).into_iter().flat_map(toml::Table::values);
     let members = sets.filter_map(toml::Value::as_table).flat_map(toml::Table::values);
     let named = members.filter_map(|members| members.get("file")?.as_str());
-    files.extend(named.map(|named| members::beside(file, FilePath::new(named))));
+    let groups =
+        table.get("upstreams").and_then(toml::Value::as_table).into_iter().flat_map(toml::Table::values);
+    let secret = groups.filter_map(|group| group.get("credentials")?.get("file")?.as_str());
+    files.extend(named.chain(secret).map(|named| members::beside(file, FilePath::new(named))));
     files
 }
 
@@ -88,6 +91,7 @@ impl FileReader<'_> {
         let document = Document::from(table.into_inner());
         let mut draft = self.draft(&document);
         self.read_members(&document, &mut draft.sets);
+        self.read_credentials(&document, &mut draft);
         let checked = check(draft, Form::File);
         let complaints = checked.as_ref().err().into_iter().flatten();
         let justified = |complaint: &&Complaint| {
@@ -137,6 +141,31 @@ impl FileReader<'_> {
         }
         self.read_files("sets.prefixes", document, &mut sets.prefixes);
         self.read_files("sets.ports", document, &mut sets.ports);
+    }
+
+    /// Puts in their place the credentials that files have, and a group that could not be read, since it is not unknown.
+    fn read_credentials(&mut self, document: &Document<'_>, draft: &mut Draft) {
+        for path in &self.broken {
+            if let [PathStep::Key(upstreams), PathStep::Key(name), ..] = path.steps()
+                && upstreams == "upstreams"
+            {
+                draft.upstreams.entry(name.clone()).or_default();
+            }
+        }
+        for (name, group) in &mut draft.upstreams {
+            let Some(CredentialsFile { file }) = &mut group.credentials else { continue };
+            let at = Path::of("upstreams").named(name).key("credentials.file");
+            let path = members::beside(self.source.file, file);
+            let read = file::read_secret(&path).map_err(|error| error.to_string());
+            match read.and_then(|text| Credentials::parse(path.clone(), &text)) {
+                Ok(credentials) => group.secret = Some(credentials),
+                Err(error) => {
+                    let text = format!("{}: {error}", path.display());
+                    self.problems.push(self.source.problem(document.position(&at), Some(&at), &text));
+                }
+            }
+            *file = path;
+        }
     }
 
     fn read_files<T: Text>(

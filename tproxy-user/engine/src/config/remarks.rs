@@ -37,6 +37,11 @@ impl Config {
         remarks.extend(
             self.unused_sets.iter().map(|name| format!("set '{name}' is never used: no rule names it")),
         );
+        remarks.extend(
+            self.unused_upstreams
+                .iter()
+                .map(|name| format!("upstream '{name}' is never used: no rule names it")),
+        );
         remarks
     }
 

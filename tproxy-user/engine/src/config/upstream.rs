@@ -1,16 +1,21 @@
 //! Where a rule relays to, in place of the original destination.
 
+mod credentials;
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
+pub use credentials::Credentials;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tproxy_common::flow::Protocol;
 
-use super::values::{Text, text};
+use super::values::{self, Text, text};
 
 /// Longest name that DNS has, and of each of its labels.
 const LONGEST_NAME: usize = 253;
@@ -66,7 +71,13 @@ impl From<SocketAddr> for Upstream {
 impl From<UpstreamServer> for Upstream {
     /// The only one.
     fn from(server: UpstreamServer) -> Self {
-        Self::Group(Arc::new(UpstreamGroup { servers: vec![server] }))
+        Self::Group(Arc::new(UpstreamGroup {
+            name: None,
+            servers: vec![server],
+            pick: Pick::default(),
+            check: None,
+            credentials: None,
+        }))
     }
 }
 
@@ -99,8 +110,41 @@ impl fmt::Display for Upstream {
 /// Servers by any of which a flow may go.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UpstreamGroup {
-    /// In the order in which they are tried.
+    /// By which rules name it; a rule's own URL has none.
+    pub name: Option<Arc<str>>,
+    /// At least one.
     pub servers: Vec<UpstreamServer>,
+    /// Which of them is tried first.
+    pub pick: Pick,
+    /// Whether it is looked if they are there.
+    pub check: Option<Check>,
+    /// What they are to know us by.
+    pub credentials: Option<Credentials>,
+}
+
+/// Which server of a group a flow goes by; where it does not connect, the others follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pick {
+    /// The first in their order.
+    #[default]
+    First,
+    /// Another for each flow, in turn.
+    RoundRobin,
+    /// The one with the fewest live flows.
+    Least,
+    /// Always the same for a client's address, as long as it is there.
+    Hash,
+}
+
+/// Looking whether servers are there, by connecting to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    /// How often, such as 5s
+    #[serde(with = "values::text")]
+    #[schemars(schema_with = "values::schema::<Duration>")]
+    pub every: Duration,
 }
 
 impl UpstreamGroup {
@@ -113,6 +157,9 @@ impl UpstreamGroup {
 
 impl fmt::Display for UpstreamGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            return write!(f, "@{name}");
+        }
         for (position, server) in self.servers.iter().enumerate() {
             write!(f, "{}{server}", if position == 0 { "" } else { "," })?;
         }
@@ -148,6 +195,12 @@ pub enum Scheme {
 
 impl Scheme {
     const ALL: [Self; 5] = [Self::Tcp, Self::Socks5, Self::Http, Self::ProxyV1, Self::ProxyV2];
+
+    /// Whether it has a way to log in.
+    #[must_use]
+    pub const fn has_login(self) -> bool {
+        matches!(self, Self::Socks5 | Self::Http)
+    }
 
     /// The word for it in URLs.
     #[must_use]

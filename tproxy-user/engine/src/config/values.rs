@@ -170,7 +170,7 @@ impl Text for IpAddr {
 
 impl Text for Action {
     const WRITE: &'static str =
-        "direct, upstream=ADDR:PORT, upstream=URL, respond=TEXT, reject, drop or pass";
+        "direct, upstream=ADDR:PORT, upstream=URL, upstream=@NAME, respond=TEXT, reject, drop or pass";
     const PATTERN: &'static str = "direct|reject|drop|pass|upstream=.+:[0-9]+/?|respond=[\\s\\S]*";
 
     fn parse(text: &str) -> Result<Self, String> {

@@ -10,6 +10,7 @@ use crate::{
     generation::KeptRule,
     host::{Direction, Identity},
     tcp, udp,
+    upstreams::Pool,
 };
 
 /// An instance at one moment.
@@ -23,6 +24,8 @@ pub struct Look {
     pub workers: usize,
     /// Its rules, in order.
     pub rules: Arc<[KeptRule]>,
+    /// The servers that they go by.
+    pub upstreams: Vec<Arc<Pool>>,
     /// Interfaces, by name, and the side of each that a program sees.
     pub hooks: Vec<(String, Direction)>,
     /// What was counted about TCP.
@@ -55,6 +58,7 @@ impl Instance {
             draining: self.draining,
             workers: self.workers.len(),
             rules: Arc::clone(generation.rules()),
+            upstreams: generation.upstreams(),
             hooks: self.datapath.attached().into_iter().map(|(link, hook)| (link.name, hook)).collect(),
             tcp: self.tcp(),
             udp: self.udp(),

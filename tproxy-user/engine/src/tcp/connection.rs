@@ -18,7 +18,7 @@ use crate::{
     generation::{ChosenRule, KeptRule},
     limits::Place,
     socket::TrafficClass,
-    upstreams::Pool,
+    upstreams::{Pool, Use},
 };
 
 /// A live connection. It is counted and logged as ended when it is dropped: by then [`Connection::end`]
@@ -34,6 +34,8 @@ pub(super) struct Connection {
     /// How its SYN came.
     arrived: Arrived,
     _place: Place,
+    /// By which server of several it goes.
+    pub(super) used: Option<Use>,
     announced: Announced,
     counted: Counted,
     end: Option<Ended>,
@@ -160,6 +162,7 @@ impl Connection {
             rule,
             arrived,
             _place: place,
+            used: None,
             announced: Announced::No,
             counted: Counted::default(),
             end: None,

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::End;
 use crate::{
-    config::Scheme,
+    config::{Credentials, Scheme},
     flow::{ClientAddr, OriginalDst},
     flows::FlowId,
 };
@@ -56,13 +56,24 @@ pub(super) enum Dialogue {
 
 impl Dialogue {
     /// Nothing, where there is nothing to be said.
-    pub(super) fn of(scheme: Scheme, told: &Told) -> Option<Self> {
+    pub(super) fn of(scheme: Scheme, told: &Told, credentials: Option<&Credentials>) -> Option<Self> {
         match scheme {
             Scheme::Tcp => None,
-            Scheme::Socks5 => Some(Self::Socks5(socks5::Dialogue::new(told))),
-            Scheme::Http => Some(Self::Connect(connect::Dialogue::new(told))),
+            Scheme::Socks5 => Some(Self::Socks5(socks5::Dialogue::new(told, credentials))),
+            Scheme::Http => Some(Self::Connect(connect::Dialogue::new(told, credentials))),
             Scheme::ProxyV1 => Some(Self::Say(Some(proxy::v1(told)))),
             Scheme::ProxyV2 => Some(Self::Say(Some(proxy::v2(told)))),
+        }
+    }
+
+    /// What is said where there is no flow, to see whether a server is there.
+    pub(super) fn of_nothing(scheme: Scheme, credentials: Option<&Credentials>) -> Option<Self> {
+        match scheme {
+            // That would be a connection to somewhere.
+            Scheme::Tcp | Scheme::Http => None,
+            Scheme::Socks5 => Some(Self::Socks5(socks5::Dialogue::of_nothing(credentials))),
+            Scheme::ProxyV1 => Some(Self::Say(Some(proxy::v1_of_nothing()))),
+            Scheme::ProxyV2 => Some(Self::Say(Some(proxy::v2_of_nothing()))),
         }
     }
 

@@ -109,6 +109,13 @@ impl Syns {
     }
 }
 
+impl Syns {
+    /// Whether the worker that has these takes those of all from the datapath.
+    pub(super) const fn are_of_all(&self) -> bool {
+        self.source.is_some()
+    }
+}
+
 /// The connections of a worker whose first packets are held.
 #[derive(Default)]
 pub(super) struct Holding {

@@ -8,6 +8,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use super::{
     Affinity, Decisions, Syns, TcpCounters, accept,
     buffers::Buffers,
+    check,
     hold::{self, Holding},
 };
 use crate::{
@@ -61,6 +62,9 @@ impl Service {
         let syns = self.setup.syns.take();
         let shared = Shared::new(self.setup, self.live, self.affinity);
         if let Some(syns) = syns {
+            if syns.are_of_all() {
+                serving.spawn_local(check::serve(Rc::clone(&shared)));
+            }
             serving.spawn_local(hold::serve(syns, Rc::clone(&shared)));
         }
         for listener in self.listeners {

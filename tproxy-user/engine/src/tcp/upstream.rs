@@ -18,13 +18,13 @@ use super::{
     service::Shared,
 };
 use crate::{
-    config::{self, Action},
+    config::{self, Action, Credentials},
     family::Family,
     flow::{ClientAddr, OriginalDst},
     host::connections,
     socket::{self, SocketError},
     source::Sources,
-    upstreams::{Pool, Server},
+    upstreams::{Pool, Server, Use},
     way::First,
 };
 
@@ -33,12 +33,15 @@ pub(super) struct Upstream {
     stream: TcpStream,
     /// The server's.
     address: SocketAddr,
+    /// That one of several is used.
+    used: Option<Use>,
 }
 
 impl Upstream {
     /// What is left to be kept, once it was said where it is.
     pub(super) fn announced(self, connection: &mut Connection) -> TcpStream {
         connection.announce(Some(self.address), Some(&self.stream));
+        connection.used = self.used;
         self.stream
     }
 }
@@ -91,7 +94,7 @@ async fn by_rule(
     };
     let speaks_at_once = client.is_some_and(socket::has_data);
     match connect_until(deadline, address, speaks_at_once, connection).await {
-        Ok(stream) => Ok(Upstream { stream, address }),
+        Ok(stream) => Ok(Upstream { stream, address, used: None }),
         Err(ended) => Err(NoUpstream::at(address, ended)),
     }
 }
@@ -104,12 +107,15 @@ async fn by_pool(
     deadline: Instant,
 ) -> Result<Upstream, NoUpstream> {
     let mut last = NoUpstream { ended: End::UpstreamUnresolved.into(), address: None };
-    let servers = pool.in_order();
+    let servers = pool.in_order(connection.client().0.ip());
     for (left, server) in (1..=servers.len()).rev().zip(servers) {
-        match by_server(server, client, connection, share(deadline, left)).await {
-            Ok(upstream) => return Ok(upstream),
+        match by_server(server, pool.credentials(), client, connection, share(deadline, left)).await {
+            Ok(upstream) => return Ok(Upstream { used: Some(server.used()), ..upstream }),
             Err(Failure { no_upstream, verdict: true }) => return Err(no_upstream),
-            Err(Failure { no_upstream, verdict: false }) => last = no_upstream,
+            Err(Failure { no_upstream, verdict: false }) => {
+                server.lost(no_upstream.ended.error.as_deref().unwrap_or_default());
+                last = no_upstream;
+            }
         }
     }
     Err(last)
@@ -130,11 +136,16 @@ struct Failure {
 
 async fn by_server(
     server: &Server,
+    credentials: Option<&Credentials>,
     client: Option<&TcpStream>,
     connection: &Connection,
     deadline: Instant,
 ) -> Result<Upstream, Failure> {
-    let url = server.url();
+    let (url, begun) = (server.url(), Instant::now());
+    let connected = |stream, address| {
+        server.succeeded(begun.elapsed());
+        Ok(Upstream { stream, address, used: None })
+    };
     let failure = |address, end, error: &dyn fmt::Display, kind, verdict| Failure {
         no_upstream: NoUpstream {
             ended: Ended { end, error: Some(format!("{url}: {error}")), kind },
@@ -155,7 +166,7 @@ async fn by_server(
     let mut last = unresolved(&"it has no address of the client's family");
     for (left, address) in (1..=addresses.clone().count()).rev().zip(addresses) {
         let deadline = share(deadline, left);
-        let dialogue = Dialogue::of(url.scheme, &told);
+        let dialogue = Dialogue::of(url.scheme, &told, credentials);
         let speaks_at_once = dialogue.is_some() || client.is_some_and(socket::has_data);
         let mut stream = match connect_until(deadline, *address, speaks_at_once, connection).await {
             Ok(stream) => stream,
@@ -165,9 +176,9 @@ async fn by_server(
                 continue;
             }
         };
-        let Some(dialogue) = dialogue else { return Ok(Upstream { stream, address: *address }) };
+        let Some(dialogue) = dialogue else { return connected(stream, *address) };
         match timeout_at(deadline, dialogue.hold(&mut stream)).await {
-            Ok(Ok(())) => return Ok(Upstream { stream, address: *address }),
+            Ok(Ok(())) => return connected(stream, *address),
             Ok(Err(error)) => {
                 last = failure(Some(*address), error.end(), &error, error.kind(), error.is_verdict());
             }
@@ -258,7 +269,11 @@ async fn failure_of(client: Option<&TcpStream>) -> Ended {
 }
 
 /// As connect(2), which is under way as soon as it is called: not before does it say from which port.
-async fn handshake(socket: Socket, upstream: SocketAddr, shared: &Shared) -> io::Result<TcpStream> {
+pub(super) async fn handshake(
+    socket: Socket,
+    upstream: SocketAddr,
+    shared: &Shared,
+) -> io::Result<TcpStream> {
     let begun = socket.connect(&upstream.into());
     // Whatever becomes of the handshake, it is dropped after the stream.
     let _remembered = OwnHandshake::of(&socket, upstream, shared);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tproxy_common::flow::Protocol;
 
-use super::{ByName, Checker, Form, NamedSets};
+use super::{ByName, Checker, Form, NamedSets, upstreams::Groups};
 use crate::config::{
     Accept, Action, Listed, Nat, Protocols, Reach, Rule, RuleEgress, Scope, Selector, Source, Treatment,
     Upstream, draft::DraftRule, path::Path, remedy::nearest, values::Item,
@@ -25,12 +25,21 @@ const LONGEST_NAME: usize = 64;
 
 impl Checker {
     /// The rule, unless it lacks something without which there is none.
-    pub(super) fn rule(&mut self, index: usize, draft: DraftRule, sets: &NamedSets) -> Option<Rule> {
+    pub(super) fn rule(
+        &mut self,
+        index: usize,
+        draft: DraftRule,
+        sets: &NamedSets,
+        groups: &Groups,
+    ) -> Option<Rule> {
         let at = Path::rule(index);
         let name = draft.name_at(index);
         // Stand-ins; without the real ones there is no rule.
         let scope = draft.scope.map_or(Scope::Outbound, Scope::from);
-        let action = draft.action.clone().unwrap_or(Action::Direct);
+        let is_action_missing = draft.action.is_none();
+        let action = draft.action.and_then(|action| self.action(&at, action, groups));
+        let has_action = action.is_some();
+        let action = action.unwrap_or(Action::Direct);
         let selector = Selector {
             reach: Reach { scope, protocols: draft.protocol, interfaces: draft.interfaces },
             from: self.listed(&at, "from", draft.from, &sets.prefixes),
@@ -53,9 +62,9 @@ impl Checker {
         for (missing, key, example) in [
             (draft.scope.is_none(), "scope", "forwarded, outbound or inbound"),
             (
-                draft.action.is_none(),
+                is_action_missing,
                 "action",
-                "direct, upstream=ADDR:PORT, upstream=URL, respond=TEXT, reject, drop or pass",
+                "direct, upstream=ADDR:PORT, upstream=URL, upstream=@NAME, respond=TEXT, reject, drop or pass",
             ),
         ] {
             if missing {
@@ -63,7 +72,7 @@ impl Checker {
                 self.complain([at.key(key)], format!("{name} is missing: give one of {example}"));
             }
         }
-        let whole = draft.scope.is_some() && draft.action.is_some();
+        let whole = draft.scope.is_some() && has_action;
         if let Some(bits) = rule.treatment.egress.mark.filter(|bits| bits.meet(self.mark)) {
             let (key, own) = (self.form.key("egress.mark"), self.mark);
             let text = format!(
@@ -74,9 +83,8 @@ impl Checker {
         }
         for (keys, text) in contradictions(&rule, self.form) {
             // What follows from a stand-in is nobody's mistake.
-            let guessed = |key: &&str| {
-                (*key == "scope" && draft.scope.is_none()) || (*key == "action" && draft.action.is_none())
-            };
+            let guessed =
+                |key: &&str| (*key == "scope" && draft.scope.is_none()) || (*key == "action" && !has_action);
             if !keys.iter().any(guessed) {
                 self.complain(keys.iter().map(|key| at.key(key)), text);
             }

@@ -1,9 +1,9 @@
 //! Files are regular and of limited size: what never ends, or begins only when somebody writes, is no configuration.
 
 use std::{
-    fs::OpenOptions,
+    fs::{Metadata, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
 };
 
@@ -15,6 +15,22 @@ const LARGEST: u64 = 32 << 20;
 /// # Errors
 /// The system's, or that it is none to be read.
 pub(super) fn read(file: &Path) -> io::Result<Vec<u8>> {
+    read_if(file, |_| Ok(()))
+}
+
+/// The whole file, which nobody but its owner can read.
+///
+/// # Errors
+/// As above.
+pub(super) fn read_secret(file: &Path) -> io::Result<Vec<u8>> {
+    const OTHERS: u32 = 0o077;
+    read_if(file, |metadata| match metadata.mode() & OTHERS {
+        0 => Ok(()),
+        _ => Err(io::Error::other("others than its owner may read it: chmod 600")),
+    })
+}
+
+fn read_if(file: &Path, allows: impl FnOnce(&Metadata) -> io::Result<()>) -> io::Result<Vec<u8>> {
     // A FIFO would be waited for until somebody writes to it, and a device might do something.
     let flags = (rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits();
     let opened = OpenOptions::new().read(true).custom_flags(flags as i32).open(file)?;
@@ -25,6 +41,7 @@ pub(super) fn read(file: &Path) -> io::Result<Vec<u8>> {
     if !metadata.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
+    allows(&metadata)?;
     let mut bytes = Vec::new();
     if metadata.len() <= LARGEST {
         opened.take(LARGEST + 1).read_to_end(&mut bytes)?;

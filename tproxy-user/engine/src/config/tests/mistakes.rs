@@ -73,6 +73,41 @@ const FILES: &[(&str, &str, &str)] = &[
         "1:1: rules[0].protocol: ",
         "protocol = \"tcp\"",
     ),
+    (
+        "[[rules]]\nscope = 'inbound'\naction = 'upstream=@corp'",
+        "3:10: rules[0].action: ",
+        "[upstreams.corp]: write",
+    ),
+    (
+        "[upstreams.corp]\nservers = ['tcp://10.0.0.1:1']\n[[rules]]\nscope = 'inbound'\naction = 'upstream=@crop'",
+        "5:10: rules[0].action: ",
+        "did you mean @corp?",
+    ),
+    (
+        "[upstreams.corp]\nservers = []\n[[rules]]\nscope = 'inbound'\naction = 'drop'",
+        "2:11: upstreams.corp.servers: ",
+        "at least one",
+    ),
+    (
+        "[upstreams.corp]\nservers = ['tcp://10.0.0.1:1', 'tcp://10.0.0.1:1']\n[[rules]]\nscope = 'inbound'\naction = 'drop'",
+        "2:32: upstreams.corp.servers[1]: ",
+        "twice",
+    ),
+    (
+        "[upstreams.corp]\nservers = ['socks5://me:secret@10.0.0.1:1']\n[[rules]]\nscope = 'inbound'\naction = 'drop'",
+        "2:12: upstreams.corp.servers[0]: ",
+        "credentials = ",
+    ),
+    (
+        "[upstreams.corp]\nservers = ['tcp://10.0.0.1:1']\npick = 'last'\n[[rules]]\nscope = 'inbound'\naction = 'drop'",
+        "3:8: upstreams.corp.pick: ",
+        "round-robin",
+    ),
+    (
+        "[upstreams.corp]\nservers = ['socks5://10.0.0.1:1']\ncredentials = { file = '/nowhere' }\n[[rules]]\nscope = 'inbound'\naction = 'drop'",
+        "3:24: upstreams.corp.credentials.file: ",
+        "/nowhere: ",
+    ),
     ("[[rules]]\nscope = 'forwarded'\naction = 'drop'", "2:9: rules[0].scope: ", "needs interfaces"),
     (
         "[[rules]]\nscope = 'inbound'\naction = 'direct'\nsource = 'client-port'",

@@ -19,6 +19,7 @@ fn any_action() -> impl Strategy<Value = Action> {
         any::<(std::net::Ipv6Addr, u16)>()
             .prop_map(|(addr, port)| Action::Upstream(SocketAddr::from((addr, port | 1)).into())),
         any_server().prop_map(|server| Action::Upstream(server.into())),
+        any_group().prop_map(|group| Action::Upstream(Upstream::Group(group.into()))),
     ]
 }
 
@@ -36,6 +37,18 @@ fn any_server() -> impl Strategy<Value = UpstreamServer> {
         "([a-z]{1,9}[.-]){0,3}[a-z]{1,9}".prop_map(|name| Host::Name(name.into())),
     ];
     (scheme, host, 1u16..).prop_map(|(scheme, host, port)| UpstreamServer { scheme, host, port })
+}
+
+/// Of one name there is one group.
+fn any_group() -> impl Strategy<Value = UpstreamGroup> {
+    let pick = prop::sample::select(vec![Pick::First, Pick::RoundRobin, Pick::Least, Pick::Hash]);
+    let check = prop::option::of(any_time().prop_map(|every| Check { every }));
+    let servers =
+        prop::collection::hash_set(any_server(), 1..4).prop_map(|servers| servers.into_iter().collect());
+    (any::<u64>(), servers, pick, check).prop_map(|(name, servers, pick, check)| {
+        let name = Some(format!("group \"{name}\"").into());
+        UpstreamGroup { name, servers, pick, check, credentials: None }
+    })
 }
 
 fn truncated(listed: Listed<IpNet>) -> Listed<IpNet> {
@@ -86,6 +99,7 @@ fn any_config() -> impl Strategy<Value = Config> {
     (prop::collection::vec(rule, 1..4), times, 1u32..1 << 30, 1usize..1025, 1usize..1 << 40).prop_map(
         |(rules, times, number, workers, total)| Config {
             unused_sets: vec![],
+            unused_upstreams: vec![],
             name: (workers % 3 == 0).then(|| format!("gw-{number}").parse().unwrap()),
             metrics: (workers % 3 == 1).then(|| format!("[::1]:{}", number % 65_536).parse().unwrap()),
             rules,

@@ -1,6 +1,9 @@
 //! HTTP CONNECT (RFC 9110, 9.3.6), as a client.
 
+use data_encoding::BASE64;
+
 use super::{DialogueError, Told, Turn};
+use crate::config::Credentials;
 
 /// More lines than any proxy's.
 const MOST_HEADERS: usize = 128;
@@ -17,11 +20,12 @@ enum Stage {
 pub(in super::super) struct Dialogue {
     stage: Stage,
     told: Told,
+    credentials: Option<Credentials>,
 }
 
 impl Dialogue {
-    pub(super) const fn new(told: &Told) -> Self {
-        Self { stage: Stage::Request, told: *told }
+    pub(super) fn new(told: &Told, credentials: Option<&Credentials>) -> Self {
+        Self { stage: Stage::Request, told: *told, credentials: credentials.cloned() }
     }
 
     pub(super) fn turn(&mut self) -> Turn {
@@ -29,7 +33,10 @@ impl Dialogue {
             Stage::Request => {
                 self.stage = Stage::AwaitingAnswer;
                 let authority = self.told.dst;
-                Turn::Say(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").into_bytes())
+                let login = self.credentials.as_ref().map(basic).unwrap_or_default();
+                Turn::Say(
+                    format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{login}\r\n").into_bytes(),
+                )
             }
             Stage::AwaitingAnswer => Turn::Hear,
             Stage::Done => Turn::Relay,
@@ -62,4 +69,10 @@ impl Dialogue {
         }
         Ok(Some(length))
     }
+}
+
+/// A line with which we log in (RFC 7617).
+fn basic(credentials: &Credentials) -> String {
+    let plain = format!("{}:{}", credentials.user(), credentials.password());
+    format!("Proxy-Authorization: Basic {}\r\n", BASE64.encode(plain.as_bytes()))
 }

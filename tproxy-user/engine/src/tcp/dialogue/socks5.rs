@@ -1,13 +1,17 @@
-//! SOCKS5 (RFC 1928), as a client that wants a connection.
+//! SOCKS5 (RFC 1928), as a client that wants a connection; with a user name and a password (RFC 1929), where it has them.
 
 use std::{io::ErrorKind, net::SocketAddr};
 
 use super::{DialogueError, Told, Turn};
+use crate::config::Credentials;
 
 const VERSION: u8 = 5;
 /// Ways to log in.
 const NO_LOGIN: u8 = 0;
+const PASSWORD: u8 = 2;
 const NO_ACCEPTABLE: u8 = 0xff;
+/// Of what is said to log in.
+const LOGIN_VERSION: u8 = 1;
 /// A command, and kinds of addresses.
 const CONNECT: u8 = 1;
 const IPV4: u8 = 1;
@@ -19,6 +23,8 @@ const IPV6: u8 = 4;
 enum Stage {
     Greeting,
     AwaitingMethod,
+    Login,
+    AwaitingWelcome,
     Request,
     AwaitingReply,
     Done,
@@ -27,25 +33,42 @@ enum Stage {
 #[derive(Debug)]
 pub(in super::super) struct Dialogue {
     stage: Stage,
-    dst: SocketAddr,
+    /// None where it is only to be seen whether the server is there.
+    dst: Option<SocketAddr>,
+    credentials: Option<Credentials>,
 }
 
 impl Dialogue {
-    pub(super) const fn new(told: &Told) -> Self {
-        Self { stage: Stage::Greeting, dst: told.dst.0 }
+    pub(super) fn new(told: &Told, credentials: Option<&Credentials>) -> Self {
+        Self { stage: Stage::Greeting, dst: Some(told.dst.0), credentials: credentials.cloned() }
+    }
+
+    /// No further than to the request.
+    pub(super) fn of_nothing(credentials: Option<&Credentials>) -> Self {
+        Self { stage: Stage::Greeting, dst: None, credentials: credentials.cloned() }
     }
 
     pub(super) fn turn(&mut self) -> Turn {
         match self.stage {
             Stage::Greeting => {
                 self.stage = Stage::AwaitingMethod;
-                Turn::Say(vec![VERSION, 1, NO_LOGIN])
+                Turn::Say(match self.credentials {
+                    Some(_) => vec![VERSION, 2, NO_LOGIN, PASSWORD],
+                    None => vec![VERSION, 1, NO_LOGIN],
+                })
             }
-            Stage::Request => {
-                self.stage = Stage::AwaitingReply;
-                Turn::Say(request(self.dst))
+            Stage::Login => {
+                self.stage = Stage::AwaitingWelcome;
+                Turn::Say(self.credentials.as_ref().map(login).unwrap_or_default())
             }
-            Stage::AwaitingMethod | Stage::AwaitingReply => Turn::Hear,
+            Stage::Request => match self.dst {
+                Some(dst) => {
+                    self.stage = Stage::AwaitingReply;
+                    Turn::Say(request(dst))
+                }
+                None => Turn::Relay,
+            },
+            Stage::AwaitingMethod | Stage::AwaitingWelcome | Stage::AwaitingReply => Turn::Hear,
             Stage::Done => Turn::Relay,
         }
     }
@@ -53,6 +76,7 @@ impl Dialogue {
     pub(super) fn hear(&mut self, seen: &[u8]) -> Result<Option<usize>, DialogueError> {
         let length = match self.stage {
             Stage::AwaitingMethod => self.method(seen)?,
+            Stage::AwaitingWelcome => self.welcome(seen)?,
             _ => self.reply(seen)?,
         };
         Ok(length)
@@ -63,6 +87,7 @@ impl Dialogue {
         let Some(method) = seen.get(1) else { return Ok(None) };
         self.stage = match *method {
             NO_LOGIN => Stage::Request,
+            PASSWORD if self.credentials.is_some() => Stage::Login,
             NO_ACCEPTABLE => {
                 return Err(DialogueError::Unauthorized(
                     "it wants another way to log in than it is offered".to_owned(),
@@ -74,6 +99,20 @@ impl Dialogue {
                 )));
             }
         };
+        Ok(Some(2))
+    }
+
+    fn welcome(&mut self, seen: &[u8]) -> Result<Option<usize>, DialogueError> {
+        match seen {
+            [] | [LOGIN_VERSION] => return Ok(None),
+            [LOGIN_VERSION, 0, ..] => self.stage = Stage::Request,
+            [LOGIN_VERSION, ..] => {
+                return Err(DialogueError::Unauthorized(
+                    "it does not accept user name and password".to_owned(),
+                ));
+            }
+            _ => return Err(DialogueError::Nonsense("no answer to a login".to_owned())),
+        }
         Ok(Some(2))
     }
 
@@ -99,6 +138,16 @@ impl Dialogue {
         self.stage = Stage::Done;
         Ok(Some(length))
     }
+}
+
+/// Both are of at most 255 bytes.
+fn login(credentials: &Credentials) -> Vec<u8> {
+    let mut words = vec![LOGIN_VERSION];
+    for part in [credentials.user(), credentials.password()] {
+        words.push(part.len() as u8);
+        words.extend(part.bytes());
+    }
+    words
 }
 
 fn request(dst: SocketAddr) -> Vec<u8> {

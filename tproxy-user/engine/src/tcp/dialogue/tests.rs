@@ -16,7 +16,7 @@ fn told(dst: &str) -> Told {
 }
 
 fn dialogue(scheme: Scheme, dst: &str) -> Dialogue {
-    Dialogue::of(scheme, &told(dst)).unwrap()
+    Dialogue::of(scheme, &told(dst), None).unwrap()
 }
 
 /// The whole dialogue with a server that says `answers`, each whole or up to its end: what it was told, and how much of the
@@ -95,6 +95,34 @@ fn each_refusal_of_socks5_has_its_reason() {
 }
 
 #[test]
+fn credentials_are_said_to_who_wants_them() {
+    let credentials = Credentials::parse("corp.secret".into(), b"me:secret").unwrap();
+    let hold = |scheme, answers: &[&[u8]]| {
+        hold(Dialogue::of(scheme, &told(FOUR), Some(&credentials)).unwrap(), answers, 1)
+    };
+    let reply = [5, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    let request = [5, 1, 0, 1, 192, 0, 2, 7, 1, 187];
+    let login = [&[1, 2][..], b"me", &[6], b"secret"].concat();
+    let said = [&[5, 2, 0, 2][..], &login, &request].concat();
+    assert_eq!(hold(Scheme::Socks5, &[&[5, 2], &[1, 0], &reply]).unwrap(), (said, 0));
+    assert_eq!(
+        hold(Scheme::Socks5, &[&[5, 0], &reply]).unwrap(),
+        ([&[5, 2, 0, 2][..], &request].concat(), 0)
+    );
+    for (answer, end) in [([1, 1], End::UpstreamUnauthorized), ([5, 0], End::UpstreamNonsense)] {
+        let error = hold(Scheme::Socks5, &[&[5, 2], &answer]).unwrap_err();
+        assert_eq!(error.end(), end, "{error}");
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+    let (said, _) = hold(Scheme::Http, &[b"HTTP/1.1 200 OK\r\n\r\n"]).unwrap();
+    assert!(
+        said.ends_with(b"\r\nProxy-Authorization: Basic bWU6c2VjcmV0\r\n\r\n"),
+        "{}",
+        said.escape_ascii()
+    );
+}
+
+#[test]
 fn connect_names_the_destination_and_leaves_what_is_behind_the_answer() {
     for (dst, said) in [
         (FOUR, "CONNECT 192.0.2.7:443 HTTP/1.1\r\nHost: 192.0.2.7:443\r\n\r\n"),
@@ -150,6 +178,19 @@ fn proxy_headers_say_who_and_where() {
         let [id] = &values[..] else { panic!("{values:?}") };
         assert_eq!((id.kind, &*id.value, left), (u8::from(ppp::v2::Type::UniqueId), &b"42"[..], 8));
     }
+}
+
+#[test]
+fn who_is_only_looked_at_is_asked_for_no_connection() {
+    let said = |scheme, answers: &[&[u8]]| hold(Dialogue::of_nothing(scheme, None).unwrap(), answers, 1);
+    assert_eq!(said(Scheme::Socks5, &[&[5, 0]]).unwrap(), (vec![5, 1, 0], 0));
+    assert_eq!(said(Scheme::Socks5, &[b"SSH"]).unwrap_err().end(), End::UpstreamNonsense);
+    assert_eq!(said(Scheme::ProxyV1, &[]).unwrap().0, b"PROXY UNKNOWN\r\n");
+    let (header, _) = said(Scheme::ProxyV2, &[]).unwrap();
+    assert_eq!(ppp::v2::Header::try_from(&header[..]).unwrap().command, ppp::v2::Command::Local);
+    assert!(
+        [Scheme::Tcp, Scheme::Http].into_iter().all(|scheme| Dialogue::of_nothing(scheme, None).is_none())
+    );
 }
 
 proptest! {

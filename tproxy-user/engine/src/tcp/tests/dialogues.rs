@@ -9,7 +9,7 @@ use std::{
 
 use super::rig::*;
 use crate::{
-    config::{Action, Host, Scheme, Source, Timeouts, Upstream, UpstreamGroup, UpstreamServer},
+    config::{Action, Host, Pick, Scheme, Source, Timeouts, Upstream, UpstreamGroup, UpstreamServer},
     tcp::End,
 };
 
@@ -27,7 +27,8 @@ fn at(scheme: Scheme, address: SocketAddr) -> UpstreamServer {
 
 /// A rig that goes by these servers, with so long for it.
 fn rig(servers: Vec<UpstreamServer>, limit: Duration) -> Rig {
-    let action = Action::Upstream(Upstream::Group(UpstreamGroup { servers }.into()));
+    let group = UpstreamGroup { name: None, servers, pick: Pick::First, check: None, credentials: None };
+    let action = Action::Upstream(Upstream::Group(group.into()));
     let timeouts = Timeouts { connect: limit, ..TIMEOUTS };
     Rig::with(action.clone(), |setup| setup.generations = generations(rule(action, Source::Host), timeouts))
 }
