@@ -6,6 +6,8 @@
 
 pub mod abi;
 pub mod addr;
+pub mod capacity;
+pub mod defaults;
 pub mod flow;
 pub mod packet;
 pub mod policy;

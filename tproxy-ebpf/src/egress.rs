@@ -17,7 +17,7 @@ use tproxy_common::{
 };
 
 use crate::{
-    first, fragments,
+    cookie, first, fragments,
     maps::{self, count},
     memory::{self, Known},
     outcome::{History, Outcome, deliver, pass, redirected, shot},
@@ -136,6 +136,9 @@ fn segment(ctx: &TcContext, meta: &Meta, parsed: &Packet) -> Outcome {
         (Owner::Decision(_), Kind::Syn) => begin(History::Decided),
         (Owner::TimeWait, _) => deliver(Reason::SocketOwned),
         (Owner::Decision(_), Kind::Ack) => deliver(Reason::Decided),
+        (Owner::Nobody, Kind::Ack) if cookie::is_answered(ctx, Scope::Outbound, parsed) => {
+            deliver(Reason::Decided)
+        }
         (Owner::Nobody | Owner::Decision(_), _) => pass(Reason::NotOurs),
     }
 }

@@ -12,7 +12,7 @@ use tproxy_common::{
 };
 
 use crate::{
-    entered, first, fragments, maps,
+    cookie, entered, first, fragments, maps,
     memory::{self, Known},
     outcome::{History, NEXT, Outcome, deliver, pass, shot},
     ownership::{self, Owner, Receiver, Socket},
@@ -92,6 +92,9 @@ fn segment(ctx: &TcContext, parsed: &Packet) -> Outcome {
         (Owner::TimeWait, Kind::IcmpError) => deliver(Reason::IcmpError),
         (Owner::TimeWait, _) => deliver(Reason::SocketOwned),
         (Owner::Decision(_), Kind::Ack) => deliver(Reason::Decided),
+        (Owner::Nobody, Kind::Ack) if cookie::is_answered(ctx, Scope::Forwarded, parsed) => {
+            deliver(Reason::Decided)
+        }
         (Owner::Nobody | Owner::Decision(_), _) => pass(Reason::NotOurs),
     }
 }

@@ -9,10 +9,11 @@ use aya_ebpf::{
 use tproxy_common::{
     abi::{
         self, CgroupKey, Control, Decision, Destination, ENTERED_SLOTS, Entered, Finding, FragmentKey, Given,
-        HeldSyn, MAX_LISTENERS, MAX_SETS, MAX_WORKERS, Memory, Origin, Others, PortBits, SLOTS, SYNS_SIZE,
-        SlotAddr, SlotKey, TRACE_SIZE, Told, TranslationKey,
+        HeldSyn, MAX_LISTENERS, MAX_WORKERS, Memory, Origin, Others, PortBits, SLOTS, SlotAddr, SlotKey,
+        Told, TranslationKey,
     },
     addr::Addr,
+    capacity,
     flow::Tuple,
     rule::{MAX_RULES, RuleIndex, RuleSet, SetId},
     verdict::Reason,
@@ -31,19 +32,29 @@ pub(crate) static GIVEN: Array<Given, { MAX_WORKERS as usize }> = Array::new();
 #[btf_map]
 pub(crate) static BEATS: Array<u64, { MAX_WORKERS as usize }> = Array::new();
 #[btf_map]
-pub(crate) static DECISIONS: LruHashMap<Tuple, Decision, 65_536> = LruHashMap::new();
+pub(crate) static DECISIONS: LruHashMap<Tuple, Decision, { capacity::DECISIONS as usize }> =
+    LruHashMap::new();
 #[btf_map]
-pub(crate) static MEMORY: LruHashMap<Tuple, Memory, 131_072> = LruHashMap::new();
+pub(crate) static MEMORY: LruHashMap<Tuple, Memory, { capacity::MEMORY as usize }> = LruHashMap::new();
 #[btf_map]
-pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, u32, 16_384> = LruHashMap::new();
+pub(crate) static HOST_FLOWS: HashMap<
+    Tuple,
+    Memory,
+    { capacity::HOST_FLOWS as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 #[btf_map]
-pub(crate) static TRANSLATIONS: LruHashMap<TranslationKey, Tuple, 8192> = LruHashMap::new();
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, u32, { capacity::FRAGMENTS as usize }> =
+    LruHashMap::new();
 #[btf_map]
-pub(crate) static HOST_ADDRESSES: LpmTrie<Addr, u32, 65_536> = LpmTrie::new();
+pub(crate) static TRANSLATIONS: LruHashMap<TranslationKey, Tuple, { capacity::TRANSLATIONS as usize }> =
+    LruHashMap::new();
+#[btf_map]
+pub(crate) static HOST_ADDRESSES: LpmTrie<Addr, u32, { capacity::HOST_ADDRESSES as usize }> = LpmTrie::new();
 /// A table of what rules name. Only the loader fills it, so its entries take memory when there are any.
 type Named<K, const MAX_ENTRIES: usize> = HashMap<K, SetId, MAX_ENTRIES, { BPF_F_NO_PREALLOC as usize }>;
 /// A table by longest prefix.
-pub(crate) type PrefixTable = LpmTrie<SlotAddr, SetId, 262_144>;
+pub(crate) type PrefixTable = LpmTrie<SlotAddr, SetId, { capacity::PREFIXES as usize }>;
 
 #[btf_map]
 pub(crate) static SOURCES: PrefixTable = LpmTrie::new();
@@ -54,25 +65,25 @@ pub(crate) static PORTS: Array<SetId, { 65_536 * SLOTS as usize }> = Array::new(
 #[btf_map]
 pub(crate) static TCP_PORTS: Array<PortBits, 1> = Array::new();
 #[btf_map]
-pub(crate) static INTERFACES: Named<SlotKey, 8192> = Named::new();
+pub(crate) static INTERFACES: Named<SlotKey, { capacity::INTERFACES as usize }> = Named::new();
 #[btf_map]
-pub(crate) static UIDS: Named<SlotKey, 16_384> = Named::new();
+pub(crate) static UIDS: Named<SlotKey, { capacity::SENDERS as usize }> = Named::new();
 #[btf_map]
-pub(crate) static CGROUPS: Named<CgroupKey, 16_384> = Named::new();
+pub(crate) static CGROUPS: Named<CgroupKey, { capacity::SENDERS as usize }> = Named::new();
 #[btf_map]
-pub(crate) static SETS: Array<RuleSet, { (MAX_SETS * SLOTS) as usize }> = Array::new();
+pub(crate) static SETS: Array<RuleSet, { (capacity::SETS * SLOTS) as usize }> = Array::new();
 #[btf_map]
 pub(crate) static ACTIONS: Array<u8, { MAX_RULES * SLOTS as usize }> = Array::new();
 #[btf_map]
 pub(crate) static HITS: PerCpuArray<u64, { MAX_RULES * SLOTS as usize }> = PerCpuArray::new();
 #[btf_map]
-pub(crate) static SYNS: RingBuf<HeldSyn, { SYNS_SIZE as usize }> = RingBuf::new();
+pub(crate) static SYNS: RingBuf<HeldSyn, { capacity::SYNS as usize }> = RingBuf::new();
 #[btf_map]
-pub(crate) static HELD: LruHashMap<Tuple, u64, 4096> = LruHashMap::new();
+pub(crate) static HELD: LruHashMap<Tuple, u64, { capacity::HELD as usize }> = LruHashMap::new();
 #[btf_map]
-pub(crate) static REACHED: LruHashMap<Destination, u64, 8192> = LruHashMap::new();
+pub(crate) static REACHED: LruHashMap<Destination, u64, { capacity::REACHED as usize }> = LruHashMap::new();
 #[btf_map]
-pub(crate) static TRACE: RingBuf<Told, { TRACE_SIZE as usize }> = RingBuf::new();
+pub(crate) static TRACE: RingBuf<Told, { capacity::TRACE as usize }> = RingBuf::new();
 #[btf_map]
 pub(crate) static WATCH: Array<u64, 2> = Array::new();
 #[btf_map]
@@ -101,7 +112,7 @@ pub(crate) fn decision(tuple: &Tuple) -> Option<Decision> {
 pub(crate) fn decided(tuple: &Tuple, rule: RuleIndex, worker: u32, origin: &Origin) {
     // SAFETY: no arguments, no failure.
     let seen = unsafe { bpf_ktime_get_ns() };
-    // It fails only when the map has no memory left; the connection is then refused.
+    // It fails only when the map has no memory left; user space then decides once more.
     let _ = DECISIONS.insert(tuple, Decision { seen, rule, worker, origin: *origin }, 0);
 }
 

@@ -83,7 +83,16 @@ pub(crate) fn recall_at(tuple: &Tuple, ifindex: u32) -> Known {
 /// The number of what is known, and above it the interface by which it came in.
 #[inline(never)]
 fn numbers(tuple: &Tuple, renew: u32) -> u64 {
-    let Some(memory) = maps::MEMORY.get_ptr_mut(tuple) else { return Known::NOTHING.into() };
+    const NOTHING: u64 = Known::NOTHING as u64;
+    match numbers_of(maps::MEMORY.get_ptr_mut(tuple), renew) {
+        NOTHING => numbers_of(maps::HOST_FLOWS.get_ptr_mut(tuple), renew),
+        numbers => numbers,
+    }
+}
+
+#[inline(always)]
+fn numbers_of(memory: Option<*mut Memory>, renew: u32) -> u64 {
+    let Some(memory) = memory else { return Known::NOTHING.into() };
     let now = now();
     // SAFETY: the entry stays readable while the program runs (RCU). Another CPU may write `seen` at the same time, an
     // aligned word, and the same time as good as.
@@ -102,19 +111,27 @@ fn numbers(tuple: &Tuple, renew: u32) -> u64 {
 /// Remembers that a flow that came in by an interface is left alone; 0 is none, and this host's.
 #[inline(always)]
 pub(crate) fn passed(tuple: &Tuple, ifindex: u32) {
-    remember(tuple, 0, PASSED, ifindex);
+    if ifindex == 0 {
+        remember_hosts(tuple, PASSED, ifindex);
+    } else {
+        remember(tuple, 0, PASSED, ifindex);
+    }
 }
 
 /// Remembers that a flow has arrived for a socket of the host's: what that sends back is no new flow of scope `outbound`.
 #[inline(always)]
 pub(crate) fn heard(tuple: &Tuple, ifindex: u32) {
-    remember(tuple, 0, HEARD, ifindex);
+    remember_hosts(tuple, HEARD, ifindex);
 }
 
 /// Remembers that scope `inbound` leaves a flow alone of which this is known.
 #[inline(always)]
 pub(crate) fn left(tuple: &Tuple, known: Known, ifindex: u32) {
-    remember(tuple, 0, if known == Known::Heard { PASSED } else { LEFT }, ifindex);
+    if known == Known::Heard {
+        remember_hosts(tuple, PASSED, ifindex);
+    } else {
+        remember(tuple, 0, LEFT, ifindex);
+    }
 }
 
 /// Remembers that a flow is left alone, although fragments of it were delivered.
@@ -174,6 +191,19 @@ pub(crate) fn steered(tuple: &Tuple, rule: RuleNumber, worker: u32, origin: &Ori
     let memory = Memory { seen: now(), rule, worker, origin: *origin, fragmenting, rest: 0 };
     // It fails only when the map has no memory left; the flow is then asked about again.
     let _ = maps::MEMORY.insert(tuple, memory, 0);
+}
+
+/// Remembers a flow between a socket of the host's and somebody else, which is left alone. Were that forgotten, a reply would be
+/// taken for a new flow: so it is not where others' flows could evict it, but where that has no room.
+///
+/// Not inlined, for the sake of the stack.
+#[inline(never)]
+fn remember_hosts(tuple: &Tuple, worker: u32, ifindex: u32) {
+    let origin = Origin { ifindex, ..Origin::default() };
+    let memory = Memory { seen: now(), rule: 0, worker, origin, fragmenting: 0, rest: 0 };
+    if maps::HOST_FLOWS.insert(tuple, memory, 0).is_err() {
+        let _ = maps::MEMORY.insert(tuple, memory, 0);
+    }
 }
 
 #[inline(always)]

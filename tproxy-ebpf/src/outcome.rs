@@ -113,22 +113,23 @@ pub(crate) fn redirected(answer: c_long) -> i32 {
 }
 
 impl Outcome {
-    /// In one register, which is what a BPF function can return: the course, the reason, the rule.
+    /// In one register, which is what a BPF function can return: the course, the reason, the rule. The histories come first, in
+    /// order: so the compiler makes no branches of them, for each of which the verifier would go through all that follows.
     #[inline(always)]
     pub(crate) const fn to_number(self) -> u32 {
         let (course, reason, rule) = match self {
             Self::First(History::Nothing) => return 0,
             Self::First(History::Decided) => return 1,
             Self::First(History::TimeWait) => return 2,
-            Self::First(History::Heard) => return 8,
-            Self::First(History::Elsewhere) => return 9,
-            Self::Unreadable => return 10,
-            Self::Settled(Course::Deliver, reason, rule) => (3, reason, rule),
-            Self::Settled(Course::Reset, reason, rule) => (4, reason, rule),
-            Self::Settled(Course::Unreachable, reason, rule) => (5, reason, rule),
-            Self::Settled(Course::Next, reason, rule) => (6, reason, rule),
-            Self::Settled(Course::Shot, reason, rule) => (7, reason, rule),
-            Self::Settled(Course::Hold, reason, rule) => (11, reason, rule),
+            Self::First(History::Heard) => return 3,
+            Self::First(History::Elsewhere) => return 4,
+            Self::Unreadable => return 5,
+            Self::Settled(Course::Deliver, reason, rule) => (6, reason, rule),
+            Self::Settled(Course::Reset, reason, rule) => (7, reason, rule),
+            Self::Settled(Course::Unreachable, reason, rule) => (8, reason, rule),
+            Self::Settled(Course::Hold, reason, rule) => (9, reason, rule),
+            Self::Settled(Course::Next, reason, rule) => (10, reason, rule),
+            Self::Settled(Course::Shot, reason, rule) => (11, reason, rule),
         };
         course | (reason & 0xff) << 8 | rule << 16
     }
@@ -140,14 +141,14 @@ impl Outcome {
             0 => return Self::First(History::Nothing),
             1 => return Self::First(History::Decided),
             2 => return Self::First(History::TimeWait),
-            8 => return Self::First(History::Heard),
-            9 => return Self::First(History::Elsewhere),
-            10 => return Self::Unreadable,
-            3 => Course::Deliver,
-            4 => Course::Reset,
-            5 => Course::Unreachable,
-            6 => Course::Next,
-            11 => Course::Hold,
+            3 => return Self::First(History::Heard),
+            4 => return Self::First(History::Elsewhere),
+            5 => return Self::Unreadable,
+            6 => Course::Deliver,
+            7 => Course::Reset,
+            8 => Course::Unreachable,
+            9 => Course::Hold,
+            10 => Course::Next,
             _ => Course::Shot,
         };
         Self::Settled(course, number >> 8 & 0xff, number >> 16)

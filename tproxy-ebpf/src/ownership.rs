@@ -109,6 +109,12 @@ impl Socket {
         NonNull::new(found.cast()).map(Self)
     }
 
+    /// As the kernel shows it, for as long as this is.
+    #[inline(always)]
+    pub(crate) const fn as_ptr(&self) -> *mut bpf_sock {
+        self.0.as_ptr()
+    }
+
     /// Makes this socket the packet's receiver. Full sockets only.
     #[inline(always)]
     pub(crate) fn assign(&self, ctx: &TcContext) -> bool {

@@ -129,6 +129,7 @@ pub async fn without_datapath(config: Config) -> anyhow::Result<()> {
             tcp,
             udp: Some(udp),
             beat: None,
+            upkeep: None,
         })?);
     }
     ready(&listeners)?;

@@ -10,7 +10,6 @@ use tproxy::{
     host::{Direction, Identity},
     instance::{Health, Look, Loss},
     latency::Latency,
-    mark::Mark,
     tcp::{self, End, TcpCounters},
     udp::{self, UdpCounters},
 };
@@ -41,7 +40,7 @@ pub(crate) fn look() -> Look {
     upstreams[0].servers()[0].succeeded(Duration::from_millis(3));
     Look {
         upstreams,
-        identity: Identity { mark: Mark::DEFAULT, table: 29_808, priority: 100 },
+        identity: Identity::DEFAULT,
         draining: false,
         workers: 2,
         hits: [(Arc::clone(&rules[0].name), 7), (Arc::clone(&rules[1].name), 5)].into(),

@@ -34,6 +34,7 @@ pub use rule::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tproxy_common::defaults::{self, CONNECTIONS, SESSIONS, SHARES};
 pub use tproxy_common::rule::Scope;
 pub use upstream::{Check, Credentials, Host, Pick, Scheme, Upstream, UpstreamGroup, UpstreamServer};
 
@@ -102,10 +103,10 @@ impl Config {
             firewall: Firewall::default(),
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             timeouts: Timeouts::default(),
-            sessions: SessionLimits { total: 16_384, per_client: 4096 },
+            sessions: SessionLimits { total: SESSIONS, per_client: SESSIONS / SHARES },
             unused_sets: Vec::new(),
             unused_upstreams: Vec::new(),
-            connections: ConnectionLimits { total: 32_768, per_client: 8192 },
+            connections: ConnectionLimits { total: CONNECTIONS, per_client: CONNECTIONS / SHARES },
         }
     }
 }
@@ -217,14 +218,14 @@ impl Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        let minutes = |count: u64| Duration::from_secs(60 * count);
+        let seconds = Duration::from_secs;
         Self {
-            connect: Duration::from_secs(10),
-            idle: minutes(124),
-            drain: Duration::from_secs(30),
-            udp: Duration::from_secs(30),
-            udp_stream: minutes(2),
-            keepalive: minutes(1),
+            connect: seconds(defaults::CONNECT),
+            idle: seconds(defaults::IDLE),
+            drain: seconds(defaults::DRAIN),
+            udp: seconds(defaults::UDP),
+            udp_stream: seconds(defaults::UDP_STREAM),
+            keepalive: seconds(defaults::KEEPALIVE),
         }
     }
 }

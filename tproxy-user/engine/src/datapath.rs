@@ -9,6 +9,7 @@ mod btf;
 mod decisions;
 mod held;
 mod hits;
+mod host_flows;
 mod inject;
 mod log;
 mod memory;
@@ -374,11 +375,15 @@ impl Datapath {
         write(data).map_err(in_map(map::OTHERS))
     }
 
-    /// A further handle to an LRU hash map that the programs and the workers share.
+    /// A further handle to a hash map that the programs and the workers share.
     fn share<K: Pod, V: Pod>(&self, name: &'static str) -> Result<HashMap<MapData, K, V>, DatapathError> {
         let shared = self.ebpf.map(name).expect("the map is never taken");
-        let Map::LruHashMap(data) = shared else { unreachable!("{name} is an LRU hash") };
-        again(data).and_then(|own| HashMap::try_from(Map::LruHashMap(own))).map_err(in_map(name))
+        let own = match shared {
+            Map::LruHashMap(data) => again(data).map(Map::LruHashMap),
+            Map::HashMap(data) => again(data).map(Map::HashMap),
+            _ => unreachable!("{name} is a hash"),
+        };
+        own.and_then(HashMap::try_from).map_err(in_map(name))
     }
 
     /// Lets go of all links: from here on packets go their own way, but for links that are pinned.

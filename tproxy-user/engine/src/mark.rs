@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use tproxy_common::defaults;
+
 /// `VALUE/MASK`. The steer mark is VALUE; the own mark is VALUE with one more bit of MASK set, the lowest of those
 /// that VALUE leaves clear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -12,7 +14,7 @@ pub struct Mark {
 
 impl Mark {
     /// Bits 28 and 29: left alone by Kubernetes, Cilium, Tailscale and Docker.
-    pub const DEFAULT: Self = Self { value: 0x2000_0000, mask: 0x3000_0000 };
+    pub const DEFAULT: Self = Self { value: defaults::MARK, mask: defaults::MARK_MASK };
 
     /// # Errors
     /// Says what is wrong when the pair cannot hold two distinct non-zero marks.

@@ -5,8 +5,8 @@ use std::{io, panic::resume_unwind, sync::mpsc::sync_channel, thread, time::Dura
 use tokio::{
     runtime::{Builder, LocalOptions, LocalRuntime},
     sync::{mpsc, oneshot},
-    task::JoinSet,
-    time::{MissedTickBehavior, interval},
+    task::{JoinSet, spawn_blocking},
+    time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -24,12 +24,23 @@ pub struct WorkerSetup {
     pub udp: Option<udp::Setup>,
     /// Where it says that it goes round.
     pub beat: Option<Box<dyn Beat>>,
+    /// What it has done now and then.
+    pub upkeep: Option<Box<dyn Upkeep>>,
 }
 
 /// Where a worker says that it goes round.
 pub trait Beat: Send {
     /// It does so now.
     fn beat(&mut self);
+}
+
+/// What is to be done now and then, by another thread, since it takes its time.
+pub trait Upkeep: Send {
+    /// How long it can wait.
+    fn pause(&self) -> Duration;
+
+    /// Does it.
+    fn run(&mut self);
 }
 
 /// How often it is said. The datapath waits for several times that (`LONGEST_PAUSE`).
@@ -167,6 +178,7 @@ struct Services {
     tcp: tcp::Service,
     udp: Option<udp::Service>,
     beat: Option<Box<dyn Beat>>,
+    upkeep: Option<Box<dyn Upkeep>>,
 }
 
 impl Services {
@@ -183,11 +195,11 @@ impl Services {
         if let Some(beat) = &mut beat {
             beat.beat();
         }
-        Ok(Self { runtime, tcp, udp, beat })
+        Ok(Self { runtime, tcp, udp, beat, upkeep: setup.upkeep })
     }
 
     fn serve(self, mut asked: mpsc::Receiver<oneshot::Sender<()>>, stop: &CancellationToken) {
-        let Self { runtime, tcp, udp, mut beat } = self;
+        let Self { runtime, tcp, udp, mut beat, upkeep } = self;
         runtime.block_on(async {
             let mut serving = JoinSet::new();
             tcp.serve(&mut serving);
@@ -209,9 +221,24 @@ impl Services {
                     beat.beat();
                 }
             };
+            let maintain = async {
+                let Some(mut upkeep) = upkeep else { return std::future::pending().await };
+                loop {
+                    sleep(upkeep.pause()).await;
+                    let run = move || {
+                        upkeep.run();
+                        upkeep
+                    };
+                    upkeep = match spawn_blocking(run).await {
+                        Ok(upkeep) => upkeep,
+                        Err(error) => resume_unwind(error.into_panic()),
+                    };
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = say => {}
+                () = maintain => {}
                 // Nobody can ask a worker that was dropped.
                 () = answer => {}
                 // Serving never ends but by a panic, and without it a worker is of no use.

@@ -13,7 +13,13 @@ use std::{
 
 use ipnet::IpNet;
 use rustix::process::{Resource, Rlimit, getrlimit};
-use tproxy_common::{abi::MAX_WORKERS, flow::Protocol, rule::MAX_RULES};
+use tproxy_common::{
+    abi::MAX_WORKERS,
+    capacity,
+    defaults::{MOST_CONNECTIONS, MOST_SESSIONS, SHARES},
+    flow::Protocol,
+    rule::MAX_RULES,
+};
 
 use super::{
     Config, ConnectionLimits, Listed, NamedSet, Rule, SessionLimits,
@@ -23,15 +29,12 @@ use super::{
 };
 use crate::mark::Mark;
 
-/// UDP sessions at most where descriptors set no lower limit: what each takes of kernel memory adds up.
-const MOST_SESSIONS: usize = 65_536;
-
-/// Distinct prefixes of one direction: half of what a map takes (`tproxy-ebpf/src/maps.rs`), since a reload keeps the
-/// old rules until the new ones are complete, without what is in it whatever the rules: two roots and two link-local ones.
-pub(super) const MOST_PREFIXES: usize = 262_144 / 2 - 4;
+/// Distinct prefixes of one direction: half of what a map takes, since a reload keeps the old rules until the new ones are
+/// complete, without what is in it whatever the rules: two roots and two link-local ones.
+pub(super) const MOST_PREFIXES: usize = capacity::PREFIXES as usize / 2 - 4;
 
 /// The same for user ids and for cgroups.
-const MOST_SENDERS: usize = 16_384 / 2;
+const MOST_SENDERS: usize = capacity::SENDERS as usize / 2;
 
 /// Something that makes no sense, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +126,7 @@ pub(crate) fn check(draft: Draft, form: Form) -> Result<Config, Vec<Complaint>> 
         timeouts: draft.timeouts,
         sessions: SessionLimits {
             total,
-            per_client: draft.limits.udp_sessions_per_client.unwrap_or(total.div_ceil(4)).min(total),
+            per_client: draft.limits.udp_sessions_per_client.unwrap_or(total.div_ceil(SHARES)).min(total),
         },
         unused_sets: sets.unused(),
         unused_upstreams: upstreams::unused(&groups),
@@ -137,9 +140,6 @@ pub(crate) fn default_sessions() -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     maximum.map_or(MOST_SESSIONS, |maximum| (maximum as usize / 4).clamp(1, MOST_SESSIONS))
 }
-
-/// TCP connections at most where descriptors set no lower limit.
-const MOST_CONNECTIONS: usize = 1 << 20;
 
 /// Two descriptors for each, without those that the instance itself needs, that `status` and metrics need when all others are
 /// used up, and that a quarter of the UDP sessions have.
@@ -155,7 +155,10 @@ fn default_connections(workers: usize, sessions: usize) -> usize {
 
 fn default_connections_per_client() -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    maximum.map_or(MOST_CONNECTIONS, |maximum| maximum as usize / 2).div_ceil(4).clamp(1, MOST_CONNECTIONS)
+    maximum
+        .map_or(MOST_CONNECTIONS, |maximum| maximum as usize / 2)
+        .div_ceil(SHARES)
+        .clamp(1, MOST_CONNECTIONS)
 }
 
 struct Checker {

@@ -8,6 +8,7 @@ use std::{
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
+use tproxy_common::defaults;
 
 use super::{
     Accept, Action, Check, Credentials, Nat, OnExit, Pick, Protocols, RuleEgress, RuleLimits, RuleTimeouts,
@@ -41,10 +42,10 @@ pub(crate) struct Draft {
     #[schemars(schema_with = "values::schema::<Mark>")]
     pub(crate) mark: Mark,
     /// Number of the routing table this instance uses; it must be empty
-    #[cfg_attr(feature = "flags", arg(long, default_value_t = Draft::TABLE))]
+    #[cfg_attr(feature = "flags", arg(long, default_value_t = defaults::TABLE))]
     pub(crate) table: u32,
     /// Preference of this instance's routing rules (ip rule); instances may share one
-    #[cfg_attr(feature = "flags", arg(long, default_value_t = Draft::PRIORITY))]
+    #[cfg_attr(feature = "flags", arg(long, default_value_t = defaults::PRIORITY))]
     pub(crate) priority: u32,
     /// Who picks the socket of a steered packet
     #[cfg_attr(feature = "flags", arg(long, default_value = "sk_lookup"))]
@@ -79,19 +80,14 @@ pub(crate) struct Draft {
     pub(crate) rules: Vec<DraftRule>,
 }
 
-impl Draft {
-    const TABLE: u32 = 29_808;
-    const PRIORITY: u32 = 100;
-}
-
 impl Default for Draft {
     fn default() -> Self {
         Self {
             name: None,
             metrics: None,
             mark: Mark::DEFAULT,
-            table: Self::TABLE,
-            priority: Self::PRIORITY,
+            table: defaults::TABLE,
+            priority: defaults::PRIORITY,
             steer: Steer::default(),
             on_exit: OnExit::default(),
             admit: false,

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use aya::maps::{HashMap, MapData};
 use tproxy_common::{
-    abi::{APPLICATION, Decision, Destination, map},
+    abi::{APPLICATION, Decision, Destination, FORGOTTEN, map},
     flow::{Protocol, Tuple},
 };
 
@@ -54,6 +54,9 @@ impl Decisions for DecisionMap {
         let decision = self.map.get(&tuple, 0).ok()?;
         // Already evicted is as good as removed.
         let _ = self.map.remove(&tuple);
+        if decision.rule == FORGOTTEN {
+            return None;
+        }
         if decision.worker != APPLICATION {
             self.accept_latency.observe(since(decision.seen));
             self.arrivals.note(decision.origin.ifindex, dst.0.ip(), Protocol::Tcp);

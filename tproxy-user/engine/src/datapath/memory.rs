@@ -39,7 +39,7 @@ impl Datapath {
 }
 
 /// As `bpf_ktime_get_coarse_ns()` has it: a time that is still to come is one that is long past to the datapath.
-fn now_to_the_tick() -> u64 {
+pub(super) fn now_to_the_tick() -> u64 {
     let now = clock_gettime(ClockId::MonotonicCoarse);
     // It does not run backwards, and begins at zero.
     nanoseconds(Duration::new(now.tv_sec as u64, now.tv_nsec as u32))

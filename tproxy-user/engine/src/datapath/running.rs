@@ -291,24 +291,32 @@ impl Running {
 }
 
 /// When the flow's memories were last used. The program's look at them renews them.
-struct Untouched {
-    memory: HashMap<MapData, Tuple, Memory>,
+struct Untouched([Memories; 2]);
+
+/// Those of one map, with what it had of both directions.
+struct Memories {
+    map: HashMap<MapData, Tuple, Memory>,
     entries: [Option<Memory>; 2],
 }
 
 impl Untouched {
     fn before(running: &Running, tuple: &Tuple) -> Result<Self, RunningError> {
-        let memory: HashMap<_, Tuple, Memory> = running.typed(map::MEMORY)?;
-        let entries = [*tuple, tuple.reversed()].map(|tuple| memory.get(&tuple, 0).ok());
-        Ok(Self { memory, entries })
+        let of = |name| -> Result<Memories, RunningError> {
+            let map: HashMap<_, Tuple, Memory> = running.typed(name)?;
+            let entries = [*tuple, tuple.reversed()].map(|tuple| map.get(&tuple, 0).ok());
+            Ok(Memories { map, entries })
+        };
+        Ok(Self([of(map::MEMORY)?, of(map::HOST_FLOWS)?]))
     }
 
-    fn after(mut self, tuple: &Tuple) {
+    fn after(self, tuple: &Tuple) {
         /// Of `bpf_map_update_elem`: what was forgotten meanwhile stays forgotten.
         const BPF_EXIST: u64 = 2;
-        for (tuple, entry) in [*tuple, tuple.reversed()].into_iter().zip(self.entries) {
-            if let Some(entry) = entry {
-                let _ = self.memory.insert(tuple, entry, BPF_EXIST);
+        for Memories { mut map, entries } in self.0 {
+            for (tuple, entry) in [*tuple, tuple.reversed()].into_iter().zip(entries) {
+                if let Some(entry) = entry {
+                    let _ = map.insert(tuple, entry, BPF_EXIST);
+                }
             }
         }
     }

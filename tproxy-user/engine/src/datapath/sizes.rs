@@ -2,9 +2,13 @@
 //! as large as what was asked for needs, and no larger.
 
 use aya::EbpfLoader;
-use tproxy_common::abi::{self, map};
+use tproxy_common::{
+    abi::{self, map},
+    capacity,
+    flow::Protocol,
+};
 
-use crate::config::{Claim, Config, Scope, default_sessions};
+use crate::config::{Claim, Config, Reach, Scope, default_sessions};
 
 /// Entries of the maps that differ between instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +17,7 @@ pub struct Sizes {
     pub(super) sets: u32,
     decisions: u32,
     memory: u32,
+    host_flows: u32,
     fragments: u32,
     /// What NAT makes of the addresses of spoofed upstream sockets, and of what clients ask for.
     translations: u32,
@@ -28,18 +33,16 @@ impl Sizes {
     /// What does for a host, two megabytes for each of the larger ones. The kernel hands out places by the hundred to each
     /// CPU (`LOCAL_FREE_TARGET`), so that much smaller ones would forget before they are full.
     pub const LEAST: Self = Self {
-        sets: abi::MAX_SETS,
-        decisions: 16_384,
-        memory: 16_384,
-        fragments: 8192,
-        translations: 2048,
-        held: 2048,
-        reached: 2048,
-        syns: abi::SYNS_SIZE / 4,
+        sets: capacity::SETS,
+        decisions: capacity::DECISIONS,
+        memory: capacity::MEMORY,
+        host_flows: capacity::FEW_HOST_FLOWS,
+        fragments: capacity::FRAGMENTS,
+        translations: capacity::FEW_TRANSLATIONS,
+        held: capacity::FEW_HELD,
+        reached: capacity::FEW_REACHED,
+        syns: capacity::FEW_SYNS,
     };
-
-    /// More than this is forgotten sooner than it fills.
-    const MOST: u32 = 1 << 20;
 
     /// What this configuration asks for, whose rules make `sets` rule sets.
     #[must_use]
@@ -52,16 +55,25 @@ impl Sizes {
         let translates =
             claims().any(|claim| claim.treatment.is_spoofed() || claim.reach.scope == Scope::Forwarded);
         let holds = claims().any(Claim::may_hold);
+        let hosts = claims().any(|Claim { reach: Reach { scope, protocols, .. }, .. }| {
+            *scope != Scope::Forwarded && protocols.include(Protocol::Udp)
+        });
+        let flows = entries(2 * sessions.unwrap_or_default());
         let least = Self::LEAST;
         Self {
             // Twice what is needed now: interfaces may come, and so may other rules.
             sets: entries(2 * sets).max(Self::LEAST.sets),
-            decisions: entries(connections).clamp(Self::LEAST.decisions, Self::MOST),
-            memory: entries(2 * sessions.unwrap_or_default()).clamp(Self::LEAST.memory, Self::MOST),
-            translations: if translates { 8192 } else { least.translations },
-            held: if holds { 4096 } else { least.held },
-            reached: if holds { 8192 } else { least.reached },
-            syns: if holds { abi::SYNS_SIZE } else { least.syns },
+            decisions: entries(connections).clamp(Self::LEAST.decisions, capacity::MOST_REMEMBERED),
+            memory: flows.clamp(Self::LEAST.memory, capacity::MOST_REMEMBERED),
+            host_flows: if hosts {
+                flows.clamp(capacity::HOST_FLOWS, capacity::MOST_REMEMBERED)
+            } else {
+                least.host_flows
+            },
+            translations: if translates { capacity::TRANSLATIONS } else { least.translations },
+            held: if holds { capacity::HELD } else { least.held },
+            reached: if holds { capacity::REACHED } else { least.reached },
+            syns: if holds { capacity::SYNS } else { least.syns },
             ..least
         }
     }
@@ -70,6 +82,7 @@ impl Sizes {
     pub(super) const fn do_for(self, asked: Self) -> bool {
         self.decisions >= asked.decisions
             && self.memory >= asked.memory
+            && self.host_flows >= asked.host_flows
             && self.translations >= asked.translations
             && self.held >= asked.held
             && self.reached >= asked.reached
@@ -81,6 +94,7 @@ impl Sizes {
             .map_max_entries(map::SETS, self.sets * abi::SLOTS)
             .map_max_entries(map::DECISIONS, self.decisions)
             .map_max_entries(map::MEMORY, self.memory)
+            .map_max_entries(map::HOST_FLOWS, self.host_flows)
             .map_max_entries(map::FRAGMENTS, self.fragments)
             .map_max_entries(map::TRANSLATIONS, self.translations)
             .map_max_entries(map::HELD, self.held)
@@ -98,8 +112,9 @@ mod tests {
     use super::*;
 
     fn sizes(text: &str) -> Sizes {
-        let text =
-            format!("{text}\n[[rules]]\nscope = \"inbound\"\naction = \"direct\"\naccept = \"at-once\"");
+        let text = format!(
+            "{text}\n[[rules]]\nscope = \"inbound\"\naction = \"direct\"\naccept = \"at-once\"\nprotocol = \"tcp\""
+        );
         Sizes::of(&crate::config::parse("tproxy.toml".as_ref(), text.as_bytes()).unwrap(), 10)
     }
 
@@ -119,10 +134,24 @@ mod tests {
     }
 
     #[test]
+    fn flows_of_the_hosts_own_have_room_where_rules_may_take_their_replies() {
+        let of = |rule: &str| {
+            let text = format!("limits.udp_sessions = 100000\n[[rules]]\naction = \"direct\"\n{rule}");
+            Sizes::of(&crate::config::parse("tproxy.toml".as_ref(), text.as_bytes()).unwrap(), 10).host_flows
+        };
+        for scope in ["inbound", "outbound"] {
+            assert_eq!(of(&format!("scope = \"{scope}\"\nprotocol = \"udp\"")), 200_000);
+            assert_eq!(of(&format!("scope = \"{scope}\"\nprotocol = \"tcp\"")), capacity::FEW_HOST_FLOWS);
+        }
+        let forwarded = "scope = \"forwarded\"\ninterfaces = [\"lan\"]\nprotocol = \"udp\"";
+        assert_eq!(of(forwarded), capacity::FEW_HOST_FLOWS);
+    }
+
+    #[test]
     fn what_only_some_rules_need_is_large_where_there_are_such() {
         let of = |rest: &str| {
             let rule = format!(
-                "[[rules]]\nscope = \"outbound\"\ninterfaces = [\"lan\"]\naction = \"direct\"\n{rest}"
+                "[[rules]]\nscope = \"outbound\"\ninterfaces = [\"lan\"]\naction = \"direct\"\nprotocol = \"tcp\"\n{rest}"
             );
             Sizes::of(&crate::config::parse("tproxy.toml".as_ref(), rule.as_bytes()).unwrap(), 10)
         };
@@ -130,9 +159,9 @@ mod tests {
         assert_eq!(plain, Sizes::LEAST);
         let text = "[[rules]]\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\naction = \"reject\"";
         let forwarded = crate::config::parse("tproxy.toml".as_ref(), text.as_bytes()).unwrap();
-        assert_eq!(Sizes::of(&forwarded, 10), Sizes { translations: 8192, ..plain });
+        assert_eq!(Sizes::of(&forwarded, 10), Sizes { translations: capacity::TRANSLATIONS, ..plain });
         let holding = of("accept = \"after-connect\"");
-        assert_eq!(holding.syns, abi::SYNS_SIZE);
+        assert_eq!(holding.syns, capacity::SYNS);
         assert!(holding.held > plain.held && holding.reached > plain.reached);
         assert!(holding.do_for(plain) && !plain.do_for(holding));
     }

@@ -105,7 +105,9 @@ impl Rig {
         self.datapath.set_host_addresses(hosts.iter().map(|addr| IpNet::from(*addr))).unwrap();
         if deciding { self.datapath.start_deciding() } else { self.datapath.stop_deciding() }.unwrap();
         empty(&mut self.datapath.decisions(Arc::default(), Arc::default()).unwrap().map);
-        empty(&mut self.datapath.share::<Tuple, Memory>(map::MEMORY).unwrap());
+        for name in [map::MEMORY, map::HOST_FLOWS] {
+            empty(&mut self.datapath.share::<Tuple, Memory>(name).unwrap());
+        }
         empty(&mut self.datapath.share::<FragmentKey, u32>(map::FRAGMENTS).unwrap());
     }
 
@@ -119,10 +121,14 @@ impl Rig {
     }
 
     fn memory(&self) -> HashMap<Tuple, (RuleIndex, u32, u32)> {
-        let map = self.datapath.share::<Tuple, Memory>(map::MEMORY).unwrap();
-        let entries =
-            map.iter().map(|entry| entry.map(|(tuple, m)| (tuple, (m.rule, m.worker, m.origin.ifindex))));
-        entries.collect::<Result<_, _>>().unwrap()
+        let mut all = HashMap::new();
+        for name in [map::MEMORY, map::HOST_FLOWS] {
+            for entry in self.datapath.share::<Tuple, Memory>(name).unwrap().iter() {
+                let (tuple, memory) = entry.unwrap();
+                all.insert(tuple, (memory.rule, memory.worker, memory.origin.ifindex));
+            }
+        }
+        all
     }
 }
 

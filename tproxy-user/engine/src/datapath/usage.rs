@@ -78,6 +78,7 @@ impl Datapath {
         let to_count = [
             (map::DECISIONS, self.counting::<Tuple, Decision>(map::DECISIONS)?),
             (map::MEMORY, self.counting::<Tuple, Memory>(map::MEMORY)?),
+            (map::HOST_FLOWS, self.counting::<Tuple, Memory>(map::HOST_FLOWS)?),
             (map::FRAGMENTS, self.counting::<FragmentKey, u32>(map::FRAGMENTS)?),
         ];
         Ok(Filling {
@@ -95,7 +96,7 @@ impl Datapath {
         Ok(Box::new(move |most| map.keys().take(most as usize).map_while(Result::ok).count() as u64))
     }
 
-    fn capacity(&self, name: &str) -> u64 {
+    pub(super) fn capacity(&self, name: &str) -> u64 {
         self.capacities.get(name).copied().unwrap_or_default()
     }
 }

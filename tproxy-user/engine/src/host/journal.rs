@@ -8,6 +8,7 @@
 use std::{fs::File, path::Path};
 
 use serde::{Deserialize, Serialize};
+use tproxy_common::defaults;
 
 use super::{
     HostError, Owned,
@@ -47,7 +48,8 @@ pub struct Identity {
 
 impl Identity {
     /// What an instance has that is given nothing else.
-    pub const DEFAULT: Self = Self { mark: Mark::DEFAULT, table: 29_808, priority: 100 };
+    pub const DEFAULT: Self =
+        Self { mark: Mark::DEFAULT, table: defaults::TABLE, priority: defaults::PRIORITY };
 }
 
 /// The guard of everything this instance changes on the host: undone when dropped, also by a panic, and by

@@ -1,6 +1,7 @@
 //! What a kernel without tcx does, on one that has it; what heals, what is gone back to, and what was forgotten.
 
 mod forgotten;
+mod replies;
 
 use std::{io::Read, net::IpAddr, net::TcpStream};
 

@@ -18,7 +18,7 @@ use crate::{
     tcp::{self, Syns, TcpCounters},
     udp::{self, UdpCounters},
     way::Routing,
-    worker::{Beat, Worker, WorkerSetup},
+    worker::{Beat, Upkeep, Worker, WorkerSetup},
 };
 
 /// Where one worker counts.
@@ -75,6 +75,10 @@ pub(super) fn start_workers(
             flows: flows.table(index),
         };
         let beat: Box<dyn Beat> = Box::new(datapath.beat(index as u32)?);
+        let upkeep: Option<Box<dyn Upkeep>> = match index {
+            0 => Some(Box::new(datapath.host_flows(config.timeouts.udp_stream)?)),
+            _ => None,
+        };
         workers.push(
             Worker::spawn(WorkerSetup {
                 index,
@@ -82,6 +86,7 @@ pub(super) fn start_workers(
                 tcp,
                 udp: Some(udp),
                 beat: Some(beat),
+                upkeep,
             })
             .map_err(InstanceError::Worker)?,
         );

@@ -14,6 +14,7 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tproxy_common::defaults;
 
 use super::{
     Egress, SocketError, UpstreamSource, bind, bind_foreign, discard_all, get, is_source,
@@ -28,7 +29,7 @@ const BACKLOG: i32 = 4096;
 const KEEPALIVE_RETRIES: u32 = 6;
 
 /// For connections to which nobody gives another one.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE: Duration = Duration::from_secs(defaults::KEEPALIVE);
 
 /// A listener that tc and `sk_lookup` can steer to: transparent, non-blocking, with the own mark.
 ///

@@ -95,8 +95,15 @@ impl Rig {
             flows: flows.table(0),
         };
         change(&mut setup);
-        let worker =
-            Worker::spawn(WorkerSetup { index: 0, workers: 1, tcp: setup, udp: None, beat: None }).unwrap();
+        let worker = Worker::spawn(WorkerSetup {
+            index: 0,
+            workers: 1,
+            tcp: setup,
+            udp: None,
+            beat: None,
+            upkeep: None,
+        })
+        .unwrap();
         Self { worker, address, flows, counters }
     }
 

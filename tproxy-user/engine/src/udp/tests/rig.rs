@@ -123,7 +123,15 @@ impl Rig {
                 syns: None,
                 flows: flows.table(0),
             };
-            Worker::spawn(WorkerSetup { index: 0, workers: 1, tcp, udp: Some(setup), beat: None }).unwrap()
+            Worker::spawn(WorkerSetup {
+                index: 0,
+                workers: 1,
+                tcp,
+                udp: Some(setup),
+                beat: None,
+                upkeep: None,
+            })
+            .unwrap()
         });
         Self { worker, net, memory, flows, counters }
     }
