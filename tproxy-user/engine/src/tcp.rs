@@ -40,6 +40,7 @@ mod upstream;
 
 pub(crate) use affinity::Affinity;
 pub use counters::{End, Snapshot, TcpCounters};
+pub use dialogue::rehearse;
 pub use hold::{Syn, SynSource, Syns};
 pub(crate) use service::Service;
 pub use service::Setup;

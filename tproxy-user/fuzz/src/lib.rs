@@ -3,6 +3,7 @@
 
 mod arguments;
 mod config;
+mod dialogue;
 mod dns;
 mod packet;
 mod request;
@@ -23,6 +24,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "request", read: request::read },
     Target { name: "arguments", read: arguments::read },
     Target { name: "dns", read: dns::read },
+    Target { name: "dialogue", read: dialogue::read },
 ];
 
 /// The one of this name.

@@ -175,6 +175,27 @@ fn a_group_goes_on_without_a_server_that_dies_and_with_it_again() {
     }
 }
 
+/// What is told of a client that the upstream sees itself, and of one of this host's own addresses.
+const MORE: &str = r#"
+[[rules]]
+name = "seen"
+scope = "forwarded"
+interfaces = ["lan"]
+protocol = "tcp"
+to = ["SERVER"]
+ports = [80]
+action = "upstream=socks5://SERVER:1080"
+source = "client"
+
+[[rules]]
+name = "front"
+scope = "inbound"
+protocol = "tcp"
+to = ["LAN"]
+ports = [4443]
+action = "upstream=proxy-v2://SERVER:4081"
+"#;
+
 /// A rule for each port and family, in both scopes: its upstream is the proxy's address of that family.
 fn rules() -> String {
     let mut text = String::new();
@@ -191,6 +212,14 @@ fn rules() -> String {
         for family in Family::ALL {
             let upstream = SocketAddr::new(family.server(), proxy);
             let to = SocketAddr::new(family.public(), 0).ip();
+            let bracketed = upstream.to_string().replace(&format!(":{proxy}"), "");
+            if port == 80 {
+                let more = MORE.replace("//SERVER", &format!("//{bracketed}"));
+                let (server, lan) = (family.server().to_string(), family.lan().to_string());
+                text += &more.replace("SERVER", &server).replace("LAN", &lan);
+                text = text.replace("name = \"seen\"", &format!("name = \"seen {family:?}\""));
+                text = text.replace("name = \"front\"", &format!("name = \"front {family:?}\""));
+            }
             for scope in ["scope = 'forwarded'\ninterfaces = ['lan']", "scope = 'outbound'"] {
                 text += &format!(
                     "[[rules]]\n{scope}\nprotocol = 'tcp'\nto = ['{to}']\nports = [{port}]\n\
@@ -205,9 +234,18 @@ fn rules() -> String {
 #[test]
 fn real_proxies_stand_for_the_original_destination() {
     let world = World::new();
-    let _proxies = Proxies::start(&world.net.server);
+    let proxies = Proxies::start(&world.net.server);
     let file = File::new(&rules());
     let tproxy = world.tproxy(&file.flags());
+    for family in Family::ALL {
+        let (server, lan, client) = (family.server(), family.lan(), family.client());
+        curl(&world.net.client, "", server, 80).assert_nginx((server, 80).into(), server, &*tproxy);
+        let (client_seen, connected) = (client.to_string(), format!("connected to {}:80", server));
+        proxies.running[0].wait_line(&[&client_seen, &connected], PATIENCE).unwrap();
+        let got = curl(&world.net.client, "", lan, 4443).body;
+        let told = got.starts_with(&format!("from {client}:")) && got.contains(&format!(" to {lan}:4443 "));
+        assert!(told, "{got}\n{}", *tproxy);
+    }
     for client in [&world.net.client, &world.net.gateway] {
         for family in Family::ALL {
             let own = if std::ptr::eq(client, &world.net.client) { family.client() } else { family.wan() };

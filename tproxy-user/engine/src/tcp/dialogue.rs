@@ -5,7 +5,7 @@ mod connect;
 mod proxy;
 mod socks5;
 
-use std::io;
+use std::{io, net::SocketAddr};
 
 use rustix::net::{RecvFlags, recv};
 use tokio::{
@@ -140,6 +140,32 @@ impl Dialogue {
                     return Err(DialogueError::TooMuch);
                 }
                 room.resize((2 * room.len()).min(LONGEST), 0);
+            }
+        }
+    }
+}
+
+/// What comes of a dialogue with a server that says `words`, so many bytes at a time: how many of them are its answers.
+///
+/// # Errors
+/// How the connection would end.
+pub fn rehearse(scheme: Scheme, dst: SocketAddr, words: &[u8], step: usize) -> Result<usize, End> {
+    let told = Told { id: FlowId(1), client: ClientAddr(dst), dst: OriginalDst(dst) };
+    let Some(mut dialogue) = Dialogue::of(scheme, &told, None) else { return Ok(0) };
+    let mut heard = 0;
+    loop {
+        match dialogue.turn() {
+            Turn::Say(_) => {}
+            Turn::Relay => return Ok(heard),
+            Turn::Hear => {
+                let left = &words[heard..];
+                let ends = (1..left.len()).step_by(step.max(1)).chain([left.len()]);
+                let answer = ends.map(|end| dialogue.hear(&left[..end])).find_map(Result::transpose);
+                match answer {
+                    Some(length) => heard += length.map_err(|error| error.end())?,
+                    None if left.is_empty() => return Err(End::UpstreamClosed),
+                    None => return Err(End::UpstreamCut),
+                }
             }
         }
     }

@@ -111,8 +111,9 @@ async fn by_pool(
     for (left, server) in (1..=servers.len()).rev().zip(servers) {
         match by_server(server, pool.credentials(), client, connection, share(deadline, left)).await {
             Ok(upstream) => return Ok(Upstream { used: Some(server.used()), ..upstream }),
-            Err(Failure { no_upstream, verdict: true }) => return Err(no_upstream),
-            Err(Failure { no_upstream, verdict: false }) => {
+            Err(Failure { no_upstream, of: FailureOf::Destination }) => return Err(no_upstream),
+            Err(Failure { no_upstream, of: FailureOf::Flow }) => last = no_upstream,
+            Err(Failure { no_upstream, of: FailureOf::Server }) => {
                 server.lost(no_upstream.ended.error.as_deref().unwrap_or_default());
                 last = no_upstream;
             }
@@ -130,8 +131,18 @@ fn share(deadline: Instant, left: usize) -> Instant {
 /// A server does not stand for the original destination.
 struct Failure {
     no_upstream: NoUpstream,
-    /// It is the server that says so, and not that there is none.
-    verdict: bool,
+    of: FailureOf,
+}
+
+/// What a failure says something of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FailureOf {
+    /// The server is not there, or not as it should be.
+    Server,
+    /// It is there, and says so: another would not do better.
+    Destination,
+    /// It cannot serve this flow, and may others.
+    Flow,
 }
 
 async fn by_server(
@@ -146,14 +157,15 @@ async fn by_server(
         server.succeeded(begun.elapsed());
         Ok(Upstream { stream, address, used: None })
     };
-    let failure = |address, end, error: &dyn fmt::Display, kind, verdict| Failure {
+    let failure = |address, end, error: &dyn fmt::Display, kind, of| Failure {
         no_upstream: NoUpstream {
             ended: Ended { end, error: Some(format!("{url}: {error}")), kind },
             address,
         },
-        verdict,
+        of,
     };
-    let unresolved = |error: &dyn fmt::Display| failure(None, End::UpstreamUnresolved, error, None, false);
+    let unresolved =
+        |error: &dyn fmt::Display| failure(None, End::UpstreamUnresolved, error, None, FailureOf::Server);
     let addresses = match timeout_at(deadline, server.addresses()).await {
         Ok(addresses) => addresses.map_err(|error| unresolved(&error))?,
         Err(_elapsed) => return Err(unresolved(&"its name was not resolved in time")),
@@ -163,7 +175,8 @@ async fn by_server(
     let is_spoofed = connection.rule().treatment.is_spoofed();
     let addresses = addresses.iter().filter(|to| !is_spoofed || Family::of(to.ip()) == client_family);
     let told = Told { id: connection.live.id(), client: connection.client(), dst: connection.dst() };
-    let mut last = unresolved(&"it has no address of the client's family");
+    let unfit = "it has no address of the client's family, as the client's own address needs";
+    let mut last = failure(None, End::ConnectFailed, &unfit, None, FailureOf::Flow);
     for (left, address) in (1..=addresses.clone().count()).rev().zip(addresses) {
         let deadline = share(deadline, left);
         let dialogue = Dialogue::of(url.scheme, &told, credentials);
@@ -172,7 +185,7 @@ async fn by_server(
             Ok(stream) => stream,
             Err(Ended { end, error, kind }) => {
                 let error = error.unwrap_or_else(|| "no answer in time".to_owned());
-                last = failure(Some(*address), end, &error, kind, false);
+                last = failure(Some(*address), end, &error, kind, FailureOf::Server);
                 continue;
             }
         };
@@ -180,14 +193,15 @@ async fn by_server(
         match timeout_at(deadline, dialogue.hold(&mut stream)).await {
             Ok(Ok(())) => return connected(stream, *address),
             Ok(Err(error)) => {
-                last = failure(Some(*address), error.end(), &error, error.kind(), error.is_verdict());
+                let of = if error.is_verdict() { FailureOf::Destination } else { FailureOf::Server };
+                last = failure(Some(*address), error.end(), &error, error.kind(), of);
             }
             Err(_elapsed) => {
                 let error = "it was connected, and did not answer in time";
-                last = failure(Some(*address), End::UpstreamSilent, &error, None, false);
+                last = failure(Some(*address), End::UpstreamSilent, &error, None, FailureOf::Server);
             }
         }
-        if last.verdict {
+        if last.of == FailureOf::Destination {
             break;
         }
     }

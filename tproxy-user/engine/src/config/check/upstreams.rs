@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{Checker, Form};
@@ -12,6 +13,9 @@ use crate::config::{
     path::Path,
     remedy::nearest,
 };
+
+/// Between two looks at a server.
+const LEAST_EVERY: Duration = Duration::from_millis(100);
 
 /// The groups that rules can name.
 pub(super) type Groups = BTreeMap<String, Arc<UpstreamGroup>>;
@@ -38,6 +42,11 @@ impl Checker {
                     let text = format!("{server} is listed twice: leave one out");
                     self.complain([at.key("servers").index(index)], text);
                 }
+            }
+            if check.is_some_and(|check| check.every < LEAST_EVERY) {
+                let text =
+                    format!("check.every must be at least {LEAST_EVERY:?}: servers have other things to do");
+                self.complain([at.key("check.every")], text);
             }
             if credentials.is_some() && !servers.iter().any(|server| server.scheme.has_login()) {
                 let text =

@@ -104,6 +104,11 @@ const FILES: &[(&str, &str, &str)] = &[
         "round-robin",
     ),
     (
+        "[upstreams.corp]\nservers = ['tcp://10.0.0.1:1']\ncheck = { every = '1ms' }\n[[rules]]\nscope = 'inbound'\naction = 'drop'",
+        "3:19: upstreams.corp.check.every: ",
+        "100ms",
+    ),
+    (
         "[upstreams.corp]\nservers = ['socks5://10.0.0.1:1']\ncredentials = { file = '/nowhere' }\n[[rules]]\nscope = 'inbound'\naction = 'drop'",
         "3:24: upstreams.corp.credentials.file: ",
         "/nowhere: ",

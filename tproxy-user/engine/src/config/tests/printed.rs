@@ -42,7 +42,8 @@ fn any_server() -> impl Strategy<Value = UpstreamServer> {
 /// Of one name there is one group.
 fn any_group() -> impl Strategy<Value = UpstreamGroup> {
     let pick = prop::sample::select(vec![Pick::First, Pick::RoundRobin, Pick::Least, Pick::Hash]);
-    let check = prop::option::of(any_time().prop_map(|every| Check { every }));
+    let check =
+        prop::option::of(any_time().prop_map(|every| Check { every: every.max(Duration::from_millis(100)) }));
     let servers =
         prop::collection::hash_set(any_server(), 1..4).prop_map(|servers| servers.into_iter().collect());
     (any::<u64>(), servers, pick, check).prop_map(|(name, servers, pick, check)| {
