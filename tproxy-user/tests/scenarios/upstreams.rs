@@ -163,6 +163,14 @@ fn a_group_goes_on_without_a_server_that_dies_and_with_it_again() {
         wait_for(host, ["up", "up"], &*tproxy);
         (0..2).for_each(|_| answered(80));
         assert_eq!(by()[1], 3, "{}", *tproxy);
+        let flow = format!(
+            "tcp {} {} --interface wan",
+            SocketAddr::new(family.wan(), 5),
+            SocketAddr::new(public, 80)
+        );
+        let explained = tproxy_output(host, &format!("explain {flow}")).said;
+        let towards = format!("to socks5://{one} or socks5://{other}, by table main");
+        assert!(explained.contains(&towards), "{towards}\n{explained}");
         // A name that has no address is no end where there is another server.
         answered(81);
         let metrics = tproxy_output(host, "metrics").said;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::Method;
 use tokio::time::timeout;
 use tproxy::{
-    config::{Action, Rule, Treatment},
+    config::{Action, Pick, Rule, Treatment, Upstream, UpstreamGroup},
     family::Family,
     host::{OnRecord, control_socket, policy},
     mark::Mark,
@@ -36,11 +36,24 @@ pub(super) fn step(case: &Case, rule: &Rule, mark: Mark, priority: u32) -> Optio
     let found = match Way::of(rule, mark, &asked) {
         Ok(way) => {
             let way = way?;
-            way.to_string() + &taken_by(&way, Family::of(case.destination.ip()), mark, priority)
+            towards(&rule.treatment.action)
+                + &way.to_string()
+                + &taken_by(&way, Family::of(case.destination.ip()), mark, priority)
         }
         Err(error) => format!("there is no way for it, as the client is told: {error}"),
     };
     Some(ExplainStep { step: "egress", found })
+}
+
+/// The servers that it goes by, in the order of the configuration.
+fn towards(action: &Action) -> String {
+    match action {
+        Action::Upstream(Upstream::Group(group)) => {
+            let servers: Vec<_> = group.servers.iter().map(ToString::to_string).collect();
+            format!("to {}, ", servers.join(" or "))
+        }
+        _ => String::new(),
+    }
 }
 
 /// A rule of others that comes first, with the table that it leads to.
@@ -78,15 +91,25 @@ pub(super) fn rules_of(instance: &OnRecord, scope: Scope) -> Vec<Rule> {
 
 /// Of those of the same scope only it matters which scope that is.
 fn rule(shown: control::ShownRule, scope: Scope) -> Rule {
-    // A group is asked for by the server that is tried first.
-    let upstream =
-        shown.servers.first().map(String::as_str).or_else(|| shown.action.strip_prefix("upstream="));
-    let action = match (&*shown.action, upstream.map(str::parse)) {
+    let action = match (&*shown.action, shown.action.strip_prefix("upstream=").map(str::parse)) {
         ("direct", _) => Action::Direct,
+        _ if !shown.servers.is_empty() => Action::Upstream(group(&shown.servers)),
         (_, Some(Ok(upstream))) => Action::Upstream(upstream),
         // It relays nothing.
         _ => Action::Pass,
     };
     let treatment = Treatment { source: shown.source, egress: shown.egress, ..action.into() };
     Rule::new(&shown.name, scope, treatment)
+}
+
+/// Servers by their URLs.
+fn group(urls: &[String]) -> Upstream {
+    let server = |url: &String| match url.parse() {
+        Ok(Upstream::Group(group)) => group.servers.first().cloned(),
+        _ => None,
+    };
+    let servers = urls.iter().filter_map(server).collect();
+    Upstream::Group(
+        UpstreamGroup { name: None, servers, pick: Pick::First, check: None, credentials: None }.into(),
+    )
 }
