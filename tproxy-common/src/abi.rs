@@ -33,7 +33,7 @@ const _: () = {
     assert!(size_of::<SlotAddr>() == 20);
     assert!(size_of::<SlotKey>() == 8);
     assert!(size_of::<CgroupKey>() == 16);
-    assert!(size_of::<Control>() == 32);
+    assert!(size_of::<Control>() == 36);
     assert!(size_of::<RuleSet>() == 520);
     assert!(size_of::<PortBits>() == 8192);
 };

@@ -75,6 +75,9 @@ pub(crate) fn run(ctx: &TcContext) -> i32 {
     {
         assign_redirected(ctx, &parsed);
     }
+    if maps::control().landing != 0 {
+        ctx.set_mark(settings::landing(meta.mark));
+    }
     NEXT
 }
 

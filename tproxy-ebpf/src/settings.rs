@@ -37,6 +37,12 @@ pub(crate) fn steered(mark: u32) -> u32 {
     (mark & !MARK_MASK.load()) | STEER_MARK.load()
 }
 
+/// `mark` with our bits replaced by those of the mask that the steer mark leaves clear.
+#[inline(always)]
+pub(crate) fn landing(mark: u32) -> u32 {
+    (mark & !MARK_MASK.load()) | (MARK_MASK.load() & !STEER_MARK.load())
+}
+
 /// `mark` without our bits.
 #[inline(always)]
 pub(crate) fn unmarked(mark: u32) -> u32 {

@@ -34,6 +34,8 @@ pub struct Control {
     pub publishing: u32,
     /// 1 when NAT of this host may change the destination of what comes in: where it asks to go is not where it would.
     pub redirecting: u32,
+    /// 1 when what lands on `lo` gets a mark of its own, since reverse lookups would take the steer mark for it.
+    pub landing: u32,
 }
 
 impl Control {
@@ -47,6 +49,7 @@ impl Control {
         rejecting: 0,
         publishing: 0,
         redirecting: 0,
+        landing: 0,
     };
 
     /// The slot of the rule tables that is active.

@@ -330,6 +330,19 @@ impl Datapath {
         self.publish()
     }
 
+    /// Says whether what lands on `lo` gets a mark of its own.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_landing(&mut self, own: bool) -> Result<(), DatapathError> {
+        let expected = Control { landing: own.into(), ..self.state };
+        if self.state == expected {
+            return Ok(());
+        }
+        self.state = expected;
+        self.publish()
+    }
+
     /// Says whether NAT of this host may change the destination of what comes in, and whether rules of scope `forwarded` are
     /// asked about what it may send elsewhere that is for the host's own addresses.
     ///

@@ -49,7 +49,7 @@ use crate::{
         nat::KnownNat, pins, policy::Discernment, preflight,
     },
     mark::Mark,
-    plan::{Misnamed, Plan, Surroundings},
+    plan::{LandingMark, Misnamed, Plan, Surroundings},
     policy::{Cgroup, CgroupError, Compiled},
     socket::SocketError,
     way::Routing,
@@ -111,6 +111,8 @@ pub struct Instance {
     addresses: Addresses,
     /// What others' routing rules mean to what is relayed, by family.
     discerning: [Discernment; 2],
+    /// In force since the plan was prepared last.
+    landing: LandingMark,
     plan: Plan,
     convergence: Convergence,
     losses: losses::Losses,
@@ -199,6 +201,7 @@ impl Instance {
             routing,
             addresses: Addresses::default(),
             discerning: Default::default(),
+            landing: LandingMark::Steer,
             plan: Plan::default(),
             convergence: Convergence::new(Instant::now()),
             losses: losses::Losses::default(),

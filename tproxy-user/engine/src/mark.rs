@@ -45,6 +45,12 @@ impl Mark {
         self.value | (clear & clear.wrapping_neg())
     }
 
+    /// What packets that land on `lo` bear where the steer mark does not do: neither that, nor the own mark.
+    #[must_use]
+    pub(crate) const fn landing(self) -> u32 {
+        self.mask & !self.value
+    }
+
     /// Whether a packet with this mark is delivered locally.
     #[must_use]
     pub const fn is_steered(self, mark: u32) -> bool {

@@ -61,15 +61,22 @@ impl Plan {
         &self,
         surroundings: &Surroundings,
         attachment: Attachment,
+        landing: LandingMark,
     ) -> Result<Vec<Change>, HostError> {
         let mut changes = Vec::new();
+        let apart = landing == LandingMark::Own;
+        let delivering: Vec<_> = self.delivering.iter().filter(|iif| !apart || *iif != "lo").collect();
         for family in surroundings.families.iter().copied() {
             changes.push(Change::LocalRoute { family });
-            if self.delivering.len() <= RULES_EACH {
-                changes.extend(self.delivering.iter().map(|iif| Change::Rule { family, iif: iif.clone() }));
+            if apart {
+                changes.push(Change::CommonRule { family, rule: Common::OnLoopback });
+            }
+            if delivering.len() <= RULES_EACH {
+                let each = delivering.iter().map(|iif| Change::Rule { family, iif: (*iif).clone() });
+                changes.extend(each);
                 continue;
             }
-            let common: &[Common] = if self.delivering.contains("lo") {
+            let common: &[Common] = if delivering.iter().any(|iif| *iif == "lo") {
                 &[Common::All]
             } else {
                 &[Common::Landing, Common::PastLoopback, Common::All]
@@ -90,6 +97,16 @@ impl Plan {
         }
         Ok(changes)
     }
+}
+
+/// Which mark packets bear where they land on `lo`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LandingMark {
+    /// That of all that is steered.
+    Steer,
+    /// One of their own: beside other interfaces under `src_valid_mark`, where the sender of a packet is looked for by its
+    /// mark, as if it came from `lo` (`fib_validate_source()`).
+    Own,
 }
 
 /// A sysctl of `lo`, to be 1.
@@ -329,11 +346,11 @@ mod tests {
     }
 
     /// The changes but for those of IPv6.
-    fn changes(delivering: &[&str]) -> Vec<Change> {
+    fn changes(delivering: &[&str], landing: LandingMark) -> Vec<Change> {
         let delivering = delivering.iter().map(|name| (*name).to_owned()).collect();
         let plan = Plan { delivering, loopback: [LoopbackSysctl::AcceptLocal].into(), ..Plan::default() };
         let surroundings = Surroundings { families: vec![Family::V4], ..surroundings() };
-        plan.changes(&surroundings, Attachment::Tcx).unwrap()
+        plan.changes(&surroundings, Attachment::Tcx, landing).unwrap()
     }
 
     #[test]
@@ -351,12 +368,18 @@ mod tests {
         let common = |rules: &[Common]| {
             around(rules.iter().map(|rule| Change::CommonRule { family, rule: *rule }).collect())
         };
-        assert_eq!(changes(&[]), each(&[]));
-        assert_eq!(changes(&["a", "b", "lo"]), each(&["a", "b", "lo"]));
+        let [steer, own] = [LandingMark::Steer, LandingMark::Own];
+        assert_eq!(changes(&[], steer), each(&[]));
+        assert_eq!(changes(&["a", "b", "lo"], steer), each(&["a", "b", "lo"]));
         // Where the rule for what leaves leads has to be there before it, and it has to come before the one for all.
         let past_loopback = common(&[Common::Landing, Common::PastLoopback, Common::All]);
-        assert_eq!(changes(&["a", "b", "c", "d"]), past_loopback);
-        assert_eq!(changes(&["a", "b", "c", "lo"]), common(&[Common::All]));
+        assert_eq!(changes(&["a", "b", "c", "d"], steer), past_loopback);
+        assert_eq!(changes(&["a", "b", "c", "lo"], steer), common(&[Common::All]));
+        let apart = Change::CommonRule { family, rule: Common::OnLoopback };
+        let beside = ["a", "b"].map(|iif| Change::Rule { family, iif: iif.into() });
+        assert_eq!(changes(&["a", "b", "lo"], own), around([apart].into_iter().chain(beside).collect()));
+        let all = [Common::OnLoopback, Common::Landing, Common::PastLoopback, Common::All];
+        assert_eq!(changes(&["a", "b", "c", "d", "lo"], own), common(&all));
     }
 
     #[test]

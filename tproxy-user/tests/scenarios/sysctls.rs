@@ -1,6 +1,8 @@
 //! Hosts that are set up unlike the default.
 
-use crate::{reload::File, support::*};
+use std::time::Instant;
+
+use crate::{clean::Snapshot, reload::File, support::*};
 
 /// Settings of the gateway that broke other interceptors.
 const ROWS: [&[(&str, &str)]; 8] = [
@@ -100,22 +102,46 @@ fn each_setting(check: impl Fn(&World, &[(&str, &str)])) {
     }
 }
 
+/// `wg-quick` sets it.
 #[test]
-fn what_a_mark_that_counts_for_senders_takes_is_said_and_two_instances_do() {
-    let world = World::new();
-    let gateway = &world.net.gateway;
-    gateway.set_sysctl("net.ipv4.conf.all.src_valid_mark", "1").unwrap();
-    let file = File::new(
-        "[[rules]]\nname = \"own\"\nscope = \"outbound\"\nto = [\"8.8.8.8\"]\nports = [\"81\"]\naction = \"respond=own\"\n\
-         [[rules]]\nname = \"clients\"\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\naction = \"respond=taken\"\n",
-    );
-    let one = world.tproxy(&file.flags());
-    one.wait_line(&["interface=\"lan\"", "src_valid_mark", "sysctl -w"], PATIENCE).unwrap();
-    drop(one);
-    let clients = world.tproxy(&format!("{FORWARDED} --action respond=taken"));
-    let own = world.tproxy(
-        "--name own --mark 0x100000/0x300000 --table 4711 --priority 4711 --scope outbound --to 8.8.8.8 --port 81 --action respond=own",
-    );
-    world.curl(Family::V4.public(), 80).assert_body("taken", &*clients);
-    curl(gateway, "", Family::V4.public(), 81).assert_body("own", &*own);
+fn a_mark_that_counts_for_senders_takes_nothing_from_rules_of_two_scopes() {
+    for engine in ENGINES {
+        let world = World::new();
+        let gateway = &world.net.gateway;
+        let file = File::new(&format!(
+            "steer = \"{engine}\"\n\
+             [[rules]]\nname = \"own\"\nscope = \"outbound\"\nports = [\"81\"]\naction = \"respond=own\"\n\
+             [[rules]]\nname = \"clients\"\nscope = \"forwarded\"\ninterfaces = [\"lan\"]\nports = [\"80\"]\naction = \"direct\"\n",
+        ));
+        gateway.set_sysctl("net.ipv4.conf.all.rp_filter", "0").unwrap();
+        let before = Snapshot::take(gateway);
+        let tproxy = world.tproxy(&file.flags());
+        let rules = |family: &str| gateway.run(&format!("ip {family} rule show")).unwrap();
+        for (src_valid_mark, rp_filter) in [("0", "0"), ("1", "0"), ("1", "1"), ("1", "2"), ("0", "0")] {
+            gateway.set_sysctl("net.ipv4.conf.all.src_valid_mark", src_valid_mark).unwrap();
+            gateway.set_sysctl("net.ipv4.conf.all.rp_filter", rp_filter).unwrap();
+            // The kernel gives no word of it.
+            let begun = Instant::now();
+            let landing = "fwmark 0x10000000/0x30000000 iif lo";
+            while (rules("-4").contains(landing), rules("-6").contains(landing))
+                != (src_valid_mark == "1", src_valid_mark == "1")
+            {
+                assert!(begun.elapsed() < PATIENCE, "{}\n{}", rules("-4"), *tproxy);
+            }
+            for family in Family::ALL {
+                let context = format!("{engine} {src_valid_mark} {rp_filter} {family:?}\n{}", *tproxy);
+                let got = world.curl(family.public(), 80);
+                got.assert_nginx((family.public(), 80).into(), family.wan(), &context);
+                curl(gateway, "", family.public(), 81).assert_body("own", &context);
+                let client = datagrams(gateway, (family.wan(), 0));
+                client.send_to(b"?", (family.public(), 81)).unwrap();
+                let mut answer = [0; 8];
+                let (length, _) =
+                    client.recv_from(&mut answer).unwrap_or_else(|error| panic!("{error}\n{context}"));
+                assert!(answer[..length].starts_with(b"own"), "{context}");
+            }
+        }
+        drop(tproxy);
+        before.assert_same(gateway, &engine);
+    }
 }

@@ -33,6 +33,7 @@ fn missing(interface: &str, family: Family, identity: &Identity) -> Option<Strin
     let is_rule = |change: &Change| match change {
         Change::Rule { family: of, iif } => *of == family && iif == interface,
         Change::CommonRule { family: of, rule: Common::All } => *of == family,
+        Change::CommonRule { family: of, rule: Common::OnLoopback } => *of == family && interface == "lo",
         _ => false,
     };
     let rules = policy::rules().ok()?;

@@ -47,6 +47,9 @@ pub enum Common {
     All,
     /// `pref PRIORITY+1 fwmark STEER/MASK nop`, where the first leads.
     Landing,
+    /// `pref PRIORITY iif lo fwmark LANDING/MASK lookup TABLE`, in place of one for `lo` with the steer mark: beside other
+    /// interfaces under `src_valid_mark`, reverse lookups for what these bring would be delivered by that.
+    OnLoopback,
 }
 
 /// One of our `ip rule`s.
@@ -103,14 +106,18 @@ fn message(identity: &Identity, family: Family, which: Which<'_>) -> RuleMessage
     message.header.family = family.into();
     let after = identity.priority.saturating_add(1);
     let (action, priority) = match which {
-        Which::From(_) | Which::Common(Common::All) | Which::Way(_) => {
+        Which::From(_) | Which::Common(Common::All | Common::OnLoopback) | Which::Way(_) => {
             (RuleAction::ToTable, identity.priority)
         }
         Which::Common(Common::PastLoopback) => (RuleAction::Goto, identity.priority),
         Which::Common(Common::Landing) => (RuleAction::Nop, after),
     };
     message.header.action = action;
-    let mark = if let Which::Way(_) = which { identity.mark.own() } else { identity.mark.steer() };
+    let mark = match which {
+        Which::Way(_) => identity.mark.own(),
+        Which::Common(Common::OnLoopback) => identity.mark.landing(),
+        Which::From(_) | Which::Common(_) => identity.mark.steer(),
+    };
     message.attributes = vec![
         RuleAttribute::Priority(priority),
         RuleAttribute::FwMark(mark),
@@ -122,6 +129,9 @@ fn message(identity: &Identity, family: Family, which: Which<'_>) -> RuleMessage
             vec![RuleAttribute::Iifname(iif.to_owned()), RuleAttribute::Table(identity.table)]
         }
         Which::Common(Common::All) => vec![RuleAttribute::Table(identity.table)],
+        Which::Common(Common::OnLoopback) => {
+            vec![RuleAttribute::Iifname(LOOPBACK_NAME.to_owned()), RuleAttribute::Table(identity.table)]
+        }
         Which::Common(Common::PastLoopback) => {
             vec![RuleAttribute::Iifname(LOOPBACK_NAME.to_owned()), RuleAttribute::Goto(after)]
         }

@@ -1,10 +1,7 @@
 //! What the rules need on the host, put in place, and kept so as interfaces, routes and addresses change, and as others
 //! take away what is ours.
 
-use std::{
-    sync::{Arc, Once},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use super::{
     Cgroups, Instance, InstanceError, announce_no_cgroup,
@@ -23,7 +20,7 @@ use crate::{
         nat,
         policy::{self, Discernment},
     },
-    plan::{Plan, Surroundings, follows_routes},
+    plan::{LandingMark, Plan, Surroundings, follows_routes},
     policy::{CgroupError, Compiled, Extent},
 };
 
@@ -210,7 +207,7 @@ impl Instance {
                 Err(error) => attempt.errors.push(error),
             }
         }
-        Self::warn_of_marks(plan);
+        self.landing = Self::landing_mark(plan);
         attempt.note(self.discern());
         let publishing =
             self.nat.redirects() && (!plan.delivering.contains("lo") || self.marks_are_harmless(plan));
@@ -232,6 +229,8 @@ impl Instance {
             }
             Err(error) => attempt.errors.push(error.into()),
         }
+        // The rule for it is there, and those of before are until `tidy`.
+        attempt.note(self.datapath.set_landing(self.landing == LandingMark::Own));
         // Only now is there what the user ids mean that sockets are given.
         self.routing.set(&self.discerning);
         self.attach(plan, attempt);
@@ -253,28 +252,19 @@ impl Instance {
         )
     }
 
-    /// Says, once, whose steered packets are lost: under `src_valid_mark` their sender is looked for by their mark, as if they came
-    /// from `lo`, and the rule that delivers what `lo` receives takes it for this host (`fib_validate_source()`).
-    fn warn_of_marks(plan: &Plan) {
-        static SAID: Once = Once::new();
-        if !plan.delivering.contains("lo") {
-            return;
+    /// Whether the steer mark does on `lo`.
+    fn landing_mark(plan: &Plan) -> LandingMark {
+        let counts = |name: &String| nat::validates_by_mark("all") || nat::validates_by_mark(name);
+        let others = plan.delivering.iter().filter(|name| *name != "lo");
+        if plan.delivering.contains("lo") && others.into_iter().any(counts) {
+            LandingMark::Own
+        } else {
+            LandingMark::Steer
         }
-        let is_lost =
-            |name: &&String| *name != "lo" && (nat::validates_by_mark("all") || nat::validates_by_mark(name));
-        let Some(interface) = plan.delivering.iter().find(is_lost) else { return };
-        SAID.call_once(|| {
-            tracing::warn!(
-                interface,
-                "src_valid_mark is set, and beside rules that deliver by lo (scope outbound; inbound with a spoofed source) what \
-                 is steered from here over IPv4 is lost: sysctl -w net.ipv4.conf.all.src_valid_mark=0 \
-                 net.ipv4.conf.{interface}.src_valid_mark=0, or an instance of its own for it (--name, --mark, --table, --priority)"
-            );
-        });
     }
 
     fn changes(&self, plan: &Plan) -> Result<Vec<Change>, HostError> {
-        let mut changes = plan.changes(&self.surroundings, self.datapath.attachment())?;
+        let mut changes = plan.changes(&self.surroundings, self.datapath.attachment(), self.landing)?;
         for family in self.surroundings.families.iter().copied() {
             let tables = self.discerning[family as usize].tables.iter().copied();
             changes.extend(tables.map(|table| Change::Way { family, table }));

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt};
 use tproxy::{
     config::{Action, Config, Reach, Scope, Selector},
     family::Family,
-    host::{Change, Standing, links, on_record},
+    host::{Change, Standing, links, on_record, policy::Common},
     mark::Mark,
     plan::names,
 };
@@ -87,6 +87,7 @@ impl Steered {
         {
             match change {
                 Change::Rule { iif, .. } => interfaces.push(iif),
+                Change::CommonRule { rule: Common::OnLoopback, .. } => interfaces.push(LOOPBACK.to_owned()),
                 Change::CommonRule { .. } => return Self::anything(),
                 _ => {}
             }

@@ -100,6 +100,9 @@ impl fmt::Display for Change {
             Self::CommonRule { family, rule: Common::Landing } => {
                 write!(f, "{family} rule where what leaves goes on")
             }
+            Self::CommonRule { family, rule: Common::OnLoopback } => {
+                write!(f, "{family} rule for what lands on lo")
+            }
             Self::Way { family, table } => {
                 write!(f, "{family} rule for what is relayed by the table {table}")
             }

@@ -149,11 +149,15 @@ impl RoutingRule {
             let fits = first == last && uid_for(table) == Some(first) && *priority == identity.priority;
             return fits.then_some(Change::Way { family: *family, table });
         }
+        let common = |rule| Some(Change::CommonRule { family: *family, rule });
+        let looks_up = *table == Some(identity.table) && *priority == identity.priority;
+        if *mark == Some((identity.mark.landing(), identity.mark.mask())) {
+            let is_by_loopback = iif.as_deref() == Some(LOOPBACK_NAME) && uids.is_none();
+            return if looks_up && is_by_loopback { common(Common::OnLoopback) } else { None };
+        }
         if *mark != Some((identity.mark.steer(), identity.mark.mask())) || uids.is_some() {
             return None;
         }
-        let common = |rule| Some(Change::CommonRule { family: *family, rule });
-        let looks_up = *table == Some(identity.table) && *priority == identity.priority;
         match (iif, goto) {
             (Some(iif), None) if looks_up => Some(Change::Rule { family: *family, iif: iif.clone() }),
             (None, None) if looks_up => common(Common::All),
@@ -271,6 +275,12 @@ mod tests {
         );
         let landing = RoutingRule { idle: true, table: None, priority: 101, ..all.clone() };
         assert_eq!(change(&landing), Some(Change::CommonRule { family: Family::V6, rule: Common::Landing }));
+        let landed = Some((Mark::DEFAULT.landing(), Mark::DEFAULT.mask()));
+        let on_loopback = RoutingRule { iif: Some("lo".into()), mark: landed, ..ours.clone() };
+        assert_eq!(
+            change(&on_loopback),
+            Some(Change::CommonRule { family: Family::V6, rule: Common::OnLoopback })
+        );
         let own = (Mark::DEFAULT.own(), Mark::DEFAULT.mask());
         let uid = uid_for(77).unwrap();
         let way = RoutingRule { mark: Some(own), uids: Some((uid, uid)), table: Some(77), ..all.clone() };
@@ -282,6 +292,8 @@ mod tests {
             RoutingRule { narrowed: true, ..ours.clone() },
             RoutingRule { table: Some(100), ..ours.clone() },
             RoutingRule { by_kernel: false, ..ours },
+            RoutingRule { iif: Some("lan".into()), ..on_loopback.clone() },
+            RoutingRule { table: Some(100), ..on_loopback },
             RoutingRule { goto: Some(200), ..past },
             RoutingRule { table: Some(78), ..way.clone() },
             RoutingRule { uids: None, ..way.clone() },
