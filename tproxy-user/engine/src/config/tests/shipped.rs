@@ -7,9 +7,10 @@ use serde_json::Value;
 use super::*;
 
 /// By name below `deploy/examples`, with their text.
-pub(super) const EXAMPLES: [(&str, &str); 3] = [
+pub(super) const EXAMPLES: [(&str, &str); 4] = [
     ("gateway.toml", include_str!("../../../../../deploy/examples/gateway.toml")),
     ("sidecar.toml", include_str!("../../../../../deploy/examples/sidecar.toml")),
+    ("proxied.toml", include_str!("../../../../../deploy/examples/proxied.toml")),
     ("bench.toml", include_str!("../../../../../deploy/examples/bench.toml")),
 ];
 
