@@ -300,7 +300,7 @@ pub(super) fn frame() -> impl Strategy<Value = Frame> {
 
 fn payload() -> impl Strategy<Value = Payload> {
     let quoted = prop::option::weighted(0.9, ip(tcp(any::<u8>()).prop_map(Payload::Tcp)).prop_map(Box::new));
-    let kind = prop_oneof![4 => prop::sample::select(vec![1_u8, 2, 3, 4, 11, 12]), 1 => any::<u8>()];
+    let kind = prop_oneof![4 => prop::sample::select(vec![1_u8, 2, 3, 4, 5, 11, 12, 137]), 1 => any::<u8>()];
     let other = (any::<u8>(), prop::collection::vec(any::<u8>(), 0..40));
     prop_oneof![
         2 => tcp(prop::sample::select(vec![ACK, SYN | ACK, RST, RST | ACK])).prop_map(Payload::Tcp),

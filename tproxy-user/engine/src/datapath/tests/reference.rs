@@ -7,7 +7,7 @@ use tproxy_common::{
     addr::Addr,
     flow::{Flow, Protocol, Tuple},
     packet::{self, Kind, Packet},
-    policy::{Lookups, Readable, decide, decide_unreadable, may_be_reply, may_select},
+    policy::{Lookups, Readable, decide, decide_unreadable, may_arrive_by, may_be_reply, may_select},
     rule::{ActionKind, RuleIndex, RuleSet, Scope},
     verdict::{Reason, Verdict},
 };
@@ -87,6 +87,11 @@ impl<'a> Reference<'a> {
                     reasons: vec![Reason::NotOurs],
                 };
             }
+            (Direction::Egress, _)
+                if parsed == Err(Reason::OtherProtocol) && self.leads_past(link, link_header, seen) =>
+            {
+                Ok((PacketCourse::Dropped, Reason::Redirect))
+            }
             _ => parsed.and_then(|parsed| match (parsed.kind, parsed.protocol) {
                 (Kind::LaterFragment, _) => self.later_fragment(link, hook, &parsed),
                 (Kind::Unreadable | Kind::Hidden, _) => self.unreadable(link, hook, &parsed, seen),
@@ -108,6 +113,14 @@ impl<'a> Reference<'a> {
                 course
             };
         Expected { course, mark, reasons: self.counted.clone() }
+    }
+
+    /// Whether this host tells somebody whose flows a rule may select of a way past it.
+    fn leads_past(&self, link: &Link, link_header: usize, seen: HookPacket<'_>) -> bool {
+        let is_client = |protocol| may_arrive_by(link.index, protocol, &self.rules);
+        seen.ingress_ifindex == 0
+            && packet::is_redirect(seen.packet, link_header)
+            && Protocol::ALL.into_iter().any(is_client)
     }
 
     fn unmarked(&self, mark: u32) -> u32 {
