@@ -169,6 +169,7 @@ pub struct Datapath {
     tables: tables::RuleTables,
     hits: hits::Hits,
     capacities: usage::Capacities,
+    counted: usage::Counted,
     links: attach::TcxLinks,
     lookup: Option<FdLink>,
     /// Where links are pinned, once they are to outlive the process.
@@ -223,9 +224,11 @@ impl Datapath {
             with_program(&mut ebpf, program::ARRIVAL, |arrival: &mut SkReuseport| arrival.load())
         })?;
         let capacities = usage::capacities(&ebpf)?;
+        let counted = usage::counted(&ebpf)?;
         Ok(Self {
             settings,
             capacities,
+            counted,
             control: take(&mut ebpf, map::CONTROL)?,
             state: Control::NOTHING,
             counters: take(&mut ebpf, map::COUNTERS)?,
@@ -390,13 +393,7 @@ impl Datapath {
 
     /// A further handle to a hash map that the programs and the workers share.
     fn share<K: Pod, V: Pod>(&self, name: &'static str) -> Result<HashMap<MapData, K, V>, DatapathError> {
-        let shared = self.ebpf.map(name).expect("the map is never taken");
-        let own = match shared {
-            Map::LruHashMap(data) => again(data).map(Map::LruHashMap),
-            Map::HashMap(data) => again(data).map(Map::HashMap),
-            _ => unreachable!("{name} is a hash"),
-        };
-        own.and_then(HashMap::try_from).map_err(in_map(name))
+        share(&self.ebpf, name)
     }
 
     /// Lets go of all links: from here on packets go their own way, but for links that are pinned.
@@ -414,6 +411,15 @@ fn tuple(client: ClientAddr, dst: OriginalDst) -> Tuple {
         sport: client.0.port().to_be_bytes(),
         dport: dst.0.port().to_be_bytes(),
     }
+}
+
+fn share<K: Pod, V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<HashMap<MapData, K, V>, DatapathError> {
+    let own = match ebpf.map(name).expect("the map is never taken") {
+        Map::LruHashMap(data) => again(data).map(Map::LruHashMap),
+        Map::HashMap(data) => again(data).map(Map::HashMap),
+        _ => unreachable!("{name} is a hash"),
+    };
+    own.and_then(HashMap::try_from).map_err(in_map(name))
 }
 
 /// A further handle to a map.

@@ -74,8 +74,13 @@ fn who_asks_is_answered_when_connections_have_all_descriptors() {
     prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(current), maximum: Some(current + 32) })
         .unwrap();
     let refused = |_| connect(&world.net.client, (server, PORT)).ok();
-    let held: Vec<_> = (0..32).map_while(refused).collect();
+    let mut held: Vec<_> = (0..32).map_while(refused).collect();
     tproxy.wait_line(&["cannot accept; resetting some clients"], PATIENCE).unwrap();
+    for stream in &mut held {
+        // Relayed or reset: from then on none takes or gives back a descriptor.
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _ = stream.write_all(b"?").and_then(|()| stream.read(&mut [0]));
+    }
     for command in ["status", "rules", "flows", "metrics"] {
         let answer = tproxy_output(gateway, command);
         assert!(answer.status.success(), "{command}: {}\n{}", answer.said, *tproxy);

@@ -115,15 +115,17 @@ fn routing_that_others_flush_is_put_back_with_a_warning() {
     let gateway = &world.net.gateway;
     let tproxy = world.tproxy(&format!("{FORWARDED} --action respond=hello"));
     let flushed = [
-        ("ip rule del pref 100", "IPv4 rule"),
-        ("ip -6 rule del pref 100", "IPv6 rule"),
-        ("ip route flush table 29808", "IPv4 local default route"),
+        ("ip rule del pref 100", "ip rule show pref 100", "IPv4 rule"),
+        ("ip -6 rule del pref 100", "ip -6 rule show pref 100", "IPv6 rule"),
+        ("ip route flush table 29808", "ip route show table 29808", "IPv4 local default route"),
     ];
-    for (command, what) in flushed {
+    for (command, show, what) in flushed {
         let position = tproxy.position();
         gateway.run(command).unwrap();
         // Named, because what is looked for at the very moment in which it is put back may be told of once more.
         tproxy.wait_line_from(position, &["WARN", "somebody removed", what], PATIENCE).unwrap();
+        // Whoever flushes a table looks whether something is left, and may have removed it twice.
+        eventually(&*tproxy, || !gateway.run(show).unwrap().is_empty());
         for family in Family::ALL {
             world.curl(family.public(), 80).assert_body("hello", &*tproxy);
         }

@@ -4,21 +4,12 @@
 use std::{
     io::{self, Write as _},
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::Signal;
 
 use crate::support::*;
-
-/// Waits for something to become so.
-#[track_caller]
-fn eventually(context: &dyn std::fmt::Display, mut is_so: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !is_so() {
-        assert!(begin.elapsed() < PATIENCE, "it does not become so\n{context}");
-    }
-}
 
 /// What a client is told that asks for a connection.
 fn outcome(world: &World, family: Family) -> Result<String, io::ErrorKind> {

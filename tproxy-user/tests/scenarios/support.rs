@@ -7,7 +7,7 @@ use std::{
     process::ExitStatus,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use socket2::SockRef;
@@ -300,4 +300,13 @@ pub(crate) fn add_port(namespace: &Namespace) {
     namespace
         .ip("link add br0 type bridge\nlink add gw-port type veth peer name port-peer\nlink set gw-port master br0")
         .unwrap();
+}
+
+/// Waits for something to become so.
+#[track_caller]
+pub(crate) fn eventually(context: &dyn std::fmt::Display, mut is_so: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < PATIENCE, "it does not become so\n{context}");
+    }
 }

@@ -1,6 +1,6 @@
 //! How full the maps are.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use aya::{Ebpf, Pod, maps::Map};
 use tproxy_common::{
@@ -8,7 +8,7 @@ use tproxy_common::{
     flow::Tuple,
 };
 
-use super::{Datapath, DatapathError, in_map};
+use super::{Datapath, DatapathError, in_map, share};
 
 /// How full a map is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,29 @@ pub struct Filling {
 }
 
 /// Counts the entries of a map, so many at most.
-type Counting = Box<dyn FnOnce(u64) -> u64 + Send>;
+type Counting = Arc<dyn Fn(u64) -> u64 + Send + Sync>;
+
+/// The maps whose entries are to be counted, by name. They are opened once: whoever asks is answered where flows have all
+/// descriptors, too.
+pub(super) type Counted = [(&'static str, Counting); 4];
+
+pub(super) fn counted(ebpf: &Ebpf) -> Result<Counted, DatapathError> {
+    Ok([
+        (map::DECISIONS, counting::<Tuple, Decision>(ebpf, map::DECISIONS)?),
+        (map::MEMORY, counting::<Tuple, Memory>(ebpf, map::MEMORY)?),
+        (map::HOST_FLOWS, counting::<Tuple, Memory>(ebpf, map::HOST_FLOWS)?),
+        (map::FRAGMENTS, counting::<FragmentKey, u32>(ebpf, map::FRAGMENTS)?),
+    ])
+}
+
+/// Others change the map at the same time: the kernel begins anew when the last one it named is gone.
+fn counting<K: Pod + Send + Sync + 'static, V: Pod + Send + Sync + 'static>(
+    ebpf: &Ebpf,
+    name: &'static str,
+) -> Result<Counting, DatapathError> {
+    let map = share::<K, V>(ebpf, name)?;
+    Ok(Arc::new(move |most| map.keys().take(most as usize).map_while(Result::ok).count() as u64))
+}
 
 impl Filling {
     /// Counts what is to be counted.
@@ -70,30 +92,13 @@ impl fmt::Debug for Filling {
 
 impl Datapath {
     /// How full the maps are whose entries come and go.
-    ///
-    /// # Errors
-    /// When a map cannot be opened.
-    pub fn filling(&self) -> Result<Filling, DatapathError> {
+    #[must_use]
+    pub fn filling(&self) -> Filling {
         let entries = |(name, entries)| MapUse { name, entries, capacity: self.capacity(name) };
-        let to_count = [
-            (map::DECISIONS, self.counting::<Tuple, Decision>(map::DECISIONS)?),
-            (map::MEMORY, self.counting::<Tuple, Memory>(map::MEMORY)?),
-            (map::HOST_FLOWS, self.counting::<Tuple, Memory>(map::HOST_FLOWS)?),
-            (map::FRAGMENTS, self.counting::<FragmentKey, u32>(map::FRAGMENTS)?),
-        ];
-        Ok(Filling {
+        Filling {
             known: self.tables.entries().map(entries).into(),
-            to_count: to_count.map(|(name, count)| (entries((name, 0)), count)).into(),
-        })
-    }
-
-    /// Others change the map at the same time: the kernel begins anew when the last one it named is gone.
-    fn counting<K: Pod + Send + 'static, V: Pod + Send + 'static>(
-        &self,
-        name: &'static str,
-    ) -> Result<Counting, DatapathError> {
-        let map = self.share::<K, V>(name)?;
-        Ok(Box::new(move |most| map.keys().take(most as usize).map_while(Result::ok).count() as u64))
+            to_count: self.counted.clone().map(|(name, count)| (entries((name, 0)), count)).into(),
+        }
     }
 
     pub(super) fn capacity(&self, name: &str) -> u64 {
