@@ -1,7 +1,8 @@
 //! tproxy's eBPF programs.
 //!
 //! The way of a packet: an entry point below → `packet` parses it → `ownership` asks whether a socket of ours
-//! owns its flow (`cookie`, whether a handshake ends whose beginning is forgotten), and of UDP `memory` whether the flow is known → for a first packet `first` asks the policy, whose
+//! owns its flow (`cookie`, whether a handshake ends whose beginning is forgotten), and of UDP `memory` whether the flow is
+//! known → for a first packet `first` asks the policy, whose
 //! questions `tables` answers, and `hold` has user space connect where the upstream is to come first → `ingress` or `egress`
 //! carries the verdict out, and `fragments` has the rest of a fragmented packet follow → in the network namespace's listener
 //! lookup, `lookup` picks the listener (`entered` and `translation` say how NAT of this host has changed a packet on the

@@ -1,7 +1,13 @@
 //! One rule: which flows it selects, and how they are treated.
 
 use std::{
-    fmt, net::IpAddr, num::NonZeroUsize, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    ops::RangeInclusive,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -10,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tproxy_common::{flow::Protocol, rule::Scope};
 
 use super::{Listed, Upstream, values};
-use crate::{intercept::Taker, mark::Bits};
+use crate::{flow::OriginalDst, intercept::Taker, mark::Bits};
 
 /// One rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,6 +243,14 @@ impl Action {
     #[must_use]
     pub const fn connects(&self) -> bool {
         matches!(self, Self::Direct | Self::Upstream(_))
+    }
+
+    /// Where a flow is relayed to that goes by no group of servers: the address that is given, or the original destination.
+    pub(crate) fn peer(&self, dst: OriginalDst) -> SocketAddr {
+        match self {
+            Self::Upstream(Upstream::Address(address)) => *address,
+            _ => dst.0,
+        }
     }
 }
 

@@ -44,6 +44,13 @@ fn config(steer: Steer, mark: &str, number: u32, port: u16, text: &str) -> Confi
     }
 }
 
+/// One that remembers UDP flows for longer than a slow machine takes for a test: what was silent for so long is new.
+fn remembering(steer: Steer, rules: Vec<Rule>, workers: usize) -> Instance {
+    let config = config(steer, "0x2/0x3", 1000, 1000, "");
+    let timeouts = Timeouts { udp_stream: Duration::from_secs(600), ..config.timeouts };
+    Instance::start(Config { rules, timeouts, workers, ..config }, false).unwrap()
+}
+
 /// What somebody who stays silent is told.
 fn told(net: &Topology, to: IpAddr, port: u16) -> String {
     let mut text = String::new();

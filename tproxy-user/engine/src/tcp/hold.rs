@@ -107,9 +107,7 @@ impl Syns {
         let syns = |own| Self { source: source.take(), workers: senders.clone(), own };
         receivers.into_iter().map(syns).collect()
     }
-}
 
-impl Syns {
     /// Whether the worker that has these takes those of all from the datapath.
     pub(super) const fn are_of_all(&self) -> bool {
         self.source.is_some()

@@ -18,7 +18,7 @@ use super::{
     service::Shared,
 };
 use crate::{
-    config::{self, Action, Credentials},
+    config::Credentials,
     family::Family,
     flow::{ClientAddr, OriginalDst},
     host::connections,
@@ -87,11 +87,10 @@ async fn by_rule(
     connection: &Connection,
     deadline: Instant,
 ) -> Result<Upstream, NoUpstream> {
-    let address = match (connection.pool(), &connection.rule().treatment.action) {
-        (Some(pool), _) => return Box::pin(by_pool(pool, client, connection, deadline)).await,
-        (None, Action::Upstream(config::Upstream::Address(address))) => *address,
-        (None, _) => connection.dst().0,
-    };
+    if let Some(pool) = connection.pool() {
+        return Box::pin(by_pool(pool, client, connection, deadline)).await;
+    }
+    let address = connection.rule().treatment.action.peer(connection.dst());
     let speaks_at_once = client.is_some_and(socket::has_data);
     match connect_until(deadline, address, speaks_at_once, connection).await {
         Ok(stream) => Ok(Upstream { stream, address, used: None }),

@@ -55,13 +55,6 @@ fn begun(client: &Namespace, to: SocketAddr) -> (TcpStream, HeldBack<'_>) {
     (stream, held_back)
 }
 
-fn instance(steer: Steer, rules: Vec<Rule>) -> Instance {
-    let config = config(steer, "0x2/0x3", 1000, PORT, "");
-    // Longer than a slow machine takes for a test: what was silent for so long is new.
-    let timeouts = Timeouts { udp_stream: Duration::from_secs(600), ..config.timeouts };
-    Instance::start(Config { rules, timeouts, workers: 1, ..config }, false).unwrap()
-}
-
 /// With a socket that remembers the handshake, and without.
 const SYN_COOKIES: [&str; 2] = ["1", "2"];
 
@@ -70,7 +63,7 @@ fn a_connection_that_was_forgotten_is_decided_once_more_by_the_same_rule_and_not
     for steer in [Steer::SkLookup, Steer::SkAssign] {
         let net = Topology::three().unwrap();
         net.gateway.enter(|| {
-            let instance = instance(steer, rules());
+            let instance = remembering(steer, rules(), 1);
             for cookies in SYN_COOKIES {
                 net.gateway.set_sysctl("net.ipv4.tcp_syncookies", cookies).unwrap();
                 for (client, to, rule) in Family::ALL.into_iter().flat_map(|family| {
@@ -106,7 +99,7 @@ fn a_connection_that_was_forgotten_is_decided_once_more_by_the_same_rule_and_not
 fn a_connection_that_was_forgotten_and_that_no_rule_selects_by_now_is_reset() {
     let net = Topology::three().unwrap();
     net.gateway.enter(|| {
-        let mut instance = instance(Steer::SkLookup, rules());
+        let mut instance = remembering(Steer::SkLookup, rules(), 1);
         let (mut stream, held_back) = begun(&net.client, (Family::V4.server(), PORT).into());
         let others = rules().into_iter().filter(|rule| &*rule.name != "forwarded").collect();
         instance.reload(Config { rules: others, ..instance.config().clone() }).unwrap();

@@ -11,13 +11,6 @@ use crate::config::Protocols;
 
 const PORT: u16 = 7000;
 
-fn instance(steer: Steer, rules: Vec<Rule>) -> Instance {
-    let config = config(steer, "0x2/0x3", 1000, PORT, "");
-    // Longer than a slow machine takes for a test: what was silent for so long is new.
-    let timeouts = Timeouts { udp_stream: Duration::from_secs(600), ..config.timeouts };
-    Instance::start(Config { rules, timeouts, workers: 2, ..config }, false).unwrap()
-}
-
 /// A rule that selects all datagrams of a scope.
 fn every_datagram(scope: Scope) -> Vec<Rule> {
     let reach = Reach { protocols: Protocols::Udp, ..scope.into() };
@@ -56,7 +49,7 @@ fn what_the_host_replies_is_no_new_flow_whatever_was_forgotten() {
     for steer in [Steer::SkLookup, Steer::SkAssign] {
         let net = Topology::three().unwrap();
         net.gateway.enter(|| {
-            let instance = instance(steer, every_datagram(Scope::Outbound));
+            let instance = remembering(steer, every_datagram(Scope::Outbound), 2);
             for family in Family::ALL {
                 let service = SocketAddr::new(family.lan(), PORT);
                 let server = socket(&net.gateway, any(family), PORT);
@@ -91,7 +84,7 @@ fn what_the_host_is_answered_is_no_new_flow_whatever_was_forgotten() {
     for steer in [Steer::SkLookup, Steer::SkAssign] {
         let net = Topology::three().unwrap();
         net.gateway.enter(|| {
-            let instance = instance(steer, every_datagram(Scope::Inbound));
+            let instance = remembering(steer, every_datagram(Scope::Inbound), 2);
             for family in Family::ALL {
                 let client = socket(&net.gateway, any(family), 0);
                 let servers: Vec<_> = (0..PEERS).map(|_| socket(&net.server, family.server(), 0)).collect();
@@ -127,7 +120,7 @@ fn a_server_of_more_peers_than_are_remembered_has_its_replies_left_alone() {
     const CHUNK: u16 = 100;
     let net = Topology::three().unwrap();
     net.gateway.enter(|| {
-        let instance = instance(Steer::SkLookup, every_datagram(Scope::Outbound));
+        let instance = remembering(Steer::SkLookup, every_datagram(Scope::Outbound), 2);
         for family in Family::ALL {
             let server = socket(&net.gateway, any(family), PORT);
             let mut peers = Vec::new();
@@ -155,7 +148,7 @@ fn a_server_of_more_peers_than_are_remembered_has_its_replies_left_alone() {
 fn what_has_been_silent_for_too_long_is_taken_out_and_nothing_else() {
     let net = Topology::three().unwrap();
     net.gateway.enter(|| {
-        let instance = instance(Steer::SkLookup, every_datagram(Scope::Outbound));
+        let instance = remembering(Steer::SkLookup, every_datagram(Scope::Outbound), 2);
         let server = socket(&net.gateway, any(Family::V4), PORT);
         let peer = socket(&net.client, Family::V4.client(), 0);
         peer.send_to(b"first", (Family::V4.lan(), PORT)).unwrap();

@@ -102,10 +102,7 @@ impl Beginning {
     /// What began the flow.
     pub(in super::super) fn first(&self) -> First<'_> {
         let Flow { client, dst } = self.flow;
-        let to = match &self.rule.treatment.action {
-            Action::Upstream(config::Upstream::Address(address)) => *address,
-            _ => dst.0,
-        };
+        let to = self.rule.treatment.action.peer(dst);
         First { protocol: Protocol::Udp, client, dst, to, origin: &self.decided.1, class: self.class }
     }
 }
